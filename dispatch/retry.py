@@ -1,0 +1,179 @@
+"""Retry policies: an attempt's number and its error to seconds, or to no more.
+
+Pure: randomness comes in as an argument, and nothing here knows a clock. A
+policy's delays can be written to text and read back, because the claim stores
+them with the task: a process that rescues it may not know its queue.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from enum import IntEnum
+from math import isfinite
+from typing import Any, Final, Literal
+
+import attrs
+
+from dispatch.errors import Cancel, InvalidConfigError, PermanentError, RetryAfter, Snooze
+
+__all__ = ["RetryPolicy", "Verdict", "VerdictKind", "judge"]
+
+Growth = Literal["fixed", "linear", "exponential"]
+LONGEST_S: Final = 10 * 365 * 86_400.0
+
+
+@attrs.frozen(kw_only=True)
+class RetryPolicy:
+    """How long to wait before the next attempt, and which errors get none.
+
+    With `attempt` the number of the attempt that failed (1 for the first)::
+
+        fixed        wait = delay
+        linear       wait = min(max_delay, delay * attempt)
+        exponential  wait = min(max_delay, delay * factor ** (attempt - 1))
+
+    and then, with `jitter` j in [0, 1], wait is drawn evenly from
+    [wait * (1 - j), wait * (1 + j)] and capped again. The defaults of
+    `RetryPolicy.exponential()` give 1, 2, 4, 8, ... 3600 s, each up to a tenth
+    shorter or longer.
+
+    `permanent` are exception classes that are never retried. `retry_on`, if
+    given, are the only ones that are. `decide`, if given, is asked first: it
+    takes the exception and the attempt and returns a wait in seconds, False
+    for permanent, or None for what the policy says otherwise. In an exception
+    group every leaf is judged and the most restrictive verdict wins.
+    """
+
+    growth: Growth = "fixed"
+    delay: float = 1.0
+    factor: float = 2.0
+    max_delay: float = 3_600.0
+    jitter: float = 0.0
+    permanent: tuple[type[BaseException], ...] = ()
+    retry_on: tuple[type[BaseException], ...] | None = None
+    decide: Callable[[BaseException, int], float | None | Literal[False]] | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.growth not in ("fixed", "linear", "exponential"):
+            raise InvalidConfigError(
+                f"RetryPolicy: growth must be 'fixed', 'linear' or 'exponential', got {self.growth!r}"
+            )
+        for name, low, high in (
+            ("delay", 0.0, LONGEST_S),
+            ("factor", 1.0, 1_000.0),
+            ("max_delay", 0.0, LONGEST_S),
+            ("jitter", 0.0, 1.0),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise InvalidConfigError(f"RetryPolicy: {name} must be within {low:g} and {high:g}, got {value!r}")
+
+    @classmethod
+    def fixed(cls, delay: float = 1.0, **rest: Any) -> RetryPolicy:
+        """The same wait each time."""
+        rest.setdefault("max_delay", max(delay, 3_600.0) if isinstance(delay, int | float) else 3_600.0)
+        return cls(growth="fixed", delay=delay, **rest)
+
+    @classmethod
+    def linear(cls, delay: float = 1.0, **rest: Any) -> RetryPolicy:
+        """One `delay` more each time: 1, 2, 3, ... by default."""
+        return cls(growth="linear", delay=delay, **rest)
+
+    @classmethod
+    def exponential(cls, delay: float = 1.0, *, jitter: float = 0.1, **rest: Any) -> RetryPolicy:
+        """`factor` times more each time: 1, 2, 4, ... 3600 s by default, with a tenth of jitter."""
+        return cls(growth="exponential", delay=delay, jitter=jitter, **rest)
+
+    def wait_s(self, attempt: int, random: Callable[[], float]) -> float:
+        """Seconds to wait after attempt number `attempt`; `random` draws from [0, 1)."""
+        if self.growth == "fixed":
+            wait = self.delay
+        elif self.growth == "linear":
+            wait = self.delay * attempt
+        else:
+            try:
+                wait = self.delay * self.factor ** (attempt - 1)
+            except OverflowError:
+                wait = self.max_delay
+        wait = min(wait, self.max_delay)
+        if self.jitter:
+            wait = min(wait * (1 - self.jitter + 2 * self.jitter * random()), self.max_delay)
+        return wait
+
+    def to_text(self) -> str:
+        """The delays as text, for the task's row; what judges exceptions stays behind."""
+        return json.dumps([self.growth, self.delay, self.factor, self.max_delay, self.jitter])
+
+    @classmethod
+    def from_text(cls, text: str) -> RetryPolicy:
+        """The delays that `to_text` wrote."""
+        growth, delay, factor, max_delay, jitter = json.loads(text)
+        return cls(growth=growth, delay=delay, factor=factor, max_delay=max_delay, jitter=jitter)
+
+
+class VerdictKind(IntEnum):
+    """What an error means for its task, the most restrictive last."""
+
+    SNOOZE = 0
+    RETRY = 1
+    CANCEL = 2
+    PERMANENT = 3
+
+
+@attrs.frozen
+class Verdict:
+    """What follows from an error: `wait_s` seconds until the next run, where there is one."""
+
+    kind: VerdictKind
+    wait_s: float = 0.0
+    reason: str = ""
+
+
+def judge(policy: RetryPolicy, error: BaseException, attempt: int, random: Callable[[], float]) -> Verdict:
+    """What `error`, raised by attempt number `attempt`, means under `policy`.
+
+    Of a group's leaves the most restrictive wins: permanent before cancel
+    before retry before snooze; of several retries the longest wait.
+    """
+    found = [_judge_leaf(policy, leaf, attempt, random) for leaf in _leaves(error)]
+    return max(found, key=lambda verdict: (verdict.kind, verdict.wait_s))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions that are no groups; iterative, for a group may be nested absurdly deep."""
+    stack = [error]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, BaseExceptionGroup):
+            stack.extend(reversed(top.exceptions))
+        else:
+            yield top
+
+
+def _judge_leaf(
+    policy: RetryPolicy, error: BaseException, attempt: int, random: Callable[[], float]
+) -> Verdict:
+    if isinstance(error, Snooze):
+        return Verdict(VerdictKind.SNOOZE, error.delay)
+    if isinstance(error, Cancel):
+        return Verdict(VerdictKind.CANCEL, reason=error.reason)
+    if isinstance(error, PermanentError):
+        return Verdict(VerdictKind.PERMANENT)
+    if isinstance(error, RetryAfter):
+        return Verdict(VerdictKind.RETRY, error.delay)
+    if policy.decide is not None:
+        decided = policy.decide(error, attempt)
+        if decided is False:
+            return Verdict(VerdictKind.PERMANENT)
+        if decided is not None:
+            if not (isfinite(decided) and 0 <= decided <= LONGEST_S):
+                raise InvalidConfigError(
+                    f"RetryPolicy: decide must return seconds of at least 0, False or None, got {decided!r}"
+                )
+            return Verdict(VerdictKind.RETRY, decided)
+    if isinstance(error, policy.permanent):
+        return Verdict(VerdictKind.PERMANENT)
+    if policy.retry_on is not None and not isinstance(error, policy.retry_on):
+        return Verdict(VerdictKind.PERMANENT)
+    return Verdict(VerdictKind.RETRY, policy.wait_s(attempt, random))

@@ -1,0 +1,499 @@
+"""The values a user handles: tasks, their types, queue settings, uniqueness.
+
+Nothing here does I/O, knows a clock or imports trio. A `QueueTask` is what is
+published and what comes back; a `TaskType` is the typed address both sides
+declare once; a `TaskQueueConfig` is how one queue behaves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from enum import IntEnum, StrEnum
+from math import isfinite
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypedDict, Unpack, cast, overload
+
+import attrs
+from typing_extensions import TypeVar
+
+from dispatch.errors import (
+    InvalidConfigError,
+    InvalidQueueNameError,
+    InvalidQueueTaskError,
+    InvalidTaskTypeError,
+)
+from dispatch.retry import RetryPolicy
+
+__all__ = [
+    "FailureReason",
+    "OnClash",
+    "Priority",
+    "QueueTask",
+    "TaskOptions",
+    "TaskQueueConfig",
+    "TaskStatus",
+    "TaskType",
+    "Unique",
+    "check_name",
+]
+
+P = TypeVar("P", default=Any)
+R = TypeVar("R", default=None)
+P_co = TypeVar("P_co", covariant=True, default=Any)
+R_co = TypeVar("R_co", covariant=True, default=object)
+
+NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
+MAX_DELAY_S: Final = 10 * 365 * 86_400.0
+"""Ten years. A longer delay, timeout or retention is a mistake of units."""
+
+
+class TaskStatus(StrEnum):
+    """Where a task stands.
+
+    `RETRYING` is how a pending task with attempts behind it is shown (Go's
+    word); stored it is `PENDING`. The last three are terminal.
+    """
+
+    PENDING = "pending"
+    RETRYING = "retrying"
+    RUNNING = "running"
+    HELD = "held"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a task in this status is at its end (unless it is rerun)."""
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.CANCELLED})
+
+
+class FailureReason(StrEnum):
+    """Why a task is among the dead letters."""
+
+    EXHAUSTED = "exhausted"
+    """Its last allowed attempt failed."""
+    PERMANENT = "permanent"
+    """An error that its policy or its handler called permanent."""
+    INVALID_PAYLOAD = "invalid_payload"
+    """Its stored payload cannot be decoded as the declared class."""
+    INTERRUPTED = "interrupted"
+    """Its run was interrupted and its queue says `on_interrupt="fail"`."""
+
+
+class Priority(IntEnum):
+    """Four levels; a waiting task rises one level per ageing interval of its queue."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
+    CRITICAL = 3
+
+
+class OnClash(StrEnum):
+    """What publishing does when a matching task is stored already."""
+
+    KEEP = "keep"
+    """Leave the stored one as it is and answer with it."""
+    REJECT = "reject"
+    """Raise `DuplicateTaskError`."""
+    REPLACE = "replace"
+    """Write the named fields of the new task into the stored one."""
+    SUPERSEDE = "supersede"
+    """Cancel the stored one (ask it to stop, if running) and store the new one."""
+
+
+def check_name(value: object, what: str, error: type[InvalidQueueNameError | InvalidTaskTypeError]) -> str:
+    """Return `value` if it is a legal name, else raise `error` saying what is wrong with it."""
+    if not isinstance(value, str):
+        raise error(f"{what} must be a str, got {value!r}")
+    if not NAME.fullmatch(value):
+        hint = "it is empty" if not value else f"got {_short(value)}"
+        raise error(f"{what} must be 1 to 128 characters of A-Z a-z 0-9 _ . : - ({hint})")
+    return value
+
+
+def _short(value: object, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
+def _duration(what: str, value: object, *, least: float = 0.0, above: bool = False) -> None:
+    """Refuse anything that is not a finite number of seconds in [least, ten years]."""
+    bound = f"above {least:g}" if above else f"at least {least:g}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidConfigError(f"{what} must be a number of seconds, got {_short(value)}")
+    if not isfinite(value) or value < least or (above and value == least):
+        raise InvalidConfigError(f"{what} must be {bound} seconds, got {value!r}")
+    if value > MAX_DELAY_S:
+        raise InvalidConfigError(
+            f"{what} must be at most {MAX_DELAY_S:g} seconds (ten years), got {value!r}; "
+            "durations are seconds, not milliseconds"
+        )
+
+
+def _count(what: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidConfigError(f"{what} must be a whole number, got {_short(value)}")
+    if value < least:
+        raise InvalidConfigError(f"{what} must be at least {least}, got {value}")
+
+
+def _choice(what: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        names = " or ".join(repr(name) for name in allowed)
+        raise InvalidConfigError(f"{what} must be {names}, got {_short(value)}")
+
+
+@attrs.frozen(kw_only=True)
+class Unique:
+    """At most one such task at a time: looked up and applied in the publishing step.
+
+    `key` names the thing that must be unique; without one the address alone
+    counts, among tasks that were also published without one. `by_payload` adds
+    the payload's bytes to the identity. `scope` says within what: the task's
+    queue and type, its queue, or the whole storage.
+
+    A stored task clashes if its status is in `statuses` (default: it is not
+    over yet) and, with `within`, if its `available_at` lies at most that many
+    seconds from the new one's, inclusive. `replace` names the fields that
+    REPLACE writes (`payload`, `available_at`, `priority`, `headers`, `tags`,
+    `timeout`, `max_retry`), and only into a task whose status is in
+    `replace_in`. A debounce is `Unique(key=..., on_clash="replace",
+    replace={"payload", "available_at"})` with a `delay`.
+    """
+
+    key: str | None = None
+    by_payload: bool = False
+    scope: Literal["type", "queue", "storage"] = "type"
+    statuses: frozenset[TaskStatus] = attrs.field(
+        default=frozenset({TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.HELD}),
+        converter=lambda given: _statuses(given),  # pyright: ignore[reportUnknownLambdaType]
+    )
+    within: float | None = None
+    on_clash: OnClash = attrs.field(default=OnClash.KEEP, converter=lambda given: _on_clash(given))  # pyright: ignore[reportUnknownLambdaType]
+    replace: frozenset[str] = attrs.field(default=frozenset({"payload"}), converter=frozenset)
+    replace_in: frozenset[TaskStatus] = attrs.field(
+        default=frozenset({TaskStatus.PENDING, TaskStatus.HELD}),
+        converter=lambda given: _statuses(given),  # pyright: ignore[reportUnknownLambdaType]
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.key is not None and not (isinstance(self.key, str) and 0 < len(self.key) <= 1_000):
+            raise InvalidConfigError(f"Unique: key must be 1 to 1000 characters, got {_short(self.key)}")
+        _choice("Unique: scope", self.scope, ("type", "queue", "storage"))
+        if self.within is not None:
+            _duration("Unique: within", self.within)
+        unknown = self.replace - REPLACEABLE
+        if unknown:
+            raise InvalidConfigError(
+                f"Unique: replace may name {', '.join(sorted(REPLACEABLE))}; got {', '.join(sorted(unknown))}"
+            )
+
+
+REPLACEABLE: Final = frozenset(
+    {"payload", "available_at", "priority", "headers", "tags", "timeout", "max_retry"}
+)
+
+
+def _statuses(given: object) -> frozenset[TaskStatus]:
+    try:
+        found = {TaskStatus(status) for status in cast("Any", given)}
+    except (TypeError, ValueError):
+        names = ", ".join(TaskStatus)
+        raise InvalidConfigError(f"Unique: statuses must be of {names}, got {_short(given)}") from None
+    if TaskStatus.RETRYING in found:  # an alias: stored, a retrying task is pending
+        found = (found - {TaskStatus.RETRYING}) | {TaskStatus.PENDING}
+    return frozenset(found)
+
+
+def _on_clash(given: object) -> OnClash:
+    _choice("Unique: on_clash", given, tuple(OnClash))
+    return OnClash(cast("str", given))
+
+
+@attrs.frozen
+class TaskQueueConfig:
+    """How one queue behaves. Equal settings make a re-registration a no-op.
+
+    The first four and their defaults are Go's:
+
+    - `concurrency`: how many tasks of the queue run at once in this process.
+    - `max_retry`: retries after the first run; total runs are `1 + max_retry`.
+    - `retry_delay`: seconds between a failure and the next attempt.
+    - `buffer_size`: how many due tasks may wait in memory before publishing
+      waits or raises (`overflow`). On a database the store is the buffer;
+      `max_waiting` bounds it there, None being no bound.
+
+    The rest is ours:
+
+    - `retry`: a whole `RetryPolicy` in place of the fixed `retry_delay`.
+    - `timeout`: seconds one attempt may take unless its task says otherwise.
+    - `overflow`: what publishing does at the bound, `"wait"` or `"raise"`.
+      Publishing from inside a handler never waits and is never refused.
+    - `keyed`: tasks of one `key` run one at a time, in order of publishing;
+      `on_retry` says whether a retrying one holds its key or yields it.
+    - `ageing`: seconds after which a waiting task rises one priority level;
+      None switches that off.
+    - `on_interrupt`: what a run that was interrupted by a crash, a shutdown or
+      a lost lease becomes: `"retry"`, or `"fail"` for at most once.
+    """
+
+    concurrency: int = 1
+    max_retry: int = 0
+    retry_delay: float = 1.0
+    buffer_size: int = 128
+    retry: RetryPolicy | None = attrs.field(default=None, kw_only=True)
+    timeout: float | None = attrs.field(default=None, kw_only=True)
+    overflow: Literal["wait", "raise"] = attrs.field(default="wait", kw_only=True)
+    max_waiting: int | None = attrs.field(default=None, kw_only=True)
+    keyed: bool = attrs.field(default=False, kw_only=True)
+    on_retry: Literal["hold", "yield"] = attrs.field(default="hold", kw_only=True)
+    ageing: float | None = attrs.field(default=60.0, kw_only=True)
+    on_interrupt: Literal["retry", "fail"] = attrs.field(default="retry", kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        where = "TaskQueueConfig:"
+        _count(f"{where} concurrency", self.concurrency, 1)
+        _count(f"{where} max_retry", self.max_retry, 0)
+        _count(f"{where} buffer_size", self.buffer_size, 1)
+        _duration(f"{where} retry_delay", self.retry_delay)
+        if self.retry is not None and self.retry_delay != 1.0:
+            raise InvalidConfigError(
+                f"{where} give either retry_delay or retry, got both ({self.retry_delay!r} and {self.retry!r})"
+            )
+        if self.timeout is not None:
+            _duration(f"{where} timeout", self.timeout, above=True)
+        if self.max_waiting is not None:
+            _count(f"{where} max_waiting", self.max_waiting, 1)
+        if self.ageing is not None:
+            _duration(f"{where} ageing", self.ageing, above=True)
+        _choice(f"{where} overflow", self.overflow, ("wait", "raise"))
+        _choice(f"{where} on_retry", self.on_retry, ("hold", "yield"))
+        _choice(f"{where} on_interrupt", self.on_interrupt, ("retry", "fail"))
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """The retry policy in force: `retry`, or a fixed delay of `retry_delay`."""
+        return self.retry if self.retry is not None else RetryPolicy.fixed(self.retry_delay)
+
+
+class TaskOptions(TypedDict, total=False):
+    """What `TaskType(...)` takes beside the payload; see the fields of `QueueTask`."""
+
+    id: str
+    key: str | None
+    headers: Mapping[str, str]
+    delay: float
+    available_at: datetime
+    timeout: float | None
+    max_retry: int | None
+    priority: Priority
+    tags: tuple[str, ...]
+    unique: Unique | None
+
+
+NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+def _headers(given: Mapping[str, str]) -> Mapping[str, str]:
+    """A private, read-only copy: a later change by the caller must not reach the task."""
+    if given is NO_HEADERS or not isinstance(given, Mapping):
+        return given
+    return MappingProxyType(dict(given)) if given else NO_HEADERS
+
+
+@attrs.frozen(kw_only=True)
+class QueueTask(Generic[P_co, R_co]):
+    """One unit of background work: what is published, and what is stored.
+
+    Build one by calling a `TaskType`, or by naming `queue`, `type` and
+    `payload`. What you may set:
+
+    - `id`: yours, or a time-ordered UUID made at publishing. Publishing the
+      same id again is harmless: the stored task is the answer.
+    - `key`: orders tasks of one key on a keyed queue; free to use otherwise.
+    - `headers`: up to 32 short strings carried along, for tracing and such.
+    - `delay`: seconds until it may run; or `available_at`, an aware datetime.
+    - `timeout`: seconds per attempt; None inherits the queue's.
+    - `max_retry`: retries after the first run; None inherits the queue's, 0
+      means never.
+    - `priority`, `tags`, `unique`.
+
+    What the storage owns, set in every task it hands out: `attempt` (runs
+    started: 0 before, 1 in the first; Go counts from 0), `status`,
+    `last_error` (type and message of the last failure), `failure_reason`,
+    `created_at`, `started_at`, `finished_at` (aware, UTC), `result` (None until
+    it succeeded), `worker` (who runs it, or ran it last), `cron` (the cron
+    task it came from). Publishing a task with one of these set is error 1003:
+    `again()` gives an unpublished copy.
+    """
+
+    queue: str
+    type: str
+    payload: P_co
+    id: str = ""
+    key: str | None = None
+    headers: Mapping[str, str] = attrs.field(default=NO_HEADERS, converter=_headers)
+    delay: float = 0.0
+    timeout: float | None = None
+    max_retry: int | None = None
+    priority: Priority = Priority.NORMAL
+    tags: tuple[str, ...] = ()
+    unique: Unique | None = None
+    attempt: int = 0
+    status: TaskStatus = TaskStatus.PENDING
+    last_error: str | None = None
+    failure_reason: FailureReason | None = None
+    created_at: datetime | None = None
+    available_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    result: R_co | None = None
+    worker: str | None = None
+    cron: str | None = None
+    declared: TaskType[Any, Any] | None = attrs.field(default=None, eq=False, repr=False)
+
+    def again(self) -> QueueTask[P_co, R_co]:
+        """An unpublished copy: same address, payload and options, no id and no history."""
+        return QueueTask(
+            queue=self.queue,
+            type=self.type,
+            payload=self.payload,
+            key=self.key,
+            headers=self.headers,
+            timeout=self.timeout,
+            max_retry=self.max_retry,
+            priority=self.priority,
+            tags=self.tags,
+            unique=self.unique,
+            declared=self.declared,
+        )
+
+    def __repr__(self) -> str:
+        parts = [f"{self.queue}/{self.type}", self.id or "unpublished", self.status.value]
+        if self.attempt:
+            parts.append(f"attempt={self.attempt}")
+        if self.key is not None:
+            parts.append(f"key={self.key!r}")
+        if self.last_error:
+            parts.append(f"last_error={_short(self.last_error)}")
+        return f"<QueueTask {' '.join(parts)}>"
+
+
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+"""A pure function from one version's JSON object to the next's."""
+
+
+class TaskType(Generic[P, R]):
+    """The typed address of a kind of work: queue, type, payload class, result class.
+
+    Declare it once and use it on both sides::
+
+        WELCOME = TaskType("email", "welcome", Welcome)
+
+        consumer.register_handler(WELCOME, send_welcome)
+        await publisher.publish(WELCOME(Welcome("ada@example.org"), delay=60))
+
+    `payload` is an attrs class (or a dataclass). `result` is the class of what
+    the handler returns; without it a handler returns None. `version` is that of
+    the payload class; a task stored under an older one passes the `upcasters`,
+    `{1: v1_to_v2, 2: v2_to_v3}`, each a pure function on the JSON object. A
+    task of a newer version than this process knows is left for one that knows.
+
+    Raises InvalidTaskTypeError (1008) or InvalidQueueNameError (1006).
+    """
+
+    __slots__ = ("payload", "queue", "result", "type", "upcasters", "version")
+
+    queue: str
+    type: str
+    payload: type[P]
+    result: type[R] | None
+    version: int
+    upcasters: Mapping[int, Upcaster]
+
+    @overload
+    def __init__(
+        self: TaskType[P, None],
+        queue: str,
+        type: str,
+        payload: type[P],
+        *,
+        version: int = 1,
+        upcasters: Mapping[int, Upcaster] | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        queue: str,
+        type: str,
+        payload: type[P],
+        result: type[R],
+        *,
+        version: int = 1,
+        upcasters: Mapping[int, Upcaster] | None = None,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        queue: str,
+        type: str,
+        payload: type[P],
+        result: type[R] | None = None,
+        *,
+        version: int = 1,
+        upcasters: Mapping[int, Upcaster] | None = None,
+    ) -> None:
+        self.queue = check_name(queue, "queue name", InvalidQueueNameError)
+        self.type = check_name(type, f"queue {queue!r}: task type", InvalidTaskTypeError)
+        where = f"task type {queue}/{type}"
+        if not isinstance(payload, _CLASS):
+            raise InvalidTaskTypeError(
+                f"{where}: payload must be a class, such as an attrs class, got {_short(payload)}"
+            )
+        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+            raise InvalidTaskTypeError(f"{where}: version must be a whole number from 1, got {_short(version)}")
+        self.payload = payload
+        self.result = result
+        self.version = version
+        self.upcasters = MappingProxyType(dict(upcasters or {}))
+        missing = set(range(1, version)) - set(self.upcasters)
+        if self.upcasters and missing:
+            raise InvalidTaskTypeError(
+                f"{where}: version {version} needs an upcaster from each older version, "
+                f"missing {', '.join(map(str, sorted(missing)))}"
+            )
+
+    @property
+    def address(self) -> tuple[str, str]:
+        """The pair (queue, type)."""
+        return self.queue, self.type
+
+    def __call__(self, payload: P, **options: Unpack[TaskOptions]) -> QueueTask[P, R]:
+        """A task of this type, not yet published; `options` are fields of `QueueTask`."""
+        return QueueTask(queue=self.queue, type=self.type, payload=payload, declared=self, **options)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TaskType):
+            return NotImplemented
+        return self._identity() == cast("TaskType[Any, Any]", other)._identity()
+
+    def __hash__(self) -> int:
+        return hash(self.address)
+
+    def _identity(self) -> tuple[object, ...]:
+        return (self.queue, self.type, self.payload, self.result, self.version, self.upcasters)
+
+    def __repr__(self) -> str:
+        result = "" if self.result is None else f" -> {self.result.__name__}"
+        return f"<TaskType {self.queue}/{self.type} {self.payload.__name__}{result}>"
+
+
+_CLASS: Final = type  # inside TaskType.__init__ the name `type` is the argument
