@@ -1,0 +1,1 @@
+"""The persistence hook (`protocol`, `query`) and the storages that ship with it."""

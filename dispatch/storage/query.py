@@ -1,0 +1,295 @@
+"""The query tree: which tasks a `find`, `count`, `alter` or `prune` means.
+
+Pure values. Trees are built from predicates with `&`, `|` and `~`, or with
+`All`, `AnyOf` and `Not`; a storage translates them, and `matches` is their
+meaning, in Python, that every translation is tested against.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Literal
+
+import attrs
+
+from dispatch.errors import InvalidConfigError
+from dispatch.records import TaskRecord
+from dispatch.tasks import TaskStatus
+
+__all__ = [
+    "All",
+    "AnyOf",
+    "Attempt",
+    "Header",
+    "Ids",
+    "Keys",
+    "Not",
+    "Order",
+    "Payload",
+    "Priorities",
+    "PruneSpec",
+    "Queues",
+    "Statuses",
+    "Tags",
+    "Time",
+    "Types",
+    "Where",
+    "dead_letters",
+    "matches",
+]
+
+
+class Where:
+    """A condition on stored tasks."""
+
+    __slots__ = ()
+
+    def __and__(self, other: Where) -> Where:
+        return All(self, other)
+
+    def __or__(self, other: Where) -> Where:
+        return AnyOf(self, other)
+
+    def __invert__(self) -> Where:
+        return Not(self)
+
+
+@attrs.frozen(init=False)
+class All(Where):
+    """Every part holds; `All()` is every task."""
+
+    parts: tuple[Where, ...]
+
+    def __init__(self, *parts: Where) -> None:
+        self.__attrs_init__(parts)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+
+@attrs.frozen(init=False)
+class AnyOf(Where):
+    """At least one part holds; `AnyOf()` is no task."""
+
+    parts: tuple[Where, ...]
+
+    def __init__(self, *parts: Where) -> None:
+        self.__attrs_init__(parts)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+
+@attrs.frozen
+class Not(Where):
+    """The part does not hold."""
+
+    part: Where
+
+
+class _Names(Where):
+    """A field is one of the values given; none given matches nothing."""
+
+    __slots__ = ("values",)
+    values: frozenset[str]
+
+    def __init__(self, *values: str) -> None:
+        self.values = frozenset(values)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.values == other.values  # type: ignore[attr-defined]  # pyright: ignore
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.values))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, sorted(self.values)))})"
+
+
+class Ids(_Names):
+    """The task's id is one of these."""
+
+    __slots__ = ()
+
+
+class Queues(_Names):
+    """The task's queue is one of these."""
+
+    __slots__ = ()
+
+
+class Types(_Names):
+    """The task's type is one of these."""
+
+    __slots__ = ()
+
+
+class Keys(_Names):
+    """The task's key is one of these."""
+
+    __slots__ = ()
+
+
+class Statuses(_Names):
+    """The task's status is one of these.
+
+    Aliases: `retrying` is a pending task with attempts behind it; `later` a
+    pending one not due yet, `due` one that is.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, *values: str) -> None:
+        known = {*(status.value for status in TaskStatus), "later", "due"}
+        for value in values:
+            if value not in known:
+                raise InvalidConfigError(f"Statuses: expected some of {', '.join(sorted(known))}; got {value!r}")
+        super().__init__(*(str(value) for value in values))
+
+
+@attrs.frozen(kw_only=True)
+class Tags(Where):
+    """The task carries all of `all_of` and at least one of `any_of`.
+
+    An empty `all_of` is true for every task; an empty `any_of` for none, and
+    None leaves it out.
+    """
+
+    all_of: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    any_of: frozenset[str] | None = attrs.field(
+        default=None, converter=attrs.converters.optional(frozenset)
+    )
+
+
+@attrs.frozen
+class Header(Where):
+    """The task has this header, with this value unless it is None."""
+
+    name: str
+    value: str | None = None
+
+
+@attrs.frozen
+class Payload(Where):
+    """The value at `path` in the payload's JSON, such as `("lines", 2, "qty")`, equals `value`."""
+
+    path: tuple[str | int, ...]
+    value: str | int | float | bool | None
+
+
+@attrs.frozen
+class Priorities(Where):
+    """The task's own priority lies within, both ends included."""
+
+    least: int = 0
+    most: int = 3
+
+
+@attrs.frozen
+class Attempt(Where):
+    """The task's attempts lie within, both ends included; None is open."""
+
+    least: int = 0
+    most: int | None = None
+
+
+@attrs.frozen
+class Time(Where):
+    """A moment of the task lies in [since, until), in UTC seconds; an unset moment never does."""
+
+    field: Literal["created_at", "available_at", "started_at", "finished_at"]
+    since: float | None = None
+    until: float | None = None
+
+
+class Order(StrEnum):
+    """By order of storing."""
+
+    OLDEST = "oldest"
+    NEWEST = "newest"
+
+
+@attrs.frozen(kw_only=True)
+class PruneSpec:
+    """Which ended tasks to delete: those older than `age_s` since their end, or beyond the newest `keep`.
+
+    With both, either suffices. `keep` counts per `per`. `where` narrows which
+    are considered at all; failed tasks, the dead letters, are only considered
+    with `dead_letters=True`. At most `limit` go in one call, oldest end first.
+    """
+
+    age_s: float | None = None
+    keep: int | None = None
+    per: Literal["total", "queue", "type"] = "total"
+    where: Where = All()
+    dead_letters: bool = False
+    limit: int = 1_000
+
+    def __attrs_post_init__(self) -> None:
+        if self.age_s is None and self.keep is None:
+            raise InvalidConfigError("PruneSpec: give age_s, keep or both; got neither")
+        if (self.age_s is not None and self.age_s < 0) or (self.keep is not None and self.keep < 0):
+            raise InvalidConfigError("PruneSpec: age_s and keep must be at least 0")
+
+
+def dead_letters(queue: str | None = None) -> Where:
+    """The dead letters, of one queue or of all."""
+    failed = Statuses("failed")
+    return failed if queue is None else All(Queues(queue), failed)
+
+
+def matches(where: Where, record: TaskRecord, now: float) -> bool:
+    """Whether the task is meant by the tree, at the storage time `now`."""
+    match where:
+        case All(parts):
+            return all(matches(part, record, now) for part in parts)
+        case AnyOf(parts):
+            return any(matches(part, record, now) for part in parts)
+        case Not(part):
+            return not matches(part, record, now)
+        case Ids():
+            return record.id in where.values
+        case Queues():
+            return record.queue in where.values
+        case Types():
+            return record.type in where.values
+        case Keys():
+            return record.key in where.values
+        case Statuses():
+            return not where.values.isdisjoint(_shown(record, now))
+        case Tags():
+            tags = frozenset(record.tags)
+            return where.all_of <= tags and (where.any_of is None or bool(where.any_of & tags))
+        case Header(name, value):
+            return name in record.headers and (value is None or record.headers[name] == value)
+        case Payload(path, value):
+            return _at(record.payload, path, value)
+        case Priorities(least, most):
+            return least <= record.priority <= most
+        case Attempt(least, most):
+            return least <= record.attempt and (most is None or record.attempt <= most)
+        case Time(field, since, until):
+            moment: float | None = getattr(record, field)
+            if moment is None:
+                return False
+            return (since is None or moment >= since) and (until is None or moment < until)
+        case _:
+            raise InvalidConfigError(f"not a query: {where!r}; build one from dispatch.storage.query")
+
+
+def _shown(record: TaskRecord, now: float) -> set[str]:
+    """The status and its aliases."""
+    shown = {record.status.value}
+    if record.status is TaskStatus.PENDING:
+        shown.add("due" if record.available_at <= now else "later")
+        if record.attempt:
+            shown.add("retrying")
+    return shown
+
+
+def _at(payload: bytes, path: tuple[str | int, ...], wanted: object) -> bool:
+    try:
+        value: Any = json.loads(payload)
+        for step in path:
+            if isinstance(step, str) != isinstance(value, Mapping):
+                return False
+            value = value[step]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False
+    return type(value) is type(wanted) and value == wanted
