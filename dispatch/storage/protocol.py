@@ -327,8 +327,8 @@ class TaskStore(ABC):
 class QueueRecord:
     """A declared queue, and what was changed on it by hand.
 
-    The declaration (`keyed`, `on_retry`, `max_waiting`) is the registering
-    code's; `paused` and `concurrency` (None: as registered) are whatever was
+    The declaration (`keyed`, `on_retry`, `max_waiting`, `overflow`) is the
+    registering code's; `paused` and `concurrency` (None: as registered) are whatever was
     last set through `alter_queue`, by any process, and survive a declaration.
     """
 
@@ -336,6 +336,7 @@ class QueueRecord:
     keyed: bool = False
     on_retry: str = "hold"
     max_waiting: int | None = None
+    overflow: str = "wait"
     paused: bool = False
     concurrency: int | None = None
 
@@ -468,6 +469,8 @@ class Storage(TaskStore, ControlStore, CronStore):
 
     durable: bool = False
     """Whether what is stored survives the end of the process."""
+    beat_s: float = 10.0
+    """How often a worker writes its record; infinity where only this process could read it."""
 
     @abstractmethod
     def now(self) -> float:

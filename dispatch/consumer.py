@@ -1,0 +1,350 @@
+"""Consuming: queues and handlers registered, and a nursery of actors per queue."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar, cast, overload
+
+import attrs
+import trio
+
+from dispatch.actors import QueueActors, QueueStatistics
+from dispatch.codec import Codec
+from dispatch.errors import (
+    ClosedError,
+    InvalidConfigError,
+    InvalidQueueNameError,
+    InvalidTaskHandlerError,
+    InvalidTaskTypeError,
+    QueueNotRegisteredError,
+)
+from dispatch.events import Observers
+from dispatch.execution import Executor, Stop
+from dispatch.handlers import Middleware, bind, payload_class
+from dispatch.publisher import TaskQueuePublisher, inside_handler
+from dispatch.registry import Registry
+from dispatch.run import Run
+from dispatch.storage.protocol import Storage
+from dispatch.tasks import QueueTask, TaskQueueConfig, TaskType, check_name
+from dispatch.upkeep import Upkeep
+
+__all__ = ["ShutdownReport", "TaskQueueConsumer"]
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+log: Final = logging.getLogger("dispatch.consumer")
+
+
+@attrs.frozen(kw_only=True)
+class ShutdownReport:
+    """What a shutdown met: the ids of tasks that were still running when the grace ended.
+
+    `interrupted` were cancelled and handed back, with their attempt;
+    `abandoned` are sync handlers whose threads run on, and whose leases decide.
+    """
+
+    interrupted: tuple[str, ...] = ()
+    abandoned: tuple[str, ...] = ()
+
+
+class TaskQueueConsumer:
+    """Runs the tasks of registered queues with registered handlers. Enough for a worker process.
+
+    Both `register_` calls are synchronous and possible before and while it
+    runs. Alone over a storage::
+
+        consumer = TaskQueueConsumer(storage)
+        consumer.register_queue("email", TaskQueueConfig(concurrency=4))
+        consumer.register_handler(WELCOME, send_welcome)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(consumer.run)
+
+    - `worker`: this consumer's id, unique by default.
+    - `tags`: take only tasks whose tags are all among these; None takes all.
+    - `lease`: seconds a claim lasts unless renewed, which happens at a third of it.
+    - `grace`: seconds that running handlers get at a shutdown.
+    - `middleware`: async `(task, run, call_next)` functions around every attempt.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        worker: str | None = None,
+        tags: Sequence[str] | None = None,
+        lease: float = 30.0,
+        grace: float = 10.0,
+        middleware: Sequence[Middleware] = (),
+        codec: Codec | None = None,
+        registry: Registry | None = None,
+        observers: Observers | None = None,
+        publisher: TaskQueuePublisher | None = None,
+    ) -> None:
+        if not 0.05 <= lease <= 86_400:
+            raise InvalidConfigError(f"lease must be within 0.05 and 86400 seconds, got {lease!r}")
+        if not 0 <= grace <= 86_400:
+            raise InvalidConfigError(f"grace must be within 0 and 86400 seconds, got {grace!r}")
+        self._storage = storage
+        self.worker = worker if worker is not None else _worker_id()
+        self._tags = None if tags is None else frozenset(tags)
+        self._lease = lease
+        self._grace = grace
+        self._middleware = tuple(middleware)
+        self._codec = codec if codec is not None else Codec()
+        self._registry = registry if registry is not None else Registry()
+        self._observers = observers if observers is not None else Observers()
+        self._publisher = (
+            publisher
+            if publisher is not None
+            else TaskQueuePublisher(
+                storage, codec=self._codec, registry=self._registry, observers=self._observers
+            )
+        )
+        self._actors: dict[str, QueueActors] = {}
+        self._upkeep = Upkeep(
+            storage, self.worker, lease, self._actors.values, self._observers
+        )
+        self._nursery: trio.Nursery | None = None
+        self._closing = trio.Event()
+        self._base: contextvars.Context | None = None
+        self.report = ShutdownReport()
+        """What the last shutdown met."""
+
+    # -- registering ----------------------------------------------------------
+
+    def register_queue(self, name: str, config: TaskQueueConfig | None = None) -> None:
+        """Register a queue with its settings, Go's defaults if None.
+
+        The identical registration is a no-op; a different one raises
+        QueueConfigConflictError (1005) and the old stays. Raises also
+        InvalidQueueNameError (1006) and ClosedError (1013).
+        """
+        self._check_open("register_queue")
+        check_name(name, "queue name", InvalidQueueNameError)
+        config = TaskQueueConfig() if config is None else config
+        if not isinstance(config, TaskQueueConfig):
+            raise InvalidConfigError(
+                f"queue {name!r}: config must be a TaskQueueConfig, got {type(config).__name__}"
+            )
+        if self._registry.add_queue(name, config):
+            self._start(name, config)
+
+    @overload
+    def register_handler(
+        self,
+        task_type: TaskType[P, R],
+        handler: Callable[[QueueTask[P, R]], Awaitable[R]]
+        | Callable[[QueueTask[P, R], Run], Awaitable[R]],
+        /,
+    ) -> None: ...
+
+    @overload
+    def register_handler(
+        self,
+        task_type: TaskType[P, R],
+        handler: Callable[[QueueTask[P, R]], R] | Callable[[QueueTask[P, R], Run], R],
+        /,
+    ) -> None: ...
+
+    @overload
+    def register_handler(
+        self, queue: str, task_type: str, handler: Callable[..., Any], /
+    ) -> None: ...
+
+    def register_handler(self, *arguments: Any) -> None:
+        """Register the one handler of a task type.
+
+        `register_handler(task_type, handler)`, or Go's `register_handler(queue,
+        type, handler)`, whose payload class is then read from the handler's
+        annotation `QueueTask[Welcome]`.
+
+        An async handler of `(task)` or `(task, run)` runs in an actor; a sync
+        one in a thread of its queue's own.
+
+        Checked in Go's order: queue name (1006), type (1008), handler (1009),
+        whether the queue is registered here (1007). A second handler of a type
+        is error 1009.
+        """
+        self._check_open("register_handler")
+        task_type, handler = self._declared(arguments)
+        entry = bind(task_type, handler)
+        if task_type.queue not in self._registry.configs:
+            known = ", ".join(sorted(self._registry.configs)) or "none"
+            raise QueueNotRegisteredError(
+                f"queue {task_type.queue!r} is not registered here; registered: {known}. "
+                f"Call register_queue({task_type.queue!r}) first"
+            )
+        earlier = self._registry.handlers.get(task_type.address)
+        if earlier is not None:
+            raise InvalidTaskHandlerError(
+                f"handler of {task_type.queue}/{task_type.type}: {earlier.name} is registered already; "
+                "a task type has one handler"
+            )
+        where = f"task type {task_type.queue}/{task_type.type}"
+        self._codec.check(task_type.payload, f"{where}: payload", InvalidTaskTypeError)
+        if task_type.result is not None:
+            self._codec.check(task_type.result, f"{where}: result", InvalidTaskTypeError)
+        self._registry.handlers[task_type.address] = entry
+        self._registry.types[task_type.address] = task_type
+        actors = self._actors.get(task_type.queue)
+        if actors is not None:
+            actors.handle(entry)
+
+    def _declared(self, arguments: tuple[Any, ...]) -> tuple[TaskType[Any, Any], object]:
+        match arguments:
+            case (TaskType() as task_type, handler):
+                return cast("TaskType[Any, Any]", task_type), handler
+            case (queue, type_name, handler):
+                check_name(queue, "queue name", InvalidQueueNameError)
+                check_name(type_name, f"queue {queue!r}: task type", InvalidTaskTypeError)
+                payload, result = payload_class(queue, type_name, handler)
+                if result is None:
+                    return TaskType(queue, type_name, payload), handler
+                return TaskType(queue, type_name, payload, result), handler
+            case _:
+                raise InvalidTaskHandlerError(
+                    "register_handler takes (task_type, handler) or (queue, type, handler), "
+                    f"got {len(arguments)} arguments"
+                )
+
+    # -- running --------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Work until `close()` and then the end of its grace; started once orphans were looked after.
+
+        After `close()`, claiming stops everywhere at once, unstarted claims are
+        handed back, running handlers may finish until the grace ends; then they
+        are cancelled and handed back with their attempt. `report` says which.
+        Cancelled from outside: the same with no grace. A handler that swallows
+        its cancellation for ever keeps this from returning, and is named in
+        the log every 5 s.
+
+        Raises what the machinery itself fails with; a handler's error never.
+        """
+        if self._nursery is not None:
+            raise ClosedError("this consumer runs already")
+        self._check_open("run")
+        base = contextvars.copy_context()
+        base.run(inside_handler.set, True)
+        self._base = base
+        async with trio.open_nursery() as keepers:
+            try:
+                await self._registry.declare(self._storage)
+                await keepers.start(self._upkeep.run)
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    for name, config in self._registry.configs.items():
+                        self._start(name, config)
+                    task_status.started()
+                    await self._closing.wait()
+                    await self._wind_down()
+            finally:
+                self._closing.set()
+                self._nursery = None
+                keepers.cancel_scope.cancel()
+                with trio.move_on_after(1, shield=True):
+                    await self._storage.forget(self.worker)
+
+    def close(self) -> None:
+        """Begin the shutdown; `run()` returns when it is done. Harmless to repeat."""
+        self._closing.set()
+
+    def _start(self, name: str, config: TaskQueueConfig) -> None:
+        """Start a queue's actors, if running and not started."""
+        if self._nursery is None or self._base is None or name in self._actors:
+            return
+        executor = Executor(
+            codec=self._codec,
+            policy=config.policy,
+            limiter=trio.CapacityLimiter(config.concurrency),
+            prepare=self._publisher.prepare,
+            report=self._storage.progress,
+            middleware=self._middleware,
+            base=self._base,
+        )
+        actors = QueueActors(
+            name,
+            config,
+            self._storage,
+            self._registry,
+            executor,
+            self._observers,
+            self.worker,
+            self._lease,
+            self._tags,
+            self._upkeep.claimed,
+        )
+        for (queue, _), entry in self._registry.handlers.items():
+            if queue == name:
+                actors.handle(entry)
+        self._actors[name] = actors
+        self._upkeep.attend()
+        self._nursery.start_soon(actors.run, name=f"dispatch queue {name}")
+
+    async def _wind_down(self) -> None:
+        """Stop claiming, give running handlers their grace, cancel what is left."""
+        for actors in self._actors.values():
+            actors.stop()
+        assert self._nursery is not None
+        deadline = trio.current_time() + self._grace
+        with trio.move_on_at(deadline):
+            for actors in self._actors.values():
+                await actors.finished()
+        interrupted: list[str] = []
+        abandoned: list[str] = []
+        for actors in self._actors.values():
+            threads = actors.thread_ids()
+            for claim in actors.interrupt(Stop.GRACE):
+                (abandoned if claim.id in threads else interrupted).append(claim.id)
+        self.report = ShutdownReport(interrupted=tuple(interrupted), abandoned=tuple(abandoned))
+        if interrupted:
+            log.warning(
+                "shutdown: the grace of %g s ended with %d tasks running; handed back: %s",
+                self._grace,
+                len(interrupted),
+                ", ".join(interrupted[:20]),
+            )
+        if abandoned:
+            log.warning(
+                "shutdown: %d sync handlers still run in threads and are abandoned; "
+                "their tasks are run again when their leases end: %s",
+                len(abandoned),
+                ", ".join(abandoned[:20]),
+            )
+
+    def _check_open(self, what: str) -> None:
+        if self._closing.is_set():
+            raise ClosedError(f"{what}: this consumer is closed")
+
+    # -- looking --------------------------------------------------------------
+
+    def statistics(self) -> dict[str, QueueStatistics]:
+        """The queues run here, by name, at this instant."""
+        return {name: actors.statistics() for name, actors in self._actors.items()}
+
+    @property
+    def queue_names(self) -> tuple[str, ...]:
+        """The queues registered here."""
+        return tuple(self._registry.configs)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is claimed, running or unsettled here."""
+        return any(actors.busy for actors in self._actors.values())
+
+    def __repr__(self) -> str:
+        running = sum(actors.running for actors in self._actors.values())
+        state = "closed" if self._closing.is_set() else "running" if self._nursery else "not running"
+        return f"<TaskQueueConsumer {self.worker} {state} queues={len(self._registry.configs)} tasks={running}>"
+
+
+def _worker_id() -> str:
+    """Host and process for people, and random digits, because pids repeat and hosts are cloned."""
+    host = "".join(char for char in socket.gethostname() if char.isalnum() or char in "-.")[:64]
+    return f"{host}:{os.getpid()}:{secrets.token_hex(4)}"

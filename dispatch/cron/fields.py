@@ -1,0 +1,465 @@
+"""A cron text, read strictly into sets of numbers.
+
+Nothing of a user's text ever reaches croniter: its parser takes `1-1` for "every
+value", wraps reversed ranges, and needs seconds to refuse a megabyte. What this
+module cannot read is an `InvalidCronSpecError` that names the field, what stands
+there, what could stand there, and the fix where the mistake is a usual one.
+
+    text   := [("CRON_TZ=" | "TZ=") zone blank] (fields | "@daily" … | "@every" blank duration)
+    fields := [second] minute hour day month weekday [year]     year only after a second
+    field  := item ("," item)* | "?"                            "?" in the two day fields
+    item   := ("*" | n | n"-"n | "H" ["(" n "-" n ")"]) ["/" step]
+            | day: "L" | "L-"n | "LW" | n"W"  | weekday: n"L" | n"#"1-5
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from hashlib import blake2b
+from typing import Final, Literal, NoReturn
+
+import attrs
+
+from dispatch.errors import InvalidCronSpecError
+
+__all__ = [
+    "DESCRIPTORS",
+    "MAX_TEXT",
+    "Every",
+    "Fields",
+    "LastDay",
+    "NearestWorkday",
+    "NthWeekday",
+    "Part",
+    "Special",
+    "divided",
+    "parse",
+    "refuse",
+    "shown",
+    "stripped",
+]
+
+MAX_TEXT: Final = 256
+"""Longest cron text, in characters, the zone prefix included."""
+
+MONTHS: Final = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN",
+                 "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")  # fmt: skip
+WEEKDAYS: Final = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
+
+DESCRIPTORS: Final = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+"""What each descriptor stands for; it follows the DST rule of what it stands for."""
+
+_MAX_EVERY_S: Final = 100 * 366 * 86_400
+_UNIT_US: Final = {"h": 3_600_000_000, "m": 60_000_000, "s": 1_000_000, "ms": 1_000}
+
+FieldName = Literal["second", "minute", "hour", "day", "month", "weekday", "year"]
+_ORDER: Final[dict[int, tuple[FieldName, ...]]] = {
+    5: ("minute", "hour", "day", "month", "weekday"),
+    6: ("second", "minute", "hour", "day", "month", "weekday"),
+    7: ("second", "minute", "hour", "day", "month", "weekday", "year"),
+}
+
+
+@attrs.frozen
+class LastDay:
+    """`L`, or `L-3`: the day `back` days before the last of the month."""
+
+    back: int
+
+
+@attrs.frozen
+class NearestWorkday:
+    """`15W`, or `LW` (`day` None): the day from Monday to Friday nearest to it in its month.
+
+    A month that lacks the day (`31W` in April) has none, as with a plain `31`.
+    """
+
+    day: int | None
+
+
+@attrs.frozen
+class NthWeekday:
+    """`FRI#2`, or `FRIL` (`nth` None): the nth, or the last, such weekday of the month."""
+
+    weekday: int
+    nth: int | None
+
+
+Special = LastDay | NearestWorkday | NthWeekday
+
+
+@attrs.frozen
+class Part:
+    """One field: its numbers, ascending, and the days that no number can name.
+
+    `starred` is whether it begins with `*` or is `?`. Weekdays are 0 (Sunday) to 6.
+    """
+
+    text: str
+    values: tuple[int, ...]
+    starred: bool
+    specials: tuple[Special, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Fields:
+    """The fields of one text. `second` and `year` are None where they are not written."""
+
+    second: Part | None
+    minute: Part
+    hour: Part
+    day: Part
+    month: Part
+    weekday: Part
+    year: Part | None
+
+    @property
+    def either_day(self) -> bool:
+        """Whether the day *or* the weekday has to match (else both): neither is starred."""
+        return not (self.day.starred or self.weekday.starred)
+
+    @property
+    def is_interval(self) -> bool:
+        """Whether the minute or the hour field begins with `*`."""
+        return self.minute.starred or self.hour.starred
+
+
+@attrs.frozen
+class Every:
+    """`@every 90m`: `period_us` microseconds of elapsed time between two moments."""
+
+    period_us: int
+
+
+def parse(text: str, name: str | None) -> Fields | Every:
+    """Read a stripped text without its zone prefix. `name` is what `H` is drawn from.
+
+    Raises InvalidCronSpecError for whatever is not in the grammar above. Whether
+    what was read can ever fire is not asked here.
+    """
+    if text.startswith("@"):
+        return _descriptor(text, name)
+    pieces = re.split(r"[ \t]+", text)
+    order = _ORDER.get(len(pieces))
+    if order is None:
+        count = len(pieces) if text else 0
+        refuse(
+            text,
+            None,
+            f"it has {count} field{'' if count == 1 else 's'}, wanted are 5 (minute hour day "
+            "month weekday), 6 (seconds first) or 7 (seconds first, year last)",
+        )
+    try:
+        return _fields(text, order, pieces, name)
+    except InvalidCronSpecError as error:
+        hint = _order_hint(error, pieces, name)
+        if hint is None:
+            raise
+        raise InvalidCronSpecError(
+            f"{error.detail}; {hint}", error.field, f"{error.reason}; {hint}"
+        ) from None
+
+
+def refuse(text: str, field: str | None, reason: str) -> NoReturn:
+    """Raise the error for `text`: every refusal has this one form."""
+    where = "" if field is None else f"{field}: "
+    raise InvalidCronSpecError(f"cron text {shown(text)}: {where}{reason}", field, reason)
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """The text as a literal, cut to about `limit` characters, safe for one line of a log."""
+    return ascii(text) if len(text) <= limit else f"{ascii(text[:limit])}… ({len(text)} characters)"
+
+
+def stripped(text: str) -> str:
+    """The text without outer blanks, once it is short, ASCII and on one line.
+
+    The length is looked at first, so that a megabyte is refused as fast as a word.
+    """
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+        kind = type(text).__name__
+        raise InvalidCronSpecError(f"a cron text is a str, got {kind}", None, f"got {kind}")
+    if len(text) > MAX_TEXT:
+        refuse(text, None, f"longer than {MAX_TEXT} characters")
+    if not text.isascii():
+        foreign = next(character for character in text if not character.isascii())
+        refuse(text, None, f"only ASCII characters are allowed, got {ascii(foreign)}")
+    line = text.strip(" \t\r\n")
+    control = next((each for each in line if not (each.isprintable() or each == "\t")), None)
+    if control is not None:
+        refuse(text, None, f"control characters are not allowed, got {ascii(control)}")
+    return line
+
+
+def divided(text: str) -> tuple[str | None, str]:
+    """The zone and the rest of `CRON_TZ=zone rest`; the zone is None without such a prefix."""
+    found = re.match(r"(?:CRON_TZ|TZ)=([^ \t]*)[ \t]*", text)
+    if found is None:
+        return None, text
+    if found.end() == len(text):
+        refuse(text, None, "nothing follows the zone, wanted are 5 to 7 fields")
+    return found[1], text[found.end() :]
+
+
+def _fields(
+    text: str, order: tuple[FieldName, ...], pieces: list[str], name: str | None
+) -> Fields:
+    parts = {
+        field: _Reader(text, field, name).part(piece)
+        for field, piece in zip(order, pieces, strict=True)
+    }
+    return Fields(
+        second=parts.get("second"),
+        minute=parts["minute"],
+        hour=parts["hour"],
+        day=parts["day"],
+        month=parts["month"],
+        weekday=parts["weekday"],
+        year=parts.get("year"),
+    )
+
+
+def _order_hint(error: InvalidCronSpecError, pieces: list[str], name: str | None) -> str | None:
+    """What the author of six refused fields probably meant: seconds last, or a year."""
+    if len(pieces) != 6:
+        return None
+    if error.field == "weekday" and re.fullmatch(r"(19|20)[0-9]{2}", pieces[-1]):
+        return "a year is the seventh field, after a first one for the seconds"
+    turned = [pieces[-1], *pieces[:-1]]
+    try:
+        _fields("", _ORDER[6], turned, name)
+    except InvalidCronSpecError:
+        return None
+    return f"six fields have the seconds first: {shown(' '.join(turned))}?"
+
+
+def _descriptor(text: str, name: str | None) -> Fields | Every:
+    word, _, rest = text.partition(" ")
+    if word == "@every":
+        return _every(text, rest.strip(" \t"))
+    if text in DESCRIPTORS:
+        return _fields(text, _ORDER[5], DESCRIPTORS[text].split(" "), name)
+    known = ", ".join([*DESCRIPTORS, "@every 90m"])
+    if word.lower() in DESCRIPTORS or word.lower() == "@every":
+        if word == word.lower():
+            refuse(text, None, f"nothing may follow {word}")
+        refuse(text, None, f"descriptors are in lower case: write {word.lower()}")
+    if word == "@reboot":
+        refuse(text, None, "@reboot is no time: run it when your program starts")
+    refuse(text, None, f"this descriptor is unknown, known are {known}")
+
+
+def _every(text: str, duration: str) -> Every:
+    wanted = "wanted is a duration such as 90m, 1h30m or 1500ms (units h, m, s, ms)"
+    if re.search(r"[ \t]", duration):
+        refuse(text, "every", f"blanks are not allowed inside a duration, {wanted}")
+    if duration[:1] in ("+", "-"):
+        refuse(text, "every", f"signs are not allowed, {wanted}")
+    if not re.fullmatch(r"(?:[0-9]+(?:\.[0-9]+)?(?:h|ms|m|s))+", duration):
+        refuse(text, "every", f"{shown(duration)} is no duration, {wanted}")
+    total = Fraction(0)
+    for number, unit in re.findall(r"([0-9.]+)(h|ms|m|s)", duration):
+        total += Fraction(number) * _UNIT_US[unit]
+    if total.denominator != 1:
+        refuse(text, "every", "it is finer than a microsecond")
+    if total < 1_000_000:
+        refuse(text, "every", "it is shorter than one second")
+    if total > _MAX_EVERY_S * 1_000_000:
+        refuse(text, "every", "it is longer than a hundred years")
+    return Every(int(total))
+
+
+@attrs.frozen
+class _Range:
+    low: int
+    high: int
+    names: tuple[str, ...] = ()
+    first: int = 0  # the number of the first name
+
+
+_RANGES: Final[dict[FieldName, _Range]] = {
+    "second": _Range(0, 59),
+    "minute": _Range(0, 59),
+    "hour": _Range(0, 23),
+    "day": _Range(1, 31),
+    "month": _Range(1, 12, MONTHS, 1),
+    # A written 7 is Sunday again; `*`, `n/step` and `H` end on Saturday, as in robfig.
+    "weekday": _Range(0, 6, WEEKDAYS, 0),
+    "year": _Range(1970, 2099),
+}
+
+_ITEM: Final = re.compile(
+    r"(?P<star>\*)(?:/(?P<star_step>[0-9]+))?"
+    r"|(?P<hash>H)(?:\((?P<from>[0-9]+)-(?P<to>[0-9]+)\))?(?:/(?P<hash_step>[0-9]+))?"
+    r"|(?P<low>[0-9A-Z]+)(?:-(?P<high>[0-9A-Z]+))?(?:/(?P<step>[0-9]+))?"
+)
+
+
+@attrs.frozen
+class _Reader:
+    """Reads one field; it knows the whole text only to show it in a refusal."""
+
+    text: str
+    field: FieldName
+    name: str | None
+
+    def part(self, piece: str) -> Part:
+        if piece == "?":
+            if self.field not in ("day", "weekday"):
+                self._refuse("'?' is for the day and weekday fields, write * here")
+            return Part(piece, self._numbers("*"), starred=True)
+        values: set[int] = set()
+        specials: set[Special] = set()
+        for item in piece.upper().split(","):
+            special = self._special(item)
+            if special is None:
+                values.update(self._numbers(item))
+            else:
+                specials.add(special)
+        ordered = sorted(specials, key=repr)
+        return Part(piece, tuple(sorted(values)), piece.startswith("*"), tuple(ordered))
+
+    def _special(self, item: str) -> Special | None:
+        if self.field == "day":
+            if item == "L":
+                return LastDay(0)
+            if item == "LW":
+                return NearestWorkday(None)
+            if found := re.fullmatch(r"L-([0-9]+)", item):
+                return LastDay(self._between(found[1], 1, 30))
+            if found := re.fullmatch(r"([0-9]+)W", item):
+                return NearestWorkday(self._between(found[1], 1, 31))
+        if self.field == "weekday":
+            if found := re.fullmatch(r"([0-9A-Z]+)#([0-9]+)", item):
+                return NthWeekday(self._value(found[1]) % 7, self._between(found[2], 1, 5))
+            if found := re.fullmatch(r"([0-9A-Z]+)L", item):
+                return NthWeekday(self._value(found[1]) % 7, None)
+            if item == "L":
+                self._refuse("'L' needs its weekday here: FRIL is the last Friday, SAT a Saturday")
+        return None
+
+    def _numbers(self, item: str) -> tuple[int, ...]:
+        bounds = _RANGES[self.field]
+        found = _ITEM.fullmatch(item)
+        if found is None:
+            self._refuse_item(item)
+        if found["star"]:
+            return tuple(range(bounds.low, bounds.high + 1, self._step(found["star_step"])))
+        if found["hash"]:
+            return self._hashed(item, found["from"], found["to"], found["hash_step"])
+        low = self._value(found["low"])
+        high = low
+        if found["high"]:
+            high = self._value(found["high"])
+            if high < low:
+                self._refuse_reversed(found["low"], found["high"], low, high)
+        elif found["step"]:
+            high = max(low, bounds.high)
+        numbers = range(low, high + 1, self._step(found["step"]))
+        return tuple({number % 7 for number in numbers} if self.field == "weekday" else numbers)
+
+    def _hashed(
+        self, item: str, low: str | None, high: str | None, step: str | None
+    ) -> tuple[int, ...]:
+        """Numbers that depend on the cron task's name and this field only.
+
+            digest = blake2b(name + NUL + field)            first of the numbers
+            start  = low + digest mod min(step, high - low + 1)
+
+        Without a step that is one number out of the range; a day without a range
+        is drawn from 1 to 28, which every month has.
+        """
+        if self.field == "year":
+            self._refuse("'H' is not for years")
+        if self.name is None:
+            self._refuse("'H' is drawn from the cron task's name, so the cron task needs a name")
+        bounds = _RANGES[self.field]
+        first, last = bounds.low, 28 if self.field == "day" else bounds.high
+        if low is not None and high is not None:
+            first, last = self._value(low), self._value(high)
+            if last < first:
+                self._refuse(f"the range of {shown(item)} is reversed")
+        width = last - first + 1
+        stride = self._step(step) if step else width
+        seed = f"{self.name}\0{self.field}".encode("utf-8", "surrogatepass")
+        digest = int.from_bytes(blake2b(seed, digest_size=8).digest(), "big")
+        numbers = range(first + digest % min(stride, width), last + 1, stride)
+        return tuple(number % 7 for number in numbers) if self.field == "weekday" else tuple(numbers)
+
+    def _value(self, word: str) -> int:
+        bounds = _RANGES[self.field]
+        if word.isdigit():
+            return self._between(word, bounds.low, 7 if self.field == "weekday" else bounds.high)
+        if word in bounds.names:
+            return bounds.first + bounds.names.index(word)
+        self._refuse_word(word)
+
+    def _between(self, digits: str, low: int, high: int) -> int:
+        number = int(digits)
+        if not low <= number <= high:
+            self._refuse(f"{shown(digits, 20)} is out of range, wanted is {low} to {high}")
+        return number
+
+    def _step(self, digits: str | None) -> int:
+        if digits is None:
+            return 1
+        step = int(digits)
+        if step == 0:
+            self._refuse("a step of 0 never moves on, wanted is 1 or more")
+        return step
+
+    def _refuse_reversed(self, low_word: str, high_word: str, low: int, high: int) -> NoReturn:
+        bounds = _RANGES[self.field]
+        names = bounds.names
+
+        def stretch(first: int, last: int) -> str:
+            ends = [names[n - bounds.first] if low_word in names else str(n) for n in (first, last)]
+            return ends[0] if first == last else "-".join(ends)
+
+        split = f"{stretch(low, bounds.high)},{stretch(bounds.low, high)}"
+        self._refuse(f"the range {low_word}-{high_word} is reversed, write {split}")
+
+    def _refuse_word(self, word: str) -> NoReturn:
+        bounds = _RANGES[self.field]
+        if word[:3] in bounds.names:
+            self._refuse(f"{shown(word)} is no name here, write {word[:3]}")
+        if word == "R":
+            self._refuse("'R' (random) is not offered, 'H' spreads by the task's name")
+        if word == "H":
+            self._refuse("'H' takes a range in brackets, as in H(0-29)")
+        self._refuse(f"{shown(word)} is {self._no_value()}")
+
+    def _refuse_item(self, item: str) -> NoReturn:
+        if not item:
+            self._refuse("a list has an empty item, look for a comma too many")
+        if item[0] in "+-":
+            self._refuse(f"{shown(item)}: signs are not allowed")
+        if re.fullmatch(r"[0-9]+\.[0-9]*", item):
+            self._refuse(f"{shown(item)}: decimals are not allowed")
+        if re.match(r"\*[0-9]", item):
+            self._refuse(f"{shown(item)}: a step is written */{shown(item[1:])[1:-1]}")
+        if self.field != "day" and re.fullmatch(r"LW?|[0-9]+W|L-[0-9]+", item):
+            self._refuse(f"{shown(item)} is for the day field")
+        if re.match(r"R(\(|/)", item):
+            self._refuse_word("R")
+        self._refuse(f"{shown(item)} is {self._no_value()}")
+
+    def _no_value(self) -> str:
+        bounds = _RANGES[self.field]
+        names = f" or {bounds.names[0]}-{bounds.names[-1]}" if bounds.names else ""
+        return (
+            f"not understood, wanted are numbers {bounds.low}-{bounds.high}{names}, "
+            "lists a,b, ranges a-b, steps */n"
+        )
+
+    def _refuse(self, reason: str) -> NoReturn:
+        refuse(self.text, self.field, reason)

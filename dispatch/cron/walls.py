@@ -1,0 +1,110 @@
+"""The wall times that match a set of fields, by croniter: no zones here.
+
+croniter gets sorted lists of numbers and naive datetimes, nothing else, and has its
+one Python seam in this file. It searches the dates too wherever a date is a matter
+of numbers that all have to match. The rest is answered by our own `DayTable`, with
+croniter left to find the time of the day: `L`, `W` and `#`, years (of which croniter
+would allow 2100 in `1970-2099`), and day OR weekday (two searches in croniter, one
+of which may look through fifty years for a 31 February).
+"""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime, time
+from typing import Protocol, cast
+
+import attrs
+from croniter import croniter
+
+from dispatch.cron.days import DayTable
+from dispatch.cron.fields import Fields, Part
+from dispatch.cron.zones import SECOND
+
+__all__ = ["Walls"]
+
+
+class _Searcher(Protocol):
+    """The two methods of a croniter object that are used."""
+
+    def get_next(self, ret_type: type[datetime], start_time: datetime) -> datetime: ...
+    def get_prev(self, ret_type: type[datetime], start_time: datetime) -> datetime: ...
+
+
+class _MakeSearcher(Protocol):
+    def __call__(self, expr_format: str, start_time: float, *, day_or: bool) -> _Searcher: ...
+
+
+@attrs.define(eq=False)
+class Walls:
+    """The matching wall times after and before a given one. Safe to share between threads."""
+
+    _searcher: _Searcher
+    _days: DayTable | None  # None: croniter sees to the dates as well
+    _first: time
+    _last: time
+    # A croniter object keeps the time it looks from in itself, even where it is an argument.
+    _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+
+    @classmethod
+    def of(cls, fields: Fields, days: DayTable) -> Walls:
+        clock = [_numbers(fields.minute, 60), _numbers(fields.hour, 24)]
+        seconds = (0,)
+        tail: list[str] = []
+        if fields.second is not None:
+            seconds = fields.second.values
+            tail = [_numbers(fields.second, 60)]  # croniter has its seconds last
+        own = fields.either_day or fields.year or fields.day.specials or fields.weekday.specials
+        dates = ["*", "*", "*"]
+        if not own:
+            dates = [
+                _numbers(fields.day, 31),
+                _numbers(fields.month, 12),
+                _numbers(fields.weekday, 7),
+            ]
+        make = cast("_MakeSearcher", croniter)
+        return cls(
+            searcher=make(" ".join([*clock, *dates, *tail]), 0.0, day_or=False),
+            days=days if own else None,
+            first=time(fields.hour.values[0], fields.minute.values[0], seconds[0]),
+            last=time(fields.hour.values[-1], fields.minute.values[-1], seconds[-1]),
+        )
+
+    def after(self, wall: datetime) -> datetime | None:
+        """The first matching wall time after `wall`; None where the calendar ends."""
+        # Whole seconds: croniter reckons in floats, which lose microseconds far from 1970.
+        whole = wall.replace(microsecond=0, fold=0)
+        try:
+            with self._lock:
+                found = self._searcher.get_next(datetime, whole)
+        except (ValueError, OverflowError):
+            return None  # nothing within croniter's fifty years, or beyond year 9999
+        if self._days is None:
+            return found
+        # Every day has the same times, so one search is enough: if its day does
+        # not match, the next that does begins with the first time of all.
+        day = self._days.on_or_after(found.date())
+        if day is None or day == found.date():
+            return found if day else None
+        return datetime.combine(day, self._first)
+
+    def before(self, wall: datetime) -> datetime | None:
+        """The last matching wall time before `wall`; None where the calendar begins."""
+        whole = wall.replace(microsecond=0, fold=0)
+        if wall.microsecond:
+            whole += SECOND
+        try:
+            with self._lock:
+                found = self._searcher.get_prev(datetime, whole)
+        except (ValueError, OverflowError):
+            return None
+        if self._days is None:
+            return found
+        day = self._days.on_or_before(found.date())
+        if day is None or day == found.date():
+            return found if day else None
+        return datetime.combine(day, self._last)
+
+
+def _numbers(part: Part, all_of_them: int) -> str:
+    return "*" if len(part.values) == all_of_them else ",".join(map(str, part.values))

@@ -1,0 +1,122 @@
+"""What a handler is, and the check of one when it is registered."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+
+from dispatch.errors import InvalidTaskHandlerError
+from dispatch.tasks import QueueTask, TaskType
+
+if TYPE_CHECKING:
+    from dispatch.run import Run
+
+__all__ = ["Handler", "HandlerEntry", "Middleware", "bind", "payload_class"]
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+Handler = (
+    Callable[[QueueTask[P, R]], Awaitable[R]]
+    | Callable[[QueueTask[P, R], "Run"], Awaitable[R]]
+)
+"""An async handler of `(task)` or `(task, run)`. A sync one returns R itself."""
+
+Next = Callable[[QueueTask[Any, Any], "Run"], Awaitable[Any]]
+Middleware = Callable[[QueueTask[Any, Any], "Run", Next], Awaitable[Any]]
+"""`async (task, run, call_next) -> result`, around every attempt, inside its scope."""
+
+
+@attrs.frozen
+class HandlerEntry:
+    """A checked handler: the function, and how it wants to be called."""
+
+    task_type: TaskType[Any, Any]
+    function: Callable[..., Any]
+    is_async: bool
+    wants_run: bool
+    name: str
+
+
+def bind(task_type: TaskType[Any, Any], function: object) -> HandlerEntry:
+    """Check a handler's arity and kind.
+
+    Raises InvalidTaskHandlerError (1009) that says what it takes and should take.
+    """
+    where = f"handler of {task_type.queue}/{task_type.type}"
+    if not callable(function):
+        raise InvalidTaskHandlerError(f"{where}: must be a function of (task) or (task, run), got {function!r}")
+    name = _name(function)
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise InvalidTaskHandlerError(f"{where}: {name} is a generator; a handler must not yield")
+    return HandlerEntry(task_type, function, _is_async(function), _wants_run(function, where, name), name)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    inner = _unwrapped(function)
+    return str(getattr(inner, "__qualname__", None) or type(inner).__qualname__)
+
+
+def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    inner = _unwrapped(function)
+    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(
+        getattr(inner, "__call__", None)  # noqa: B004 - not a test of callability: its kind is asked
+    )
+
+
+def _wants_run(function: Callable[..., Any], where: str, name: str) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False  # some builtins have no signature; they are called with the task alone
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p for p in positional if p.default is p.empty]
+    starred = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    stuck = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if stuck or len(required) > 2 or (not positional and not starred):
+        takes = ", ".join(p.name for p in parameters) or "nothing"
+        raise InvalidTaskHandlerError(
+            f"{where}: {name} must take (task) or (task, run), but takes ({takes})"
+        )
+    return len(required) == 2 or (len(positional) >= 2 and positional[1].name == "run")
+
+
+def payload_class(queue: str, type_name: str, function: object) -> tuple[type[Any], type[Any] | None]:
+    """The payload class, and the result class or None, read from a handler's annotations.
+
+    `async def send(task: QueueTask[Welcome]) -> Receipt` gives Welcome and
+    Receipt. Raises InvalidTaskHandlerError (1009) where they cannot be read.
+    """
+    where = f"handler of {queue}/{type_name}"
+    if not callable(function):
+        raise InvalidTaskHandlerError(f"{where}: must be a function of (task) or (task, run), got {function!r}")
+    inner = _unwrapped(function)
+    target: Any = inner if hasattr(inner, "__annotations__") and not isinstance(inner, type) else type(inner).__call__
+    how = "annotate its first argument, as in (task: QueueTask[Welcome]), or register a TaskType"
+    try:
+        hints = typing.get_type_hints(target)
+        names = [name for name in inspect.signature(inner).parameters if name != "self"]
+    except (NameError, TypeError, ValueError) as exc:
+        raise InvalidTaskHandlerError(f"{where}: its annotations cannot be read ({exc}); {how}") from exc
+    annotation = hints.get(names[0]) if names else None
+    if typing.get_origin(annotation) is not QueueTask or not typing.get_args(annotation):
+        got = "no annotation" if annotation is None else f"{annotation!r}"
+        raise InvalidTaskHandlerError(f"{where}: {_name(inner)} has {got}; {how}")
+    payload = typing.get_args(annotation)[0]
+    result = hints.get("return")
+    if not isinstance(payload, type):
+        raise InvalidTaskHandlerError(f"{where}: {payload!r} is not a class; {how}")
+    if result is type(None) or not isinstance(result, type):
+        result = None
+    return payload, result

@@ -1,0 +1,1 @@
+"""Readers of the event records: log lines, and later spans and metrics."""

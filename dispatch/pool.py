@@ -1,0 +1,241 @@
+"""`TaskDispatcher`: a bounded pool for functions, run now and forgotten or awaited.
+
+Go's `TaskDispatcher` with its holes closed: it can be drained, resized and
+waited for, survives every exception, and costs nothing while idle. It is for
+fire and forget inside this process; what must survive is published instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections import deque
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, Final
+
+import attrs
+import trio
+
+from dispatch.errors import ClosedError, InvalidConfigError, InvalidTaskHandlerError, QueueFullError
+from dispatch.failures import describe
+
+__all__ = ["PoolStatistics", "PoolStatus", "Task", "TaskDispatcher"]
+
+log: Final = logging.getLogger("dispatch.pool")
+
+POOL_SIZE: Final = 1_024
+"""Go's pool size: how many run at once."""
+
+
+class PoolStatus(StrEnum):
+    """Where a pool task stands, in Go's words."""
+
+    QUEUE = "queue"
+    RUNNING = "running"
+    FINISH = "finish"
+
+
+@attrs.define(eq=False)
+class Task:
+    """One function given to the pool.
+
+    `func` is an async function, or a sync one for a thread; `args` are its
+    arguments. Once `status` is `finish`, `error` is what it raised, or None,
+    and `value` what it returned.
+    """
+
+    func: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    name: str = ""
+    status: PoolStatus = attrs.field(default=PoolStatus.QUEUE, init=False)
+    error: BaseException | None = attrs.field(default=None, init=False)
+    value: Any = attrs.field(default=None, init=False)
+    _finished: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _taken: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        if not callable(self.func):
+            raise InvalidTaskHandlerError(f"pool: func must be callable, got {self.func!r}")
+        if not self.name:
+            self.name = getattr(self.func, "__qualname__", type(self.func).__qualname__)
+
+    async def wait(self) -> None:
+        """Wait until it has finished, however it ended; look at `error` then. A checkpoint."""
+        await self._finished.wait()
+
+    async def result(self) -> Any:
+        """Wait until it has finished; what it returned, or raises what it raised. A checkpoint."""
+        await self._finished.wait()
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+    def __repr__(self) -> str:
+        failed = f" error={describe(self.error)}" if self.error is not None else ""
+        return f"<Task {self.name} {self.status.value}{failed}>"
+
+
+@attrs.frozen(kw_only=True)
+class PoolStatistics:
+    """The pool at one instant."""
+
+    size: int
+    running: int
+    queued: int
+    finished: int
+    failed: int
+
+
+class TaskDispatcher:
+    """Runs functions, at most `size` at once, the rest queued up to `buffer_size`.
+
+    Alone: `async with trio.open_nursery() as nursery: await
+    nursery.start(pool.run_pool)`; a dispatcher's is at `dispatcher.pool`.
+    Work given before it runs waits in the queue.
+    """
+
+    def __init__(self, size: int = POOL_SIZE, *, buffer_size: int = 65_536, grace: float = 10.0) -> None:
+        self._size = _positive("size", size)
+        self._buffer_size = _positive("buffer_size", buffer_size)
+        self._grace = grace
+        self._queue: deque[Task] = deque()
+        self._running: set[Task] = set()
+        self._nursery: trio.Nursery | None = None
+        self._limiter: trio.CapacityLimiter | None = None
+        self._closing = trio.Event()
+        self._idle: list[trio.Event] = []
+        self._finished = 0
+        self._failed = 0
+
+    def run(self, func: Callable[..., Any], *args: Any) -> Task:
+        """Run `func(*args)` soon; never blocks. Raises QueueFullError (1020), ClosedError (1013)."""
+        return self.run_task(Task(func, args))
+
+    def run_task(self, task: Task) -> Task:
+        """Run a `Task` made by hand; each only once. Raises as `run` does."""
+        if self._closing.is_set():
+            raise ClosedError(f"pool: it is closed and takes no more work; {task.name} was not run")
+        if task._taken:  # pyright: ignore[reportPrivateUsage] - the two classes are one unit
+            raise InvalidTaskHandlerError(f"pool: {task!r} was given to a pool already; make another Task")
+        if len(self._queue) >= self._buffer_size:
+            raise QueueFullError(f"pool: {len(self._queue)} tasks are queued, its buffer_size; {task.name} was not run")
+        task._taken = True  # pyright: ignore[reportPrivateUsage]
+        self._queue.append(task)
+        self._fill()
+        return task
+
+    def resize(self, size: int) -> None:
+        """Run at most `size` at once from now on; those running beyond it finish."""
+        self._size = _positive("size", size)
+        if self._limiter is not None:
+            self._limiter.total_tokens = size
+        self._fill()
+
+    async def drain(self) -> None:
+        """Wait until nothing is queued or running. Stops nothing. A checkpoint."""
+        while self._queue or self._running:
+            event = trio.Event()
+            self._idle.append(event)
+            await event.wait()
+        await trio.lowlevel.checkpoint()
+
+    async def run_pool(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until `close()`, then finish everything queued, for at most `grace` seconds.
+
+        Cancelled, or at the end of the grace: running functions are cancelled,
+        queued ones never run, and their `error` says so. Threads are abandoned.
+        """
+        if self._nursery is not None:
+            raise ClosedError("pool: it runs already")
+        self._limiter = trio.CapacityLimiter(self._size)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._fill()
+                task_status.started()
+                await self._closing.wait()
+                with trio.move_on_after(self._grace):
+                    await self.drain()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._closing.set()
+            self._nursery = None
+            dropped = len(self._queue)
+            while self._queue:
+                self._finish(self._queue.popleft(), None, ClosedError("pool: it closed before this task ran"))
+            if dropped:
+                log.warning("pool: closed with %d queued tasks that never ran", dropped)
+
+    def close(self) -> None:
+        """Take no more work; `run_pool()` returns when it is done. Harmless to repeat."""
+        self._closing.set()
+
+    def statistics(self) -> PoolStatistics:
+        """The pool at this instant."""
+        return PoolStatistics(
+            size=self._size,
+            running=len(self._running),
+            queued=len(self._queue),
+            finished=self._finished,
+            failed=self._failed,
+        )
+
+    def __repr__(self) -> str:
+        return f"<TaskDispatcher running={len(self._running)}/{self._size} queued={len(self._queue)}>"
+
+    def _fill(self) -> None:
+        while self._nursery is not None and self._queue and len(self._running) < self._size:
+            task = self._queue.popleft()
+            task.status = PoolStatus.RUNNING
+            self._running.add(task)
+            self._nursery.start_soon(self._run_one, task, name=f"pool task {task.name}")
+
+    async def _run_one(self, task: Task) -> None:
+        """A trio task per pool task, so that each has a nursery-like life of its own."""
+        value: Any = None
+        error: BaseException | None = None
+        passing: BaseException | None = None
+        try:
+            value = await self._call(task)
+        except (trio.Cancelled, KeyboardInterrupt) as exc:
+            error = passing = exc
+        except BaseException as exc:  # noqa: BLE001 - the pool survives every exception
+            error = exc
+            if isinstance(exc, BaseExceptionGroup):
+                passing = exc.split((trio.Cancelled, KeyboardInterrupt))[0]
+        if isinstance(error, trio.Cancelled):
+            error = ClosedError("pool: it closed while this task ran, which was cancelled")
+        self._running.discard(task)
+        self._finish(task, value, error)
+        self._fill()
+        if passing is not None:
+            raise passing
+
+    async def _call(self, task: Task) -> Any:
+        function: Callable[..., Any] = task.func
+        inner = function.func if isinstance(function, functools.partial) else function
+        if inspect.iscoroutinefunction(inner):
+            return await function(*task.args)
+        return await trio.to_thread.run_sync(
+            functools.partial(function, *task.args), abandon_on_cancel=True, limiter=self._limiter
+        )
+
+    def _finish(self, task: Task, value: Any, error: BaseException | None) -> None:
+        task.value, task.error, task.status = value, error, PoolStatus.FINISH
+        self._finished += 1
+        if error is not None:
+            self._failed += 1
+            log.warning("pool task %s failed: %s", task.name, describe(error))
+        task._finished.set()  # pyright: ignore[reportPrivateUsage]
+        if not self._queue and not self._running:
+            for event in self._idle:
+                event.set()
+            self._idle.clear()
+
+
+def _positive(what: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidConfigError(f"pool: {what} must be a whole number of at least 1, got {value!r}")
+    return value

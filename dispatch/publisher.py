@@ -1,0 +1,437 @@
+"""Publishing: typed tasks into registered queues, and waiting for what became of them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any, Final, TypeVar, cast
+
+import attrs
+import trio
+
+from dispatch.bell import Bell
+from dispatch.clock import from_seconds, to_seconds
+from dispatch.codec import Codec
+from dispatch.errors import (
+    ClosedError,
+    DispatchError,
+    DuplicateTaskError,
+    InvalidQueueTaskError,
+    QueueFullError,
+    QueueNotRegisteredError,
+    TaskCancelledError,
+    TaskFailedError,
+    TaskNotFoundError,
+)
+from dispatch.events import EventKind, Observers, TaskEvent
+from dispatch.records import NewTask, TaskRecord
+from dispatch.registry import Registry
+from dispatch.storage.protocol import EnqueueAnswer, EnqueueResult, Storage, Topic, TopicKind
+from dispatch.storage.query import Ids
+from dispatch.tasks import Priority, QueueTask, TaskStatus, TaskType
+
+__all__ = ["Published", "TaskQueuePublisher"]
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+inside_handler: Final[ContextVar[bool]] = ContextVar("dispatch_inside_handler", default=False)
+"""Set in the context of every attempt: publishing from there never waits for room."""
+
+
+@attrs.frozen
+class Published:
+    """One answer of `publish_many`: the stored task, or the error of this one item.
+
+    `answer` says how it was stored: created, existing, replaced or rejected.
+    """
+
+    task: QueueTask[Any, Any] | None
+    answer: EnqueueAnswer | None
+    error: DispatchError | None = None
+
+
+class TaskQueuePublisher:
+    """Publishes tasks, and waits for their results. Enough for a process that only publishes.
+
+    `TaskQueuePublisher(storage)` is usable at once, alone, over a storage that
+    some consumer's queues were declared in; a dispatcher's is at
+    `dispatcher.publisher`.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        codec: Codec | None = None,
+        registry: Registry | None = None,
+        observers: Observers | None = None,
+    ) -> None:
+        self._storage = storage
+        self._codec = codec if codec is not None else Codec()
+        self._registry = registry if registry is not None else Registry()
+        self._observers = observers if observers is not None else Observers()
+        self._turns: dict[str, trio.StrictFIFOLock] = {}
+        self._closed = False
+
+    async def publish(self, task: QueueTask[P, R]) -> QueueTask[P, R]:
+        """Store `task` and answer with its stored snapshot, id and moments filled in.
+
+        On return the storage has it: with a database it survives the process.
+        The payload is checked against its declared class and copied, so later
+        changes to it never reach the handler. Publishing an id that is stored
+        already is harmless and answers with the stored task, as does a KEEP
+        clash of `unique`.
+
+        If the queue holds its bound of due tasks, waits for room in order of
+        arrival, or raises QueueFullError (1020) where the queue's `overflow`
+        says so; from inside a handler neither.
+
+        A checkpoint. Cancelled, it has stored nothing, or all of it: it is
+        never cut in two, and a publish that waits for room holds nothing.
+
+        Raises InvalidQueueTaskError (1003), InvalidQueueNameError (1006),
+        QueueNotRegisteredError (1007), InvalidTaskTypeError (1008),
+        InvalidQueuePayloadError (1010), DuplicateTaskError (1011), ClosedError
+        (1013), StorageError (1021: whether it was stored is then in doubt;
+        publishing the same id again settles it).
+        """
+        new, payload = self._prepare(task)
+        result = (await self._enqueue([new]))[0]
+        answer, error = self._answer(task, new, payload, result)
+        if error is not None:
+            raise error
+        assert answer is not None
+        return cast("QueueTask[P, R]", answer)
+
+    async def publish_many(self, tasks: Sequence[QueueTask[Any, Any]]) -> list[Published]:
+        """Store many tasks in as few steps as there is room for; an answer per item, in order.
+
+        A bad item has its error in its answer and does not spoil the others.
+        Waits for room as `publish` does; where the queue raises instead, the
+        items beyond the bound carry QueueFullError.
+        A checkpoint. Cancelled while it waits for room, what found room before
+        stays stored: publish again with the same ids to learn which.
+        """
+        limit = self._codec.limits.batch
+        if len(tasks) > limit:
+            answers: list[Published] = []
+            for start in range(0, len(tasks), limit):
+                answers += await self.publish_many(tasks[start : start + limit])
+            return answers
+        found: list[Published | None] = [None] * len(tasks)
+        batch: list[tuple[int, NewTask, object]] = []
+        for index, task in enumerate(tasks):
+            try:
+                new, payload = self._prepare(task)
+            except ClosedError:
+                raise
+            except DispatchError as exc:
+                found[index] = Published(None, None, exc)
+            else:
+                batch.append((index, new, payload))
+        results = await self._enqueue([new for _, new, _ in batch])
+        for (index, new, payload), result in zip(batch, results, strict=True):
+            answer, error = self._answer(tasks[index], new, payload, result)
+            found[index] = Published(answer, result.answer, error)
+        return [each for each in found if each is not None]
+
+    async def wait(self, task: QueueTask[P, R] | str) -> QueueTask[P, R]:
+        """Wait until a published task has ended, and answer with it as it then stands.
+
+        Takes the task or its id. Woken by the storage, not by polling. Raises
+        TaskNotFoundError (1002) for an unknown (or meanwhile pruned) one. A
+        checkpoint; cancelling it leaves the task alone. A rerun dead letter is
+        waited for afresh.
+        """
+        task_id = task if isinstance(task, str) else task.id
+        if not task_id:
+            raise InvalidQueueTaskError("wait: this task was never published; wait for what publish() returned")
+        bell = Bell()
+        with self._storage.watch(bell, Topic(TopicKind.TASK, task_id)):
+            while True:
+                record = await self._record(task_id)
+                if record.status.is_terminal:
+                    await trio.lowlevel.checkpoint()
+                    return cast("QueueTask[P, R]", self.snapshot(record, None if isinstance(task, str) else task))
+                await bell.wait()
+
+    async def result(self, task: QueueTask[P, R]) -> R:
+        """Wait for a published task and answer with its typed result.
+
+        Raises TaskFailedError (1018) if it became a dead letter,
+        TaskCancelledError (1019) if it was cancelled, and what `wait` raises.
+        A checkpoint; cancelling it leaves the task alone.
+        """
+        ended = await self.wait(task)
+        where = f"task {ended.id} ({ended.queue}/{ended.type})"
+        if ended.status is TaskStatus.FAILED:
+            reason = ended.failure_reason.value if ended.failure_reason else "unknown"
+            raise TaskFailedError(
+                f"{where} failed after {ended.attempt} attempts ({reason}): {ended.last_error}",
+                ended.id,
+                reason,
+                ended.last_error or "",
+            )
+        if ended.status is TaskStatus.CANCELLED:
+            raise TaskCancelledError(
+                f"{where} was cancelled: {ended.last_error or 'no reason given'}", ended.id, ended.last_error or ""
+            )
+        return cast("R", ended.result)
+
+    def close(self) -> None:
+        """Refuse to publish from now on; waiting for results goes on working. Harmless to repeat."""
+        self._closed = True
+
+    def __repr__(self) -> str:
+        return f"<TaskQueuePublisher over {self._storage!r}{' closed' if self._closed else ''}>"
+
+    # -- for the other parts --------------------------------------------------
+
+    async def prepare(self, task: QueueTask[Any, Any]) -> NewTask:
+        """Check and encode a task to be stored later; its queue must be known by now.
+
+        For `run.publish` and cron. Raises what `publish` raises for a bad task. A checkpoint.
+        """
+        new, _ = self._prepare(task)
+        await trio.lowlevel.checkpoint()
+        if new.queue not in self._registry.configs and new.queue not in {
+            record.name for record in await self._storage.queues()
+        }:
+            raise self._not_registered(new.queue)
+        return new
+
+    def snapshot(self, record: TaskRecord, like: QueueTask[Any, Any] | None = None) -> QueueTask[Any, Any]:
+        """A stored row as the task the user sees, decoded by the type it was declared with.
+
+        A payload or result that cannot be decoded here, or whose type this
+        process does not know, is shown as plain data.
+        """
+        declared = like.declared if like is not None else None
+        if declared is None:
+            declared = self._registry.types.get((record.queue, record.type))
+        status = record.status
+        if status is TaskStatus.PENDING and record.attempt:
+            status = TaskStatus.RETRYING
+        last_error = record.last_error
+        if status is TaskStatus.CANCELLED:
+            last_error = record.cancel_reason or last_error
+        return QueueTask(
+            queue=record.queue,
+            type=record.type,
+            payload=self._decoded(record.payload, declared.payload if declared else None, record.version, declared),
+            id=record.id,
+            key=record.key,
+            headers=record.headers,
+            timeout=record.timeout,
+            max_retry=record.max_retry,
+            priority=Priority(record.priority),
+            tags=record.tags,
+            attempt=record.attempt,
+            status=status,
+            last_error=last_error,
+            failure_reason=record.failure_reason,
+            created_at=from_seconds(record.created_at),
+            available_at=from_seconds(record.available_at),
+            started_at=None if record.started_at is None else from_seconds(record.started_at),
+            finished_at=None if record.finished_at is None else from_seconds(record.finished_at),
+            result=None
+            if record.result is None
+            else self._decoded(record.result, declared.result if declared else None, 1, None),
+            worker=record.worker,
+            cron=record.cron,
+            declared=declared,
+        )
+
+    # -- inside ---------------------------------------------------------------
+
+    def _decoded(
+        self, data: bytes, cls: type[Any] | None, version: int, declared: TaskType[Any, Any] | None
+    ) -> Any:
+        if cls is None:
+            return self._codec.decode_plain(data)
+        try:
+            return self._codec.decode(data, cls, version=version, task_type=declared)
+        except DispatchError:
+            return self._codec.decode_plain(data)
+
+    def _prepare(self, task: QueueTask[Any, Any]) -> tuple[NewTask, object]:
+        """Check and encode; the decoded copy of the payload comes back beside it."""
+        if self._closed:
+            raise ClosedError("publish: the publisher is closed; its dispatcher's block was left")
+        if not isinstance(task, QueueTask):
+            raise InvalidQueueTaskError(
+                f"publish: expected a QueueTask, such as WELCOME(payload), got {type(task).__name__}"
+            )
+        self._codec.check_task(task)
+        declared = task.declared
+        if declared is None or declared.address != (task.queue, task.type):
+            declared = self._registry.types.get((task.queue, task.type))
+        cls = declared.payload if declared is not None else type(task.payload)
+        where = f"payload of {task.queue}/{task.type}"
+        data, copy = self._codec.encode(task.payload, cls, where)
+        if declared is not None and (task.queue, task.type) not in self._registry.types:
+            self._registry.types[declared.address] = declared
+        return (
+            NewTask(
+                id=task.id or new_id(self._storage.now()),
+                queue=task.queue,
+                type=task.type,
+                payload=data,
+                version=declared.version if declared is not None else 1,
+                key=task.key,
+                headers=task.headers,
+                delay=task.delay,
+                available_at=None if task.available_at is None else to_seconds(task.available_at),
+                timeout=task.timeout,
+                max_retry=task.max_retry,
+                priority=int(task.priority),
+                tags=task.tags,
+                unique=None if task.unique is None else self._codec.unique_key(task, data),
+            ),
+            copy,
+        )
+
+    async def _enqueue(self, batch: list[NewTask]) -> list[EnqueueResult]:
+        """Store a batch; items that found their queue full wait for their turn, or stay FULL."""
+        await self._registry.declare(self._storage)
+        free_pass = inside_handler.get()
+        crowded = not free_pass and any(
+            new.queue in self._turns and self._turns[new.queue].locked() for new in batch
+        )
+        if crowded:  # others wait for room already: this one queues up behind them
+            results = [EnqueueResult(EnqueueAnswer.FULL, new.id) for new in batch]
+            await trio.lowlevel.checkpoint()
+        else:
+            results = await self._storage.enqueue(batch, bounded=not free_pass)
+        for queue in {
+            new.queue
+            for new, result in zip(batch, results, strict=True)
+            if result.answer is EnqueueAnswer.FULL
+        }:
+            if await self._overflow(queue) == "wait":
+                await self._wait_for_room(queue, batch, results)
+            elif crowded:
+                await self._try(queue, batch, results)
+        return results
+
+    async def _overflow(self, queue: str) -> str:
+        config = self._registry.configs.get(queue)
+        if config is not None:
+            return config.overflow
+        for record in await self._storage.queues():
+            if record.name == queue:
+                return record.overflow
+        return "raise"
+
+    async def _wait_for_room(
+        self, queue: str, batch: list[NewTask], results: list[EnqueueResult]
+    ) -> None:
+        """Store what was refused as FULL, in turn: first come, first stored."""
+        turn = self._turns.setdefault(queue, trio.StrictFIFOLock())
+        bell = Bell()
+        try:
+            async with turn:
+                with self._storage.watch(bell, Topic(TopicKind.ROOM, queue)):
+                    while await self._try(queue, batch, results):
+                        await bell.wait()
+        finally:
+            if not turn.locked() and self._turns.get(queue) is turn:
+                del self._turns[queue]
+
+    async def _try(self, queue: str, batch: list[NewTask], results: list[EnqueueResult]) -> bool:
+        """Enqueue what is still FULL for this queue; whether something still is."""
+        if self._closed:
+            raise ClosedError("publish: the publisher was closed while it waited for room; nothing was stored")
+        open_items = [
+            index
+            for index, result in enumerate(results)
+            if result.answer is EnqueueAnswer.FULL and batch[index].queue == queue
+        ]
+        answers = await self._storage.enqueue([batch[index] for index in open_items], bounded=True)
+        for index, answer in zip(open_items, answers, strict=True):
+            results[index] = answer
+        return any(answer.answer is EnqueueAnswer.FULL for answer in answers)
+
+    def _answer(
+        self, task: QueueTask[Any, Any], new: NewTask, payload: object, result: EnqueueResult
+    ) -> tuple[QueueTask[Any, Any] | None, DispatchError | None]:
+        """The storage's answer as a snapshot or an error."""
+        if result.answer is EnqueueAnswer.CREATED:
+            if self._observers and self._observers.wants(EventKind.PUBLISHED):
+                self._observers.emit(
+                    TaskEvent(
+                        kind=EventKind.PUBLISHED,
+                        at=result.created_at,
+                        task_id=new.id,
+                        queue=new.queue,
+                        task_type=new.type,
+                        cron=new.cron,
+                    )
+                )
+            return _stored(task, new, payload, result), None
+        if result.answer in (EnqueueAnswer.EXISTING, EnqueueAnswer.REPLACED):
+            assert result.record is not None
+            return self.snapshot(result.record, task), None
+        return None, self._refusal(new, result)
+
+    def _refusal(self, new: NewTask, result: EnqueueResult) -> DispatchError:
+        if result.answer is EnqueueAnswer.UNKNOWN_QUEUE:
+            return self._not_registered(new.queue)
+        if result.answer is EnqueueAnswer.FULL:
+            return QueueFullError(
+                f"queue {new.queue!r} is full; raise its buffer_size, add workers, "
+                'or let publishing wait with overflow="wait"'
+            )
+        existing = result.record.id if result.record is not None else result.id
+        return DuplicateTaskError(
+            f"task {new.queue}/{new.type}: task {existing} is in its way, and unique says to reject", existing
+        )
+
+    def _not_registered(self, queue: str) -> QueueNotRegisteredError:
+        known = sorted(self._registry.configs)
+        return QueueNotRegisteredError(
+            f"queue {queue!r} is not registered; registered here: {', '.join(known) or 'none'}. "
+            f"Call consumer.register_queue({queue!r}) first"
+        )
+
+    async def _record(self, task_id: str) -> TaskRecord:
+        page = await self._storage.find(Ids(task_id), limit=1)
+        if not page.records:
+            raise TaskNotFoundError(f"no task has the id {task_id!r}; it may have been pruned")
+        return page.records[0]
+
+
+def _stored(
+    task: QueueTask[Any, Any], new: NewTask, payload: object, result: EnqueueResult
+) -> QueueTask[Any, Any]:
+    """The snapshot of a task just created; its payload is the checked copy."""
+    created = from_seconds(result.created_at)
+    return QueueTask(
+        queue=task.queue,
+        type=task.type,
+        payload=payload,
+        id=new.id,
+        key=task.key,
+        headers=task.headers,
+        delay=task.delay,
+        timeout=task.timeout,
+        max_retry=task.max_retry,
+        priority=task.priority,
+        tags=task.tags,
+        unique=task.unique,
+        created_at=created,
+        available_at=created
+        if result.available_at == result.created_at
+        else from_seconds(result.available_at),
+        cron=new.cron,
+        declared=task.declared,
+    )
+
+
+def new_id(now: float) -> str:
+    """A time-ordered UUID, version 7 (RFC 9562): 48 bits of milliseconds, the rest random."""
+    digits = f"{int(now * 1_000) & 0xFFFF_FFFF_FFFF:012x}{secrets.randbits(80):020x}"
+    variant = "89ab"[int(digits[16], 16) & 0x3]
+    return f"{digits[:8]}-{digits[8:12]}-7{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"

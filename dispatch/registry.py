@@ -1,0 +1,70 @@
+"""The queues and handlers this process knows, shared by publisher and consumer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from dispatch.errors import QueueConfigConflictError
+from dispatch.handlers import HandlerEntry
+from dispatch.storage.protocol import QueueRecord, Storage
+from dispatch.tasks import TaskQueueConfig, TaskType
+
+__all__ = ["Registry"]
+
+
+@attrs.define(eq=False)
+class Registry:
+    """Configurations by queue, handlers by address, and which queues the storage was told of."""
+
+    configs: dict[str, TaskQueueConfig] = attrs.field(factory=dict[str, TaskQueueConfig])
+    handlers: dict[tuple[str, str], HandlerEntry] = attrs.field(
+        factory=dict[tuple[str, str], HandlerEntry]
+    )
+    types: dict[tuple[str, str], TaskType[Any, Any]] = attrs.field(
+        factory=dict[tuple[str, str], TaskType[Any, Any]]
+    )
+    """Every task type seen here, published or handled: what a stored payload is decoded as."""
+    undeclared: dict[str, TaskQueueConfig] = attrs.field(factory=dict[str, TaskQueueConfig])
+    """Registered, but not yet written to the storage."""
+
+    def add_queue(self, name: str, config: TaskQueueConfig) -> bool:
+        """Add a queue; False if it stands there identically. A different one raises 1005."""
+        known = self.configs.get(name)
+        if known is not None:
+            if known == config:
+                return False
+            changed = [
+                f"{field.name}={getattr(config, field.name)!r} (registered: {getattr(known, field.name)!r})"
+                for field in attrs.fields(TaskQueueConfig)
+                if getattr(config, field.name) != getattr(known, field.name)
+            ]
+            raise QueueConfigConflictError(
+                f"queue {name!r} is registered with another configuration, which stays: {', '.join(changed)}"
+            )
+        self.configs[name] = config
+        self.undeclared[name] = config
+        return True
+
+    async def declare(self, storage: Storage) -> None:
+        """Tell the storage of the queues it has not been told of. A checkpoint if there are any."""
+        if not self.undeclared:
+            return
+        batch = dict(self.undeclared)
+        await storage.declare(
+            [_record(name, config, durable=storage.durable) for name, config in batch.items()]
+        )
+        for name, config in batch.items():
+            if self.undeclared.get(name) is config:
+                del self.undeclared[name]
+
+
+def _record(name: str, config: TaskQueueConfig, *, durable: bool) -> QueueRecord:
+    return QueueRecord(
+        name=name,
+        keyed=config.keyed,
+        on_retry=config.on_retry,
+        max_waiting=config.max_waiting if durable else (config.max_waiting or config.buffer_size),
+        overflow=config.overflow,
+    )

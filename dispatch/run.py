@@ -1,0 +1,113 @@
+"""`Run`: what a handler of `(task, run)` may ask and do beside its task."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+import trio
+
+from dispatch.errors import ClaimLostError, InvalidConfigError
+from dispatch.records import Claim, NewTask
+from dispatch.tasks import QueueTask
+
+__all__ = ["Run"]
+
+PROGRESS_EVERY_S: Final = 1.0
+log: Final = logging.getLogger("dispatch.run")
+
+Prepare = Callable[[QueueTask[Any, Any]], Awaitable[NewTask]]
+Report = Callable[[tuple[str, int], bytes], Awaitable[bool]]
+
+
+class Run:
+    """One attempt, seen from inside it."""
+
+    __slots__ = ("_claim", "_prepare", "_report", "_reported_at", "_scope", "_spawned", "log")
+
+    def __init__(
+        self, claim: Claim, scope: trio.CancelScope, prepare: Prepare, report: Report
+    ) -> None:
+        self._claim = claim
+        self._scope = scope
+        self._prepare = prepare
+        self._report = report
+        self._spawned: list[NewTask] = []
+        self._reported_at: float | None = None
+        self.log = _RunLog(log, claim)
+        """A logger whose lines carry task_id, queue, task_type and attempt in `extra`."""
+
+    @property
+    def attempt(self) -> int:
+        """The attempt's number, 1 for the first."""
+        return self._claim.attempt
+
+    @property
+    def is_last_attempt(self) -> bool:
+        """Whether a failure now sends the task to the dead letters."""
+        return self._claim.attempt > self._claim.limit
+
+    @property
+    def deadline(self) -> float:
+        """When this attempt times out, by `trio.current_time()`; infinity if it never does."""
+        return self._scope.deadline
+
+    async def publish(self, task: QueueTask[Any, Any]) -> str:
+        """Publish `task` if and only if this attempt succeeds; its id.
+
+        It is checked now, and stored in the same step as the success, so a
+        retry never publishes twice. To publish at once, whatever becomes of
+        this attempt, use the publisher. Never waits for room.
+        Raises what `TaskQueuePublisher.publish` raises for a bad task.
+        A checkpoint; from a sync handler, `trio.from_thread.run(run.publish, task)`.
+        """
+        prepared = await self._prepare(task)
+        self._spawned.append(prepared)
+        return prepared.id
+
+    async def progress(self, fraction: float | None = None, message: str = "") -> None:
+        """Keep how far this attempt has come, for people who watch; throttled to one a second.
+
+        `fraction` is within 0 and 1. Raises ClaimLostError if the run is no
+        longer ours. A checkpoint.
+        """
+        if fraction is not None and not 0 <= fraction <= 1:
+            raise InvalidConfigError(f"progress: fraction must be within 0 and 1, got {fraction!r}")
+        now = trio.current_time()
+        due = self._reported_at is None or now - self._reported_at >= PROGRESS_EVERY_S
+        if not due and fraction != 1:
+            await trio.lowlevel.checkpoint()
+            return
+        self._reported_at = now
+        data = json.dumps({"fraction": fraction, "message": message[:500]}).encode()
+        if not await self._report((self._claim.id, self._claim.epoch), data):
+            raise ClaimLostError(f"task {self._claim.id}: attempt {self._claim.attempt} is no longer ours")
+
+    @property
+    def spawned(self) -> tuple[NewTask, ...]:
+        """What `publish` was given so far."""
+        return tuple(self._spawned)
+
+    def __repr__(self) -> str:
+        return f"<Run {self._claim.queue}/{self._claim.type} {self._claim.id} attempt={self._claim.attempt}>"
+
+
+class _RunLog(logging.LoggerAdapter[logging.Logger]):
+    """Adds the run's fields to each line, and keeps those the caller gives."""
+
+    def __init__(self, logger: logging.Logger, claim: Claim) -> None:
+        super().__init__(
+            logger,
+            {
+                "task_id": claim.id,
+                "queue": claim.queue,
+                "task_type": claim.type,
+                "attempt": claim.attempt,
+            },
+        )
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs

@@ -1,0 +1,252 @@
+"""The memory storage apart from its tasks: queues, workers, cron entries, bells."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from math import inf
+from typing import Final
+
+import attrs
+import trio
+
+from dispatch.bell import Bell
+from dispatch.clock import Clock
+from dispatch.records import NewTask
+from dispatch.storage.protocol import (
+    KEEP,
+    AdvanceAnswer,
+    CronRecord,
+    EnqueueAnswer,
+    EnqueueResult,
+    PutAnswer,
+    QueueRecord,
+    Storage,
+    Topic,
+    TopicKind,
+    WorkerRecord,
+)
+from dispatch.storage.protocol import _Keep as Keep  # pyright: ignore[reportPrivateUsage]
+from dispatch.storage.ready import ReadyQueue, Row
+
+__all__ = ["MemoryRegistry"]
+
+LATELY_S: Final = 60.0
+"""A worker counts as seen lately for this long after its last beat."""
+
+
+class MemoryRegistry(Storage):
+    """Every part of a memory storage that is not about single tasks."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._queues: dict[str, ReadyQueue] = {}
+        self._workers: dict[str, WorkerRecord] = {}
+        self._crons: dict[str, CronRecord] = {}
+        self._bells: dict[TopicKind, dict[str, list[Bell]]] = {kind: {} for kind in TopicKind}
+        self._sweeps: dict[str, float] = {}
+        """Per worker watching LEASES: the latest `next_sweep` it may be relying on."""
+        self._touched: set[str] = set()
+        """Queues in which something may be claimable that was not: rung at the end of the step."""
+
+    @abstractmethod
+    def _store(self, new: NewTask, now: float, bounded: bool = False) -> EnqueueResult:
+        """Store one task, or not: a part of a step."""
+
+    @abstractmethod
+    def _rows_of(self, queue: str) -> Iterable[Row]:
+        """The queue's rows, by order of storing."""
+
+    def now(self) -> float:
+        return self._clock.now()
+
+    # ---- bells -----------------------------------------------------------
+
+    @contextmanager
+    def watch(self, bell: Bell, *topics: Topic) -> Generator[None]:
+        for topic in topics:
+            self._bells[topic.kind].setdefault(topic.name, []).append(bell)
+            if topic.kind is TopicKind.LEASES:
+                self._sweeps[topic.name] = inf
+        try:
+            yield
+        finally:
+            for topic in topics:
+                watched = self._bells[topic.kind]
+                watched[topic.name].remove(bell)
+                if not watched[topic.name]:
+                    del watched[topic.name]
+                    if topic.kind is TopicKind.LEASES:
+                        del self._sweeps[topic.name]
+
+    def _ring(self, kind: TopicKind, name: str = "") -> None:
+        """Ring who watches this name, and who watches the kind without one."""
+        watched = self._bells[kind]
+        if not watched:
+            return
+        for bell in watched.get(name, ()):
+            bell.ring()
+        if name:
+            for bell in watched.get("", ()):
+                bell.ring()
+
+    def _ring_queues(self) -> None:
+        """End a step: ring for the queues it touched."""
+        for name in self._touched:
+            self._ring(TopicKind.QUEUE, name)
+            queue = self._queues[name]
+            if queue.room:
+                self._ring_room(queue)
+        self._touched.clear()
+
+    def _ring_room(self, queue: ReadyQueue) -> None:
+        queue.room = False
+        if not queue.full:
+            self._ring(TopicKind.ROOM, queue.record.name)
+
+    def _ring_leases(self, worker: str, until: float) -> None:
+        """Tell every other worker that relies on sweeping later than this lease's end."""
+        for name, relied_on in self._sweeps.items():
+            if until < relied_on and name != worker:
+                self._sweeps[name] = until
+                self._ring(TopicKind.LEASES, name)
+
+    # ---- queues ----------------------------------------------------------
+
+    async def declare(self, queues: Sequence[QueueRecord]) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        now = self._clock.now()
+        for given in queues:
+            known = self._queues.get(given.name)
+            if known is None:
+                fresh = attrs.evolve(given, paused=False, concurrency=None)
+                self._queues[given.name] = ReadyQueue(fresh)
+                self._touched.add(given.name)
+                continue
+            kept = known.record
+            record = attrs.evolve(given, paused=kept.paused, concurrency=kept.concurrency)
+            if record != kept:
+                known.rebuild(record, self._rows_of(given.name), now)
+                self._touched.add(given.name)
+                self._ring(TopicKind.CONTROL, given.name)
+        self._ring_queues()
+
+    async def queues(self) -> list[QueueRecord]:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return [self._queues[name].record for name in sorted(self._queues)]
+
+    async def alter_queue(
+        self, name: str, *, paused: bool | None = None, concurrency: int | Keep | None = KEEP
+    ) -> bool:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        queue = self._queues.get(name)
+        if queue is None:
+            return False
+        if paused is not None:
+            queue.record = attrs.evolve(queue.record, paused=paused)
+        if not isinstance(concurrency, Keep):
+            queue.record = attrs.evolve(queue.record, concurrency=concurrency)
+        self._ring(TopicKind.CONTROL, name)
+        self._ring(TopicKind.QUEUE, name)
+        return True
+
+    # ---- workers ---------------------------------------------------------
+
+    async def beat(self, worker: WorkerRecord) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._workers[worker.id] = attrs.evolve(worker, seen_at=self._clock.now())
+
+    async def workers(self) -> list[WorkerRecord]:
+        """The workers whose last beat is at most 60 s ago, by id; the others are forgotten."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        oldest = self._clock.now() - LATELY_S
+        self._workers = {
+            name: worker
+            for name, worker in sorted(self._workers.items())
+            if worker.seen_at >= oldest
+        }
+        return list(self._workers.values())
+
+    async def forget(self, worker: str) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._workers.pop(worker, None)
+
+    # ---- cron entries ----------------------------------------------------
+
+    async def put_cron(self, entry: CronRecord, *, replace: bool = False) -> PutAnswer:
+        """As the contract says; a replaced entry keeps `total`, `created_at`, its pause and the
+        last tick decided, so that no tick is decided twice."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        now = self._clock.now()
+        known = self._crons.get(entry.name)
+        if known is None:
+            self._crons[entry.name] = attrs.evolve(entry, created_at=now, seen_at=now)
+            self._ring(TopicKind.CRON)
+            return PutAnswer.CREATED
+        if known.definition == entry.definition and known.template == entry.template:
+            self._crons[entry.name] = attrs.evolve(known, seen_at=now)
+            return PutAnswer.SAME
+        if not replace:
+            return PutAnswer.CONFLICT
+        self._crons[entry.name] = attrs.evolve(
+            entry,
+            last_slot=known.last_slot if entry.last_slot is None else entry.last_slot,
+            paused_reason=known.paused_reason,
+            total=known.total,
+            created_at=known.created_at,
+            seen_at=now,
+        )
+        self._ring(TopicKind.CRON)
+        return PutAnswer.REPLACED
+
+    async def crons(self, name: str | None = None) -> list[CronRecord]:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if name is not None:
+            return [self._crons[name]] if name in self._crons else []
+        return [self._crons[known] for known in sorted(self._crons)]
+
+    async def alter_cron(self, name: str, *, paused_reason: str | None) -> bool:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        known = self._crons.get(name)
+        if known is None:
+            return False
+        self._crons[name] = attrs.evolve(known, paused_reason=paused_reason)
+        self._ring(TopicKind.CRON)
+        return True
+
+    async def remove_cron(self, name: str) -> bool:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._crons.pop(name, None) is None:
+            return False
+        self._ring(TopicKind.CRON)
+        return True
+
+    async def advance_cron(
+        self,
+        name: str,
+        *,
+        expected: float | None,
+        last_slot: float,
+        next_slot: float | None,
+        tasks: Sequence[NewTask],
+    ) -> AdvanceAnswer:
+        """As the contract says; `total` grows by the tasks really stored."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        entry = self._crons.get(name)
+        if entry is None:
+            return AdvanceAnswer.GONE
+        if entry.paused_reason is not None:
+            return AdvanceAnswer.PAUSED
+        if entry.last_slot != expected:
+            return AdvanceAnswer.MOVED
+        now = self._clock.now()
+        stored = [self._store(new, now).answer for new in tasks]
+        self._crons[name] = attrs.evolve(
+            entry,
+            last_slot=last_slot,
+            next_slot=next_slot,
+            total=entry.total + stored.count(EnqueueAnswer.CREATED),
+        )
+        self._ring_queues()
+        return AdvanceAnswer.ADVANCED

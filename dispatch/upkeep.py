@@ -1,0 +1,214 @@
+"""What keeps a worker honest: renewed leases, rescued tasks, obeyed controls.
+
+One trio task per worker, asleep while there is nothing to keep. While anything
+is held it renews every lease at a third of its length, learns from the answer
+which runs are lost or asked to stop, and names in the log those that ignore it.
+It sweeps for expired leases of dead workers, applies what was set on queues by
+hand, and writes the worker's record.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterable
+from math import inf
+from typing import Final
+
+import attrs
+import trio
+
+from dispatch.actors import QueueActors
+from dispatch.bell import Bell
+from dispatch.errors import StorageError
+from dispatch.events import EventKind, Observers, TaskEvent
+from dispatch.execution import Stop
+from dispatch.storage.protocol import Storage, Topic, TopicKind, WorkerRecord
+
+__all__ = ["Upkeep"]
+
+log: Final = logging.getLogger("dispatch.upkeep")
+
+SWEEP_S: Final = 5.0
+"""How often to sweep where the storage cannot say when the next sweep is worth it."""
+NAME_OVERDUE_S: Final = 5.0
+"""How often an attempt that ignores its cancellation is named in the log."""
+
+
+@attrs.define(eq=False)
+class Upkeep:
+    """The one timer of a worker."""
+
+    storage: Storage
+    worker: str
+    lease_s: float
+    queues: Callable[[], Iterable[QueueActors]]
+    observers: Observers
+    _bell: Bell = attrs.field(factory=Bell)
+    _asleep: bool = False
+    _started_at: float = 0.0
+    _renewed_at: float = 0.0
+    _beaten_at: float = -inf
+    _next_sweep: float = 0.0
+    """In trio's time, like every moment here but the next two."""
+    _seen_wall: float | None = None
+    _seen_trio: float = 0.0
+
+    def claimed(self) -> None:
+        """Something was claimed: wake up, if there was nothing to keep until now."""
+        if self._asleep:
+            self._asleep = False
+            self._bell.ring()
+
+    def attend(self) -> None:
+        """A queue was added: read its controls soon."""
+        self._bell.ring()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep until cancelled. Started once orphans were looked after and controls applied."""
+        self._started_at = self.storage.now()
+        topics = (Topic(TopicKind.CONTROL), Topic(TopicKind.LEASES, self.worker))
+        started = False
+        with self.storage.watch(self._bell, *topics):
+            while True:
+                try:
+                    await self._round()
+                except StorageError as exc:
+                    if not started:
+                        raise
+                    log.warning("upkeep: the storage failed, trying again: %s", exc)
+                    await trio.sleep(min(1.0, self.lease_s / 6))
+                    continue
+                if not started:
+                    started = True
+                    task_status.started()
+                await self._bell.wait(self._nap_s())
+
+    def _nap_s(self) -> float:
+        """Seconds until something is due; infinity, and marked asleep, if nothing is."""
+        now = trio.current_time()
+        due = min(self._next_sweep, self._beaten_at + self.storage.beat_s)
+        if any(actors.busy for actors in self.queues()):
+            due = min(due, self._renewed_at + self.lease_s / 3)
+        if any(actors.overdue() for actors in self.queues()):
+            due = min(due, now + NAME_OVERDUE_S)
+        elif any(actors.running for actors in self.queues()):
+            due = min(due, now + max(NAME_OVERDUE_S, self.lease_s / 3))
+        self._asleep = due == inf
+        return due - now
+
+    async def _round(self) -> None:
+        jumped = self._clock_jumped()
+        if jumped:
+            # Leases were measured by a clock that lied: give every living worker one
+            # lease's time to renew before anything is called dead.
+            self._next_sweep = trio.current_time() + self.lease_s
+            log.warning("the storage's clock jumped; no sweep for %g s", self.lease_s)
+        await self._renew()
+        await self._apply_controls()
+        if trio.current_time() >= self._next_sweep or self._next_sweep == inf:
+            await self._sweep()
+        if trio.current_time() >= self._beaten_at + self.storage.beat_s:
+            await self._beat()
+        self._name_overdue()
+
+    def _clock_jumped(self) -> bool:
+        wall, mono = self.storage.now(), trio.current_time()
+        before, self._seen_wall = self._seen_wall, wall
+        elapsed = mono - self._seen_trio
+        self._seen_trio = mono
+        return before is not None and abs((wall - before) - elapsed) > self.lease_s / 2
+
+    async def _renew(self) -> None:
+        """Renew everything held; stop what is lost, or asked to stop."""
+        for actors in list(self.queues()):
+            held = actors.held()
+            if not held:
+                continue
+            for answer in await self.storage.renew(held, lease=self.lease_s):
+                if not answer.held:
+                    actors.stop_run(answer.id, answer.epoch, Stop.LOST, "its lease ran out")
+                elif answer.cancel_reason is not None:
+                    actors.stop_run(answer.id, answer.epoch, Stop.CANCEL, answer.cancel_reason)
+        self._renewed_at = trio.current_time()
+
+    async def _apply_controls(self) -> None:
+        by_name = {actors.name: actors for actors in self.queues()}
+        for record in await self.storage.queues():
+            actors = by_name.get(record.name)
+            if actors is not None:
+                actors.control(record)
+
+    async def _sweep(self) -> None:
+        rescued = await self.storage.rescue()
+        now = self.storage.now()
+        for record in rescued.records:
+            log.warning(
+                "task %s (%s/%s) rescued from worker %s, which stopped renewing attempt %d: now %s",
+                record.id,
+                record.queue,
+                record.type,
+                record.worker,
+                record.attempt,
+                record.status.value,
+                extra={"event": "rescued", "task_id": record.id, "queue": record.queue},
+            )
+            self.observers.emit(
+                TaskEvent(
+                    kind=EventKind.RESCUED,
+                    at=now,
+                    task_id=record.id,
+                    queue=record.queue,
+                    task_type=record.type,
+                    attempt=record.attempt,
+                    worker=record.worker,
+                    error=record.last_error,
+                    failure_reason=record.failure_reason,
+                    cron=record.cron,
+                )
+            )
+        mono = trio.current_time()
+        if rescued.next_sweep is None:
+            self._next_sweep = mono + SWEEP_S
+        else:
+            # An expiry is strict, so a sweep at the very instant would find nothing.
+            self._next_sweep = mono + max(rescued.next_sweep - now, 0.0) + 0.001
+
+    async def _beat(self) -> None:
+        actors = list(self.queues())
+        await self.storage.beat(
+            WorkerRecord(
+                id=self.worker,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                started_at=self._started_at,
+                seen_at=0.0,
+                queues=tuple(sorted(each.name for each in actors)),
+                running=tuple(sorted(task for each in actors for task in each.running_ids())),
+            )
+        )
+        self._beaten_at = trio.current_time()
+
+    def _name_overdue(self) -> None:
+        now = trio.current_time()
+        for actors in self.queues():
+            for slot in actors.overdue():
+                if slot.named_at is not None and now - slot.named_at < NAME_OVERDUE_S:
+                    continue
+                claim = slot.claim
+                assert claim is not None
+                if slot.named_at is not None:
+                    why = slot.stop.value if slot.stop is not None else "timeout"
+                    log.warning(
+                        "%s was cancelled (%s) and still runs task %s (attempt %d); %s",
+                        slot.handler,
+                        why,
+                        claim.id,
+                        claim.attempt,
+                        "its thread is asked and waited for"
+                        if slot.thread is not None
+                        else "its lease is no longer renewed, and it keeps its block open",
+                        extra={"event": "overdue", "task_id": claim.id, "handler": slot.handler},
+                    )
+                slot.named_at = now
