@@ -1,0 +1,129 @@
+"""Background work for trio services: typed queues, retries and cron, in process.
+
+Start at `open_dispatcher`; declare work with `TaskType`; see `errors` for
+everything that is raised, and `storage.protocol` for the persistence hook.
+"""
+
+from __future__ import annotations
+
+from dispatch.clock import Clock
+from dispatch.codec import Codec, Limits
+from dispatch.consumer import ShutdownReport, TaskQueueConsumer
+from dispatch.control import TaskPage, TaskQueueControl
+from dispatch.cron.dispatcher import CronTask, CronTaskDispatcher
+from dispatch.cron.policy import CronPolicy
+from dispatch.cron.spec import CronSpec
+from dispatch.dispatcher import Dispatcher, EventStream, open_dispatcher
+from dispatch.errors import (
+    Cancel,
+    ClaimLostError,
+    ClosedError,
+    CronNameConflictError,
+    CronTaskNotFoundError,
+    DispatchError,
+    DuplicateTaskError,
+    InternalError,
+    InvalidConfigError,
+    InvalidCronSpecError,
+    InvalidQueueNameError,
+    InvalidQueuePayloadError,
+    InvalidQueueTaskError,
+    InvalidTaskHandlerError,
+    InvalidTaskTypeError,
+    MissingExtraError,
+    PermanentError,
+    QueueConfigConflictError,
+    QueueFullError,
+    QueueNotRegisteredError,
+    RetryAfter,
+    Snooze,
+    StorageError,
+    TaskCancelledError,
+    TaskFailedError,
+    TaskHandlerNotFoundError,
+    TaskNotFoundError,
+)
+from dispatch.events import EventKind, Observer, TaskEvent
+from dispatch.handlers import Middleware
+from dispatch.pool import Task, TaskDispatcher
+from dispatch.publisher import Published, TaskQueuePublisher
+from dispatch.retry import RetryPolicy
+from dispatch.run import Run
+from dispatch.storage.memory import MemoryStorage
+from dispatch.storage.protocol import Storage
+from dispatch.tasks import (
+    FailureReason,
+    OnClash,
+    Priority,
+    QueueTask,
+    TaskOptions,
+    TaskQueueConfig,
+    TaskStatus,
+    TaskType,
+    Unique,
+)
+
+__all__ = [
+    "Cancel",
+    "ClaimLostError",
+    "Clock",
+    "ClosedError",
+    "Codec",
+    "CronNameConflictError",
+    "CronPolicy",
+    "CronSpec",
+    "CronTask",
+    "CronTaskDispatcher",
+    "CronTaskNotFoundError",
+    "DispatchError",
+    "Dispatcher",
+    "DuplicateTaskError",
+    "EventKind",
+    "EventStream",
+    "FailureReason",
+    "InternalError",
+    "InvalidConfigError",
+    "InvalidCronSpecError",
+    "InvalidQueueNameError",
+    "InvalidQueuePayloadError",
+    "InvalidQueueTaskError",
+    "InvalidTaskHandlerError",
+    "InvalidTaskTypeError",
+    "Limits",
+    "MemoryStorage",
+    "Middleware",
+    "MissingExtraError",
+    "Observer",
+    "OnClash",
+    "PermanentError",
+    "Priority",
+    "Published",
+    "QueueConfigConflictError",
+    "QueueFullError",
+    "QueueNotRegisteredError",
+    "QueueTask",
+    "RetryAfter",
+    "RetryPolicy",
+    "Run",
+    "ShutdownReport",
+    "Snooze",
+    "Storage",
+    "StorageError",
+    "Task",
+    "TaskCancelledError",
+    "TaskDispatcher",
+    "TaskEvent",
+    "TaskFailedError",
+    "TaskHandlerNotFoundError",
+    "TaskNotFoundError",
+    "TaskOptions",
+    "TaskPage",
+    "TaskQueueConfig",
+    "TaskQueueConsumer",
+    "TaskQueueControl",
+    "TaskQueuePublisher",
+    "TaskStatus",
+    "TaskType",
+    "Unique",
+    "open_dispatcher",
+]

@@ -10,15 +10,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from math import inf
 from typing import Final
 
 import trio
 
 from dispatch.errors import InvalidConfigError
+from dispatch.records import from_seconds
 
-__all__ = ["Clock", "from_seconds", "to_seconds"]
+__all__ = ["Clock"]
 
 SLICE_S: Final = 5.0
 """The longest sleep towards a wall-clock moment before looking at the clock again."""
@@ -76,13 +77,3 @@ def _trio_time_is_virtual() -> bool:
     # there keeps trio.testing out of a production process.
     testing = sys.modules.get("trio.testing")
     return testing is not None and isinstance(trio.lowlevel.current_clock(), testing.MockClock)
-
-
-def from_seconds(seconds: float) -> datetime:
-    """UTC seconds since 1970 as an aware datetime, exact to the microsecond."""
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def to_seconds(moment: datetime) -> float:
-    """An aware datetime as UTC seconds since 1970, rounded to the microsecond."""
-    return round(moment.timestamp(), 6)

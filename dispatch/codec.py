@@ -1,4 +1,4 @@
-"""Payload and result values to bytes and back, proven; and what may be published at all.
+"""Payload and result values to bytes and back, proven on the way.
 
 What is stored is compact UTF-8 JSON. `encode` hands out no bytes that it has not
 itself read back: it decodes them, turns the copy into JSON data once more and
@@ -8,44 +8,351 @@ the proof independent of the user's `__eq__`, which may leave fields out.
 Reading trusts nothing: first the size, then JSON, then the declared class, whose
 name never comes from the data. Whatever goes wrong there is one error,
 InvalidQueuePayloadError, with a path and a bounded message. Fields whose attrs
-metadata says `{"secret": True}` show as `***` in every message, as does whatever
-a class with such a field said itself.
+metadata says `{"secret": True}` show as `***` in every message, and what a class
+with such a field itself says, in a validator for instance, is withheld.
 """
 
 from __future__ import annotations
 
 import json
 import json.encoder
-from collections.abc import Callable, Mapping
-from datetime import datetime
-from decimal import Decimal
-from enum import Enum
+from collections import Counter
+from collections.abc import Callable
 from hashlib import blake2b
 from math import isfinite
-from typing import Any, Final, NoReturn, TypeVar, cast
-from uuid import UUID
+from typing import Any, Final, TypeVar, cast
 
 import attrs
 from cattrs import Converter
-from cattrs.errors import AttributeValidationNote, ClassValidationError, ForbiddenExtraKeysError
 
-from dispatch.admission import check_task
-from dispatch.errors import (
-    InvalidQueuePayloadError,
-    InvalidTaskTypeError,
-    UsageError,
-    described,
-)
+from dispatch.admission import Admission, Limits
+from dispatch.errors import InvalidTaskTypeError, UsageError
 from dispatch.records import UniqueKey
-from dispatch.shapes import (
-    Back,
-    ClassFacts,
-    Inside,
-    Misfit,
-    Out,
-    ShapeBuilder,
-    Unstorable,
-    UnsupportedType,
-    type_name,
+from dispatch.refusals import (
+    TOO_DEEP,
+    Refused,
+    bad_json,
+    difference,
+    explain,
+    masked,
+    payload_error,
+    said,
+    unread,
 )
+from dispatch.shapes import Back, ClassFacts, Out, ShapeBuilder, UnsupportedType, type_name
 from dispatch.tasks import QueueTask, TaskType
+
+__all__ = ["Codec", "Limits", "Undecodable"]
+
+T = TypeVar("T")
+
+PLAIN_TEXT: Final = 1_000
+"""How much of what cannot be decoded is shown, in bytes."""
+ADVICE: Final = "; give it a value of its declared type, or change the declaration"
+
+
+@attrs.frozen
+class Undecodable:
+    """Stored bytes that are not JSON, for display: the beginning of their text, and why."""
+
+    text: str
+    reason: str
+
+
+@attrs.frozen(eq=False)
+class Plan:
+    """What the codec does with one declared class, computed once.
+
+    `secret` and `derived` are the names of secret fields and of those that
+    `__init__` does not take, in the class and in every class it reaches;
+    `faithful` is said of a class when each of them keeps what it is given.
+    """
+
+    out: Out
+    back: Back
+    secret: frozenset[str]
+    derived: tuple[str, ...]
+    faithful: bool
+
+
+class Codec:
+    """Turns values of declared classes into bytes and back, within `limits`.
+
+    Holds no state but what it has learned of the classes and addresses it met.
+    """
+
+    __slots__ = ("_converter", "_decoder", "_known", "_plans", "_write", "check_task", "limits")
+
+    check_task: Callable[[QueueTask], None]
+    """Raise unless the task, its payload aside, may be published; see `Admission.check`."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits if limits is not None else Limits()
+        self.check_task = Admission(self.limits).check
+        self._converter = Converter(forbid_extra_keys=True, detailed_validation=True)
+        self._decoder = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_constant=_constant)
+        self._write = _writer()
+        self._plans: dict[Any, Plan] = {}
+        self._known: dict[Any, ClassFacts] = {}
+
+    def check(self, cls: type, where: str, error: type[UsageError] = InvalidTaskTypeError) -> None:
+        """Raise `error` unless values of `cls` can be stored; the message names the field."""
+        try:
+            self._plan(cls)
+        except UnsupportedType as exc:
+            raise error(f"{where}: {exc}") from None
+
+    def encode(self, value: object, cls: type[T], where: str, *, limit: int | None = None) -> tuple[bytes, T]:
+        """The bytes to store, and the value as decoding them gives it.
+
+        The copy shares nothing mutable with `value`. `limit` is in bytes, by
+        default that of payloads. A datetime keeps its offset from UTC, not the
+        name of its zone; a field with `init=False` is computed again.
+
+        Raises InvalidQueuePayloadError, and InvalidTaskTypeError for a class
+        that `check` would refuse. `where` opens their messages.
+        """
+        try:
+            plan = self._plans.get(cls) or self._plan(cls)
+        except UnsupportedType as exc:
+            raise InvalidTaskTypeError(f"{where}: {exc}") from None
+        tree: Any = _NOTHING
+        read: Any = _NOTHING
+        try:
+            tree = plan.out(value)
+            text = self._write(tree)
+            data = text.encode()
+            if len(data) > (self.limits.payload_bytes if limit is None else limit):
+                raise _too_large(len(data), self.limits.payload_bytes if limit is None else limit)
+            read = self._parse(text, plan.secret)
+            copy: T = plan.back(read, cls)
+            if plan.faithful:
+                # Every shape's `back` undoes its `out`, and here each class's own
+                # generated __init__ only assigns: nothing is left to go wrong.
+                return data, copy
+            again = plan.out(copy)
+            if again == tree and (not plan.derived or copy == value):
+                return data, copy
+            if again == tree:
+                names = ", ".join(plan.derived)
+                raise Refused("$", f"what was set in a field that __init__ does not take ({names}) would be lost")
+            raise Refused(*difference(tree, again, plan.secret))
+        except Exception as exc:
+            path, problem = self._why_not_stored(plan, tree, read, exc)
+        # Raised out here so that no chained exception keeps or shows the payload.
+        raise payload_error(where, path, problem)
+
+    def decode(
+        self,
+        data: bytes,
+        cls: type[T],
+        *,
+        version: int = 1,
+        task_type: TaskType[Any, Any] | None = None,
+        limit: int | None = None,
+    ) -> T:
+        """The value that `data` stands for.
+
+        Data stored under an older `version` than that of `task_type` passes its
+        upcasters first; without any it is read as it is. `limit` is in bytes,
+        by default that of payloads.
+
+        Raises InvalidQueuePayloadError and nothing else. Data beyond `limit` is
+        refused unread.
+        """
+        plan = _NO_PLAN
+        read: Any = _NOTHING
+        try:
+            if len(data) > (self.limits.payload_bytes if limit is None else limit):
+                raise _too_large(len(data), self.limits.payload_bytes if limit is None else limit)
+            plan = self._plans.get(cls) or self._plan(cls)
+            read = self._parse(str(data, "utf-8"), plan.secret)
+            if task_type is not None and version != task_type.version:
+                read = _upcast(read, version, task_type, hidden=bool(plan.secret))
+            return cast("T", plan.back(read, cls))
+        except Exception as exc:
+            path, problem = self._why_not_read(plan, read, exc, "")
+        of = type_name(cls) if task_type is None else f"task type {task_type.queue}/{task_type.type}"
+        raise payload_error(f"stored data of {of}", path, problem)
+
+    def decode_plain(self, data: bytes, cls: type | None = None) -> object:
+        """The JSON data in `data`, for display; Undecodable where it is none. Never raises.
+
+        With its declared class given, what is stored in secret fields is `***`.
+        """
+        secret: frozenset[str] = frozenset()
+        try:
+            if cls is not None:
+                secret = (self._plans.get(cls) or self._plan(cls)).secret
+            limit = max(self.limits.payload_bytes, self.limits.result_bytes)
+            if len(data) > limit:
+                raise _too_large(len(data), limit)
+            tree = self._parse(str(data, "utf-8"), secret)
+            return masked(tree, secret) if secret else tree
+        except Exception as exc:
+            _, reason = self._why_not_read(_NO_PLAN, _NOTHING, exc, "")
+        if secret:
+            return Undecodable("***", reason)
+        return Undecodable(bytes(data[:PLAIN_TEXT]).decode("utf-8", "backslashreplace"), reason)
+
+    def unique_key(self, task: QueueTask, payload: bytes) -> UniqueKey | None:
+        """The identity that `task.unique` gives the task, hashed; None without one.
+
+        The parts are hashed as one JSON list: joined by any separator,
+        ("a-b", "c") and ("a", "b-c") would be one identity.
+        """
+        unique = task.unique
+        if unique is None:
+            return None
+        parts: list[object] = [unique.scope]
+        if unique.scope != "storage":
+            parts.append(task.queue)
+        if unique.scope == "type":
+            parts.append(task.type)
+        parts.append(unique.key)
+        if unique.by_payload:
+            parts.append(json.loads(payload))
+        # Sorted keys: two equal dicts may have been filled in a different order.
+        text = json.dumps(parts, separators=(",", ":"), sort_keys=True)
+        return UniqueKey(
+            key=blake2b(text.encode(), digest_size=20).hexdigest(),
+            statuses=unique.statuses,
+            within=unique.within,
+            on_clash=unique.on_clash,
+            replace=unique.replace,
+            replace_in=unique.replace_in,
+        )
+
+    def _plan(self, cls: Any) -> Plan:
+        """Raises UnsupportedType."""
+        found = self._plans.get(cls)
+        if found is None:
+            shape, facts = ShapeBuilder(self._converter, self._known).build(cls)
+            secret = frozenset[str]().union(*(each.secret for each in facts))
+            derived = tuple(name for each in facts for name in each.derived)
+            faithful = all(each.faithful for each in facts)
+            found = self._plans[cls] = Plan(shape.out, shape.back, secret, derived, faithful)
+        return found
+
+    def _parse(self, text: str, secret: frozenset[str]) -> Any:
+        tree: Any = None
+        try:
+            tree, end = self._decoder.raw_decode(text)
+        except json.JSONDecodeError:
+            end = -1
+        if end != len(text):  # white space around it, or not JSON: this tells
+            tree = self._decoder.decode(text)
+        if text.count("[") + text.count("{") > self.limits.depth:
+            _check_depth(tree, self.limits.depth)
+        if "\\u" in text:  # the only way to a NUL or a lone surrogate
+            found = bad_json(tree, "$", self.limits.depth, secret)
+            if found is not None:
+                raise Refused(*found)
+        return tree
+
+    def _why_not_stored(self, plan: Plan, tree: Any, read: Any, exc: Exception) -> tuple[str, str]:
+        """Path and problem of a failed publish."""
+        if read is not _NOTHING or isinstance(exc, Refused | json.JSONDecodeError):
+            return self._why_not_read(plan, read, exc, ADVICE)
+        hidden = bool(plan.secret)
+        if tree is _NOTHING:
+            if isinstance(exc, RecursionError):
+                return "$", f"{TOO_DEEP.format(self.limits.depth)}, or contains itself"
+            return "$", f"it cannot be read: {said(exc, hidden=hidden)}"
+        # The tree is not JSON. Where the class can say what it wanted, that is
+        # the better message; what remains is what no JSON can hold.
+        try:
+            plan.back(tree, None)
+        except RecursionError:
+            pass
+        except Exception as found:
+            return explain(found, tree, plan.secret, ADVICE)
+        bad = bad_json(tree, "$", self.limits.depth, plan.secret)
+        return bad or ("$", f"it cannot be written as JSON: {said(exc, hidden=hidden)}")
+
+    def _why_not_read(self, plan: Plan, read: Any, exc: Exception, advice: str) -> tuple[str, str]:
+        if isinstance(exc, Refused):
+            return exc.path, exc.problem
+        if read is not _NOTHING:
+            return explain(exc, read, plan.secret, advice)
+        if isinstance(exc, RecursionError):
+            return "$", TOO_DEEP.format(self.limits.depth)
+        if isinstance(exc, UnsupportedType):
+            return "$", f"its class cannot be stored: {exc}"
+        if (problem := unread(exc)) is not None:
+            return "$", problem
+        if isinstance(exc, ValueError):  # from the parser: the interpreter's bound on digits
+            return "$", "it is not JSON: an integer has too many digits"
+        return "$", f"it cannot be read: {said(exc, hidden=bool(plan.secret))}"
+
+
+_NOTHING: Final = object()
+_NO_PLAN: Final = Plan(lambda value: value, lambda value, _: value, frozenset(), (), True)
+
+
+def _too_large(size: int, limit: int) -> Refused:
+    return Refused("$", f"it is {size} bytes as JSON, at most {limit} are stored; store where the data is instead")
+
+
+def _check_depth(tree: Any, limit: int) -> None:
+    level: list[Any] = [tree]
+    for _ in range(limit + 1):
+        inner: list[Any] = []
+        for each in level:
+            if each.__class__ is list:
+                inner += each
+            elif each.__class__ is dict:
+                inner += each.values()
+        level = [each for each in inner if each.__class__ is list or each.__class__ is dict]
+        if not level:
+            return
+    raise Refused("$", TOO_DEEP.format(limit))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise Refused("$", f"it is not JSON as we write it: the key {twice[:60]!r} is there twice in one object")
+    return found
+
+
+def _float(text: str) -> float:
+    found = float(text)
+    if not isfinite(found):
+        raise Refused("$", f"it has the number {text[:60]}, which is too large for a float")
+    return found
+
+
+def _constant(text: str) -> float:
+    raise Refused("$", f"it is not JSON: {text} is no JSON number")
+
+
+def _upcast(tree: Any, version: int, task_type: TaskType[Any, Any], *, hidden: bool) -> Any:
+    if version > task_type.version:
+        raise Refused("$", f"it was stored as version {version}, only versions up to {task_type.version} are known")
+    if not task_type.upcasters:
+        return tree
+    for old in range(version, task_type.version):
+        step = f"the upcaster from version {old} to {old + 1}"
+        if not isinstance(tree, dict):
+            raise Refused("$", f"{step} needs an object, got {type_name(type(cast('object', tree)))}")
+        try:
+            tree = task_type.upcasters[old](cast("dict[str, Any]", tree))
+        except Exception as exc:
+            raise Refused("$", f"{step} raised {said(exc, hidden=hidden)}") from None
+        if not isinstance(tree, dict):
+            raise Refused("$", f"{step} must return a dict, got {type_name(type(cast('object', tree)))}")
+    return tree
+
+
+def _writer() -> Callable[[Any], str]:
+    """`JSONEncoder.encode`, which builds its C encoder anew for each call, without doing so."""
+    encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
+    make: Callable[..., Callable[[Any, int], tuple[str, ...]]] | None = getattr(json.encoder, "c_make_encoder", None)
+    quote: object = getattr(json.encoder, "encode_basestring", None)
+    if make is None or quote is None:  # an interpreter without the C part
+        return encoder.encode
+    write = make(None, encoder.default, quote, None, ":", ",", False, False, False)
+    join = "".join
+    return lambda tree: join(write(tree, 0))

@@ -34,7 +34,7 @@ from typing import Any, Final
 import attrs
 import trio
 
-from dispatch.clock import from_seconds
+from dispatch.records import from_seconds
 from dispatch.codec import Codec
 from dispatch.errors import InvalidQueuePayloadError
 from dispatch.failures import describe, traceback_text

@@ -11,7 +11,7 @@ import attrs
 import trio
 
 from dispatch.bell import Bell
-from dispatch.clock import from_seconds, to_seconds
+from dispatch.records import from_seconds, to_seconds
 from dispatch.codec import Codec
 from dispatch.errors import (
     ClosedError,

@@ -9,6 +9,7 @@ seconds. Only `dispatch.lifecycle` changes a `TaskRecord`'s state.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from enum import StrEnum
 
 import attrs
@@ -24,6 +25,8 @@ __all__ = [
     "Transition",
     "TransitionKind",
     "UniqueKey",
+    "from_seconds",
+    "to_seconds",
 ]
 
 
@@ -196,3 +199,13 @@ class AttemptRecord:
     outcome: AttemptOutcome
     error: str | None = None
     """Type and message, then the traceback's text; at most 4 kB."""
+
+
+def from_seconds(seconds: float) -> datetime:
+    """UTC seconds since 1970 as an aware datetime, exact to the microsecond."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def to_seconds(moment: datetime) -> float:
+    """An aware datetime as UTC seconds since 1970, rounded to the microsecond."""
+    return round(moment.timestamp(), 6)

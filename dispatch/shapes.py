@@ -130,6 +130,8 @@ class ClassFacts:
     secret: frozenset[str]
     derived: tuple[str, ...]
     """Fields that are not stored, since `__init__` does not take them."""
+    faithful: bool
+    """Whether an instance is known to hold just what its `__init__` is given."""
 
 
 def type_name(tp: Any) -> str:
@@ -210,7 +212,10 @@ def _datetime_out(value: Any) -> Any:
         return Unstorable(value, "datetime")
     if value.fold and value.tzinfo is None:
         return Unstorable(value, "datetime", "fold=1 without a time zone would be lost: make it aware")
-    return value.isoformat()
+    text = value.isoformat()
+    if value.__class__ is not datetime and datetime.fromisoformat(text).isoformat() != text:
+        return Unstorable(value, "datetime", "it is finer than microseconds")
+    return text
 
 
 def _date_out(value: Any) -> Any:
@@ -230,7 +235,10 @@ def _time_out(value: Any) -> Any:
 def _timedelta_out(value: Any) -> Any:
     if not isinstance(value, timedelta):
         return Unstorable(value, "timedelta")
-    return value.total_seconds()
+    seconds = value.total_seconds()
+    if timedelta(seconds=seconds) != value:  # from about 270 years on
+        return Unstorable(value, "timedelta", "as a float of seconds it would lose microseconds")
+    return seconds
 
 
 def _timedelta_back(value: Any, _: Any) -> timedelta:
@@ -762,7 +770,7 @@ class ShapeBuilder:
         finally:
             self._open.discard(tp)
             uses = self._uses.pop()
-        self._found[tp] = ClassFacts(shape, uses, secret, derived)
+        self._found[tp] = ClassFacts(shape, uses, secret, derived, _is_faithful(cls) and not derived)
         return shape
 
     def _fields(self, tp: Any, cls: type, path: str) -> tuple[dict[str, Shape], frozenset[str], tuple[str, ...]]:
@@ -908,6 +916,27 @@ def _declared(cls: type, path: str) -> list[tuple[str, Any, bool, Mapping[Any, A
         if "INITVAR" in repr(field._field_type):
             raise UnsupportedType(f"{path}.{name}", "an InitVar is not kept by its instance", "make it a field")
     return [(each.name, each.type, each.init, each.metadata) for each in dataclasses.fields(cast("Any", cls))]
+
+
+_HOOKS: Final = ("__attrs_pre_init__", "__attrs_post_init__", "__post_init__", "__getattribute__", "__getattr__")
+
+
+def _is_faithful(cls: type) -> bool:
+    """Whether nothing of the user's runs between an argument of `__init__` and the attribute.
+
+    Told from where its methods' code was made; in doubt the answer is no, which
+    costs the publisher a second look at each value and nothing else.
+    """
+    if any(getattr(cls, hook, None) is not getattr(object, hook, None) for hook in _HOOKS):
+        return False
+    code = getattr(cls.__init__, "__code__", None)
+    made_by = "<attrs generated" if attrs.has(cls) else "<string>"
+    if code is None or not code.co_filename.startswith(made_by) or cls.__new__ is not object.__new__:
+        return False
+    if attrs.has(cls):
+        return all(each.converter is None and each.validator is None for each in attrs.fields(cls))
+    # A slot's descriptor or nothing but the default stands where a property could.
+    return not any(isinstance(vars(base).get(each.name), property) for base in cls.__mro__ for each in dataclasses.fields(cast("Any", cls)))
 
 
 def _instead(cls: type) -> str:

@@ -185,10 +185,10 @@ KEEP = _Keep()
 class Change:
     """One change by hand, for `alter`.
 
-    `patch` writes the fields given to tasks that have not ended (payload,
-    headers, tags, priority, timeout, max_retry, key is not among them) and
-    `available_at` to pending and held ones; the others act as the table of
-    `dispatch.lifecycle` says.
+    `patch` writes the fields given to a task in any status (a dead letter is
+    edited before it is rerun; a running attempt goes on with what it has), but
+    `available_at` only to pending and held ones. The others act as the table
+    of `dispatch.lifecycle` says.
     """
 
     action: Literal["patch", "rerun", "cancel", "hold", "resume"]
@@ -212,6 +212,8 @@ class TopicKind(StrEnum):
     """A bounded queue has room again."""
     TASK = "task"
     """This task became terminal."""
+    DONE = "done"
+    """A task of this queue ended, was held, or was deleted: a drain may be over."""
     CONTROL = "control"
     """A queue's control changed, or a running task was asked to stop."""
     LEASES = "leases"

@@ -22,6 +22,7 @@ __all__ = [
     "All",
     "AnyOf",
     "Attempt",
+    "Crons",
     "Header",
     "Ids",
     "Keys",
@@ -122,6 +123,12 @@ class Types(_Names):
 
 class Keys(_Names):
     """The task's key is one of these."""
+
+    __slots__ = ()
+
+
+class Crons(_Names):
+    """The task came from one of these cron tasks."""
 
     __slots__ = ()
 
@@ -251,6 +258,8 @@ def matches(where: Where, record: TaskRecord, now: float) -> bool:
             return record.type in where.values
         case Keys():
             return record.key in where.values
+        case Crons():
+            return record.cron in where.values
         case Statuses():
             return not where.values.isdisjoint(_shown(record, now))
         case Tags():

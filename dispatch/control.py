@@ -1,0 +1,232 @@
+"""Looking at what is stored, and changing it by hand. Usable alone over a storage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal, TypeVar, cast
+
+import attrs
+
+from dispatch.records import to_seconds
+from dispatch.errors import InvalidConfigError, QueueNotRegisteredError, TaskNotFoundError
+from dispatch.publisher import TaskQueuePublisher
+from dispatch.records import AttemptRecord
+from dispatch.storage.protocol import (
+    KEEP,
+    Change,
+    QueueRecord,
+    Storage,
+    WorkerRecord,
+)
+from dispatch.storage.query import All, Ids, Order, PruneSpec, Where, dead_letters
+from dispatch.tasks import Priority, QueueTask
+
+__all__ = ["TaskPage", "TaskQueueControl"]
+
+P = TypeVar("P")
+
+
+@attrs.frozen
+class TaskPage:
+    """One page of tasks; `cursor` fetches the next, None ends the listing."""
+
+    tasks: tuple[QueueTask[Any, Any], ...]
+    cursor: str | None
+
+
+class TaskQueueControl:
+    """List, count and inspect tasks; cancel, hold, edit and rerun them; pause and resize queues.
+
+    Every method is one step on the storage and a checkpoint; what it changes,
+    it changes for every process on that storage. `where` takes a query tree of
+    `dispatch.storage.query`; a task or its id stands for `Ids(id)`. Methods on
+    many tasks answer the ids they really changed; with `dry_run=True` they
+    answer the same and change nothing.
+    """
+
+    def __init__(self, storage: Storage, *, publisher: TaskQueuePublisher | None = None) -> None:
+        self._storage = storage
+        self._publisher = publisher if publisher is not None else TaskQueuePublisher(storage)
+
+    # -- looking --------------------------------------------------------------
+
+    async def get(self, task: QueueTask[P, Any] | str) -> QueueTask[P, Any]:
+        """The task as it stands now. Raises TaskNotFoundError (1002)."""
+        task_id = task if isinstance(task, str) else task.id
+        page = await self._storage.find(Ids(task_id), limit=1)
+        if not page.records:
+            raise TaskNotFoundError(f"no task has the id {task_id!r}; it may have been pruned")
+        like = None if isinstance(task, str) else task
+        return cast("QueueTask[P, Any]", self._publisher.snapshot(page.records[0], like))
+
+    async def find(
+        self,
+        where: Where | None = None,
+        *,
+        order: Literal["oldest", "newest"] = "oldest",
+        limit: int = 100,
+        after: str | None = None,
+    ) -> TaskPage:
+        """A page of the tasks that match; pass its `cursor` as `after` for the next."""
+        if not 1 <= limit <= 10_000:
+            raise InvalidConfigError(f"find: limit must be within 1 and 10000, got {limit!r}")
+        page = await self._storage.find(
+            All() if where is None else where, order=Order(order), limit=limit, after=after
+        )
+        return TaskPage(tuple(self._publisher.snapshot(each) for each in page.records), page.cursor)
+
+    async def count(
+        self,
+        where: Where | None = None,
+        *,
+        by: Sequence[Literal["queue", "type", "status"]] = (),
+        bound: int | None = None,
+    ) -> dict[tuple[str, ...], int]:
+        """Counts by the values of `by`; `()` is the one key without it. Due pending tasks
+        count as `pending`, the others as `later`. `bound` makes a large count cheap.
+        """
+        return await self._storage.count(All() if where is None else where, by=by, bound=bound)
+
+    async def history(self, task: QueueTask[Any, Any] | str) -> list[AttemptRecord]:
+        """One record per run, oldest first, the running one last; empty for an unknown task."""
+        return await self._storage.history(task if isinstance(task, str) else task.id)
+
+    async def dead_letters(
+        self, queue: str | None = None, *, limit: int = 100, after: str | None = None
+    ) -> TaskPage:
+        """A page of the tasks that failed for good, of one queue or of all."""
+        return await self.find(dead_letters(queue), limit=limit, after=after)
+
+    async def queues(self) -> list[QueueRecord]:
+        """Every queue declared in the storage, and what was set on it by hand."""
+        return await self._storage.queues()
+
+    async def workers(self) -> list[WorkerRecord]:
+        """The live workers: who they are, and what each runs."""
+        return await self._storage.workers()
+
+    # -- changing tasks -------------------------------------------------------
+
+    async def cancel(
+        self,
+        where: Where | QueueTask[Any, Any] | str,
+        *,
+        reason: str = "cancelled by hand",
+        limit: int | None = None,
+        dry_run: bool = False,
+    ) -> list[str]:
+        """Cancel waiting and held tasks, and ask running ones to stop.
+
+        A running handler has its scope cancelled within a second, wherever it
+        runs; if it succeeds before that, it succeeded.
+        """
+        return await self._alter(where, Change(action="cancel", reason=reason), limit, dry_run)
+
+    async def hold(
+        self, where: Where | QueueTask[Any, Any] | str, *, limit: int | None = None, dry_run: bool = False
+    ) -> list[str]:
+        """Park waiting tasks until they are resumed; a running one is left alone."""
+        return await self._alter(where, Change(action="hold"), limit, dry_run)
+
+    async def resume(
+        self, where: Where | QueueTask[Any, Any] | str, *, limit: int | None = None, dry_run: bool = False
+    ) -> list[str]:
+        """Let held tasks wait for their turn again."""
+        return await self._alter(where, Change(action="resume"), limit, dry_run)
+
+    async def rerun(
+        self, where: Where | QueueTask[Any, Any] | str, *, limit: int | None = None, dry_run: bool = False
+    ) -> list[str]:
+        """Run ended tasks again, one attempt more than before; their history is kept.
+
+        All dead letters of a queue: `rerun(dead_letters("email"))`.
+        """
+        return await self._alter(where, Change(action="rerun"), limit, dry_run)
+
+    async def edit(
+        self,
+        task: QueueTask[Any, Any] | str,
+        *,
+        payload: object = KEEP,
+        headers: Mapping[str, str] | None = None,
+        tags: tuple[str, ...] | None = None,
+        priority: Priority | None = None,
+        timeout: float | None | object = KEEP,
+        max_retry: int | None | object = KEEP,
+        available_at: datetime | None = None,
+    ) -> bool:
+        """Change fields of one stored task; False if there is no such task.
+
+        What is given is checked as `publish` checks it. A running attempt goes
+        on with what it has, the next one sees the change; a dead letter is
+        edited before it is rerun.
+        """
+        current = await self.get(task)
+        changed = attrs.evolve(
+            current.again(),
+            payload=current.payload if payload is KEEP else payload,
+            headers=current.headers if headers is None else headers,
+            tags=current.tags if tags is None else tags,
+            priority=current.priority if priority is None else priority,
+            timeout=current.timeout if timeout is KEEP else timeout,
+            max_retry=current.max_retry if max_retry is KEEP else max_retry,
+            available_at=available_at,
+        )
+        new = await self._publisher.prepare(changed)
+        change = Change(
+            action="patch",
+            payload=None if payload is KEEP else new.payload,
+            version=None if payload is KEEP else new.version,
+            headers=None if headers is None else new.headers,
+            tags=None if tags is None else new.tags,
+            priority=None if priority is None else new.priority,
+            timeout=KEEP if timeout is KEEP else new.timeout,
+            max_retry=KEEP if max_retry is KEEP else new.max_retry,
+            available_at=None if available_at is None else to_seconds(available_at),
+        )
+        return bool(await self._storage.alter(Ids(current.id), change))
+
+    async def prune(self, spec: PruneSpec, *, dry_run: bool = False) -> int:
+        """Delete ended tasks and their history as `spec` says, in batches; how many."""
+        if dry_run:
+            return await self._storage.prune(attrs.evolve(spec, limit=2**31), dry_run=True)
+        total = 0
+        while gone := await self._storage.prune(spec):
+            total += gone
+        return total
+
+    async def _alter(
+        self, where: Where | QueueTask[Any, Any] | str, change: Change, limit: int | None, dry_run: bool
+    ) -> list[str]:
+        if isinstance(where, QueueTask):
+            where = cast("QueueTask[Any, Any]", where).id
+        if isinstance(where, str):
+            where = Ids(where)
+        return await self._storage.alter(where, change, limit=limit, dry_run=dry_run)
+
+    # -- changing queues ------------------------------------------------------
+
+    async def pause_queue(self, name: str) -> None:
+        """Start nothing more of this queue, in any process; running tasks go on. 1007 if unknown."""
+        await self._alter_queue(name, paused=True)
+
+    async def resume_queue(self, name: str) -> None:
+        """End a pause. Harmless if not paused. 1007 if unknown."""
+        await self._alter_queue(name, paused=False)
+
+    async def set_concurrency(self, name: str, concurrency: int | None) -> None:
+        """Run at most so many tasks of this queue per process; None is as registered. 1007 if unknown.
+
+        A lower one lets running tasks finish.
+        """
+        if concurrency is not None and (isinstance(concurrency, bool) or concurrency < 1):
+            raise InvalidConfigError(
+                f"queue {name!r}: concurrency must be at least 1, got {concurrency!r}; to stop it, pause it"
+            )
+        await self._alter_queue(name, concurrency=concurrency)
+
+    async def _alter_queue(self, name: str, **change: Any) -> None:
+        if not await self._storage.alter_queue(name, **change):
+            known = ", ".join(record.name for record in await self._storage.queues()) or "none"
+            raise QueueNotRegisteredError(f"queue {name!r} is not registered; registered: {known}")

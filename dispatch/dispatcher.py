@@ -1,0 +1,307 @@
+"""The composition root: publisher, consumer, cron, pool and control over one storage.
+
+The only file that knows everyone. Order of shutdown: cron fires no more, the
+consumer claims no more, running work gets one grace between them, the publisher
+closes last, so that handlers may publish to their end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import trio
+
+from dispatch.actors import QueueStatistics
+from dispatch.bell import Bell
+from dispatch.clock import Clock
+from dispatch.codec import Codec
+from dispatch.consumer import ShutdownReport, TaskQueueConsumer
+from dispatch.control import TaskQueueControl
+from dispatch.cron.dispatcher import CronTaskDispatcher
+from dispatch.errors import ClosedError, InvalidConfigError
+from dispatch.events import Observer, Observers, TaskEvent
+from dispatch.handlers import Middleware
+from dispatch.observe.logging import LogObserver
+from dispatch.pool import PoolStatistics, TaskDispatcher
+from dispatch.publisher import TaskQueuePublisher
+from dispatch.registry import Registry
+from dispatch.storage.memory import MemoryStorage
+from dispatch.storage.protocol import Storage, Topic, TopicKind
+from dispatch.storage.query import All, AnyOf, Queues, Statuses, Types
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Dispatcher", "DispatcherStatistics", "EventStream", "open_dispatcher"]
+
+log: Final = logging.getLogger("dispatch.dispatcher")
+
+STREAM_BUFFER: Final = 1_024
+
+
+@attrs.frozen(kw_only=True)
+class DispatcherStatistics:
+    """A dispatcher at one instant: its queues by name, and its pool."""
+
+    worker: str
+    running: int
+    queues: Mapping[str, QueueStatistics]
+    pool: PoolStatistics
+
+
+class EventStream:
+    """The events from the moment of subscribing on; `async for event in stream`.
+
+    A reader that falls behind by more than 1,024 events loses the oldest, and
+    `lost` counts them: the dispatcher never waits for a reader.
+    """
+
+    def __init__(self, size: int = STREAM_BUFFER) -> None:
+        self._events: deque[TaskEvent] = deque(maxlen=size)
+        self._bell = Bell()
+        self.lost = 0
+
+    def __call__(self, event: TaskEvent) -> None:
+        if len(self._events) == self._events.maxlen:
+            self.lost += 1
+        self._events.append(event)
+        self._bell.ring()
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> TaskEvent:
+        """The next event, waiting for one. A checkpoint; a cancelled wait loses none."""
+        while not self._events:
+            await self._bell.wait()
+        await trio.lowlevel.checkpoint()
+        return self._events.popleft()
+
+    def __repr__(self) -> str:
+        return f"<EventStream waiting={len(self._events)} lost={self.lost}>"
+
+
+class Dispatcher:
+    """Publisher, consumer, cron and pool over one storage, as one thing to run.
+
+    `async with open_dispatcher(...)` is the usual way in. Where a framework
+    owns the nursery, make one at once, register, and start it there::
+
+        dispatcher = Dispatcher()
+        dispatcher.consumer.register_queue("email")
+        await nursery.start(dispatcher.serve)
+        ...
+        dispatcher.close()          # serve() returns after the graceful end
+
+    - `storage`: None for a fresh in-memory one, or any `Storage`.
+    - `worker`, `tags`, `lease`, `grace`, `middleware`: see `TaskQueueConsumer`;
+      the one grace is the pool's and cron's, too.
+    - `observers`: functions called with every `TaskEvent`; by default one that
+      writes log lines. Pass your own to replace it, `()` for none.
+    - `clock`: wall time for cron and for the in-memory storage.
+    """
+
+    publisher: TaskQueuePublisher
+    consumer: TaskQueueConsumer
+    cron: CronTaskDispatcher
+    pool: TaskDispatcher
+    control: TaskQueueControl
+    storage: Storage
+
+    def __init__(
+        self,
+        storage: Storage | None = None,
+        *,
+        worker: str | None = None,
+        tags: Sequence[str] | None = None,
+        lease: float = 30.0,
+        grace: float = 10.0,
+        middleware: Sequence[Middleware] = (),
+        observers: Sequence[Observer] | None = None,
+        codec: Codec | None = None,
+        clock: Clock | None = None,
+        pool_size: int = 1_024,
+    ) -> None:
+        if storage is not None and not isinstance(storage, Storage):
+            raise InvalidConfigError(
+                f"storage must be a Storage or None for an in-memory one, got {type(storage).__name__}"
+            )
+        clock = clock if clock is not None else Clock()
+        self._owns_storage = storage is None
+        self.storage = storage if storage is not None else MemoryStorage(clock)
+        self._registry = Registry()
+        self._observers = Observers((LogObserver(),) if observers is None else observers)
+        codec = codec if codec is not None else Codec()
+        self.publisher = TaskQueuePublisher(
+            self.storage, codec=codec, registry=self._registry, observers=self._observers
+        )
+        self.consumer = TaskQueueConsumer(
+            self.storage,
+            worker=worker,
+            tags=tags,
+            lease=lease,
+            grace=grace,
+            middleware=middleware,
+            codec=codec,
+            registry=self._registry,
+            observers=self._observers,
+            publisher=self.publisher,
+        )
+        self.cron = CronTaskDispatcher(self.storage, publisher=self.publisher, clock=clock, grace=grace)
+        self.pool = TaskDispatcher(pool_size, grace=grace)
+        self.control = TaskQueueControl(self.storage, publisher=self.publisher)
+        self._closing = trio.Event()
+        self._served = False
+
+    # -- running --------------------------------------------------------------
+
+    async def serve(self, *, task_status: trio.TaskStatus[Dispatcher] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until `close()`, then end gracefully; for `nursery.start`.
+
+        Started once orphans are looked after and cron is loaded. Cancelled from
+        outside, it ends at once: running handlers are cancelled and handed
+        back. Raises what the machinery fails with, never a handler's error.
+        """
+        if self._served:
+            raise ClosedError("this dispatcher was run already; make another")
+        self._served = True
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.consumer.run)
+                await nursery.start(self.cron.run)
+                await nursery.start(self.pool.run_pool)
+                task_status.started(self)
+                await self._closing.wait()
+                self.cron.close()
+                self.pool.close()
+                self.consumer.close()
+        finally:
+            self._closing.set()
+            self.publisher.close()
+            if self._owns_storage and not self.storage.durable:
+                with trio.CancelScope(shield=True):
+                    await self._say_what_is_lost()
+
+    def close(self) -> None:
+        """Begin the graceful end; `serve()` returns when it is done. Harmless to repeat."""
+        self._closing.set()
+
+    async def _say_what_is_lost(self) -> None:
+        counts = await self.storage.count(
+            All(Statuses("pending", "running", "held")), by=("queue", "status")
+        )
+        if counts:
+            what = ", ".join(f"{count} {queue}/{status}" for (queue, status), count in sorted(counts.items()))
+            log.warning(
+                "the in-memory storage ends with %d unfinished tasks: %s. "
+                "A durable storage would have kept them",
+                sum(counts.values()),
+                what,
+            )
+
+    async def drain(self) -> None:
+        """Wait until the queues registered here hold no task that can still run.
+
+        Delayed, retrying and elsewhere running tasks are waited for; held ones,
+        those of paused queues, of types nobody here handles, and cron's future
+        ticks are not. It stops nothing; bound it with a cancel scope. A checkpoint.
+        """
+        bell = Bell()
+        topics = [Topic(TopicKind.CONTROL)]
+        topics += [Topic(TopicKind.QUEUE, name) for name in self.consumer.queue_names]
+        topics += [Topic(TopicKind.DONE, name) for name in self.consumer.queue_names]
+        with self.storage.watch(bell, *topics):
+            while await self._unfinished() or self.consumer.busy:
+                await bell.wait()
+        await trio.lowlevel.checkpoint()
+
+    async def _unfinished(self) -> bool:
+        """Whether a task is stored that can still run here."""
+        await self._registry.declare(self.storage)
+        paused = {record.name for record in await self.storage.queues() if record.paused}
+        by_queue: dict[str, list[str]] = {}
+        for queue, type_name in self._registry.handlers:
+            if queue not in paused:
+                by_queue.setdefault(queue, []).append(type_name)
+        runnable = AnyOf(
+            *(All(Queues(queue), Types(*types)) for queue, types in by_queue.items())
+        )
+        where = AnyOf(
+            All(runnable, Statuses("pending")),
+            All(Queues(*self.consumer.queue_names), Statuses("running")),
+        )
+        return bool(sum((await self.storage.count(where, bound=1)).values()))
+
+    # -- looking --------------------------------------------------------------
+
+    @contextmanager
+    def _subscribed(self) -> Iterator[EventStream]:
+        stream = EventStream()
+        self._observers.add(stream)
+        try:
+            yield stream
+        finally:
+            self._observers.remove(stream)
+
+    @asynccontextmanager
+    async def subscribe(self) -> AsyncIterator[EventStream]:
+        """The stream of events while the block is open: `async with d.subscribe() as events`."""
+        with self._subscribed() as stream:
+            yield stream
+
+    def observe(self, observer: Observer) -> None:
+        """Call `observer` with every event from now on."""
+        self._observers.add(observer)
+
+    @property
+    def report(self) -> ShutdownReport:
+        """What the shutdown met: who was interrupted."""
+        return self.consumer.report
+
+    def statistics(self) -> DispatcherStatistics:
+        """This dispatcher at this instant; what is stored is counted by `control.count`."""
+        queues = self.consumer.statistics()
+        return DispatcherStatistics(
+            worker=self.consumer.worker,
+            running=sum(each.running for each in queues.values()),
+            queues=queues,
+            pool=self.pool.statistics(),
+        )
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closing.is_set() else "serving" if self._served else "not serving"
+        return f"<Dispatcher {self.consumer.worker} {state} over {self.storage!r}>"
+
+
+@asynccontextmanager
+async def open_dispatcher(storage: Storage | str | None = None, **options: Any) -> AsyncIterator[Dispatcher]:
+    """Run a `Dispatcher` around a block; leaving the block ends it gracefully.
+
+    Without arguments everything is kept in memory. `options` are those of
+    `Dispatcher`. Leaving normally stops claiming, lets running handlers finish
+    until `grace`, hands back the rest with their attempts, and says in
+    `dispatcher.report` which. Leaving by an exception or a cancellation does
+    the same with no grace.
+    """
+    if isinstance(storage, str):
+        raise InvalidConfigError(
+            f"open_dispatcher: {storage.partition(':')[0]!r} storages are not part of this version; "
+            "pass no argument for an in-memory one, or a Storage"
+        )
+    dispatcher = Dispatcher(storage, **options)
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        await nursery.start(dispatcher.serve)
+        try:
+            yield dispatcher
+        except Exception as exc:  # noqa: BLE001 - raised on below, bare rather than in the nursery's group
+            failure = exc
+            nursery.cancel_scope.cancel()
+        dispatcher.close()
+    if failure is not None:
+        raise failure

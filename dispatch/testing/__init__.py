@@ -1,0 +1,1 @@
+"""What users test with: the conformance kit of the storages."""

@@ -1,0 +1,207 @@
+"""Conformance: keyed queues and bounds."""
+
+from __future__ import annotations
+
+from dispatch.bell import Bell
+from dispatch.records import TransitionKind
+from dispatch.storage.protocol import EnqueueAnswer, Topic, TopicKind
+from dispatch.storage.query import Queues
+from dispatch.testing.workbench import Workbench, unique
+
+__all__ = ["BoundCases", "KeyCases"]
+
+A = EnqueueAnswer
+
+
+class KeyCases:
+    """One task of a key at a time, in order of publishing."""
+
+    async def test_one_at_a_time_also_in_one_batch(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True)
+        await bench.publish("a1", key="a")
+        await bench.publish("a2", key="a", priority=3)
+        await bench.publish("b1", key="b")
+        await bench.publish("free1", "free2")
+        claims = await bench.claim(9)
+        assert [claim.id for claim in claims] == ["a1", "b1", "free1", "free2"]
+        assert await bench.taken(9) == []
+        await bench.settle(claims[0])
+        assert await bench.taken(9) == ["a2"]
+
+    async def test_a_queue_that_is_not_keyed_ignores_keys(self, bench: Workbench) -> None:
+        await bench.publish("a", "b", key="k")
+        assert await bench.taken(9) == ["a", "b"]
+
+    async def test_a_delayed_head_holds_its_key(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True)
+        await bench.publish("first", key="k", delay=10.0)
+        await bench.publish("second", key="k")
+        assert await bench.taken(9) == []
+        await bench.advance(10.0)
+        assert await bench.taken(9) == ["first"]
+
+    async def test_a_head_of_an_unwanted_type_holds_its_key(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True)
+        await bench.publish("first", key="k", type="alien")
+        await bench.publish("second", key="k")
+        assert await bench.taken(9, types={"t": 1}) == []
+
+    async def test_a_retrying_head_holds_its_key(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True, on_retry="hold")
+        await bench.publish("first", "second", key="k", max_retry=1)
+        [claim] = await bench.claim(9)
+        await bench.fail(claim, 5.0)
+        assert await bench.taken(9) == []
+        await bench.advance(5.0)
+        assert await bench.taken(9) == ["first"]
+
+    async def test_a_retrying_head_yields_its_key_while_it_waits(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True, on_retry="yield")
+        await bench.publish("first", "second", "third", key="k", max_retry=1)
+        [claim] = await bench.claim(9)
+        await bench.fail(claim, 5.0)
+        [second] = await bench.claim(9)
+        assert second.id == "second"
+        await bench.advance(5.0)
+        assert await bench.taken(9) == []
+        await bench.settle(second)
+        assert await bench.taken(9) == ["first"]
+
+    async def test_a_yielding_task_can_be_cancelled_or_held(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True, on_retry="yield")
+        for action in ("cancel", "hold"):
+            claim = await bench.started(action, key=action, max_retry=1)
+            await bench.fail(claim, 5.0)
+            assert await bench.alter(action, action) == [action]
+            await bench.advance(5.0)
+            assert await bench.taken(9) == []
+
+    async def test_a_held_task_lets_the_next_run(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True)
+        await bench.publish("first", "second", "third", key="k")
+        await bench.alter("first", "hold")
+        [second] = await bench.claim(9)
+        assert second.id == "second"
+        await bench.alter("first", "resume")
+        assert await bench.taken(9) == []
+        await bench.settle(second)
+        assert await bench.taken(9) == ["first"]
+
+    async def test_cancelling_a_head_promotes_the_next(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True)
+        await bench.publish("first", "second", "third", key="k")
+        await bench.alter("second", "cancel")
+        await bench.alter("first", "cancel")
+        assert await bench.taken(9) == ["third"]
+
+    async def test_a_dead_letter_frees_its_key_and_a_rerun_goes_first(
+        self, bench: Workbench
+    ) -> None:
+        await bench.declare(keyed=True)
+        await bench.publish("first", "second", "third", key="k")
+        [claim] = await bench.claim(9)
+        await bench.fail(claim, None)
+        [second] = await bench.claim(9)
+        await bench.alter("first", "rerun")
+        await bench.settle(second)
+        assert await bench.taken(9) == ["first"]
+
+    async def test_a_rescued_head_still_comes_first(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True)
+        await bench.publish("first", "second", key="k", max_retry=1)
+        assert await bench.taken(9) == ["first"]
+        await bench.rescue_all()
+        assert await bench.taken(9) == []
+        await bench.advance(1.0)
+        assert await bench.taken(9) == ["first"]
+
+    async def test_a_handed_back_head_still_comes_first(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True, on_retry="yield")
+        await bench.publish("first", "second", key="k")
+        [claim] = await bench.claim(9)
+        await bench.settle(claim, TransitionKind.HANDED_BACK)
+        assert await bench.taken(9) == ["first"]
+
+    async def test_declaring_a_queue_keyed_applies_to_what_it_holds(
+        self, bench: Workbench
+    ) -> None:
+        await bench.publish("a", "b", "c", key="k")
+        [claim] = await bench.claim(1)
+        await bench.declare(keyed=True)
+        assert await bench.taken(9) == []
+        await bench.settle(claim)
+        assert await bench.taken(9) == ["b"]
+        await bench.declare(keyed=False)
+        assert await bench.taken(9) == ["c"]
+
+
+class BoundCases:
+    """A queue's bound counts due, waiting tasks."""
+
+    async def bounded(self, bench: Workbench, *ids: str, **fields: object) -> list[EnqueueAnswer]:
+        """The answers of a bounded enqueue."""
+        tasks = [bench.task(id_, **fields) for id_ in ids]
+        return [result.answer for result in await bench.storage.enqueue(tasks, bounded=True)]
+
+    async def test_what_is_over_the_bound_is_refused_and_not_stored(
+        self, bench: Workbench
+    ) -> None:
+        await bench.declare(max_waiting=2)
+        assert await self.bounded(bench, "a", "b", "c") == [A.CREATED, A.CREATED, A.FULL]
+        assert await bench.ids() == ["a", "b"]
+        assert await self.bounded(bench, "a") == [A.EXISTING]
+
+    async def test_unbounded_publishing_is_never_refused(self, bench: Workbench) -> None:
+        await bench.declare(max_waiting=1)
+        results = await bench.publish("a", "b", "c")
+        assert [result.answer for result in results] == [A.CREATED] * 3
+        assert await self.bounded(bench, "d") == [A.FULL]
+
+    async def test_later_held_and_running_tasks_do_not_count(self, bench: Workbench) -> None:
+        await bench.declare(max_waiting=1)
+        assert await self.bounded(bench, "l1", "l2", delay=10.0) == [A.CREATED] * 2
+        await bench.publish("held")
+        await bench.alter("held", "hold")
+        await bench.started("running")
+        assert await self.bounded(bench, "a", "b") == [A.CREATED, A.FULL]
+
+    async def test_a_task_counts_once_it_falls_due(self, bench: Workbench) -> None:
+        await bench.declare(max_waiting=1)
+        await self.bounded(bench, "later", delay=10.0)
+        await bench.advance(10.0)
+        assert await self.bounded(bench, "a") == [A.FULL]
+        assert await bench.taken() == ["later"]
+        assert await self.bounded(bench, "a") == [A.CREATED]
+
+    async def test_tasks_behind_their_key_or_unhandled_count(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True, max_waiting=3)
+        await bench.publish("k1", "k2", key="k")
+        await bench.publish("alien", type="alien")
+        assert await self.bounded(bench, "a") == [A.FULL]
+        assert await bench.taken(9, types={"t": 1}) == ["k1"]
+        assert await self.bounded(bench, "a", "b") == [A.CREATED, A.FULL]
+
+    async def test_superseding_makes_its_own_room(self, bench: Workbench) -> None:
+        await bench.declare(max_waiting=1)
+        await bench.publish("a", unique=unique())
+        assert await self.bounded(bench, "b", unique=unique(on_clash="supersede")) == [A.CREATED]
+        assert await bench.ids(Queues("q")) == ["a", "b"]
+        full = await self.bounded(bench, "c", unique=unique("other", "supersede"))
+        assert full == [A.FULL]
+
+    async def test_room_rings_when_there_is_some(self, bench: Workbench) -> None:
+        await bench.declare(max_waiting=1)
+        bell = Bell()
+        with bench.storage.watch(bell, Topic(TopicKind.ROOM, "q")):
+            for free in (
+                lambda: bench.taken(9),
+                lambda: bench.alter(Queues("q"), "cancel"),
+                lambda: bench.alter(Queues("q"), "hold"),
+                lambda: bench.declare(max_waiting=100),
+            ):
+                await bench.publish(f"t{bench.storage.now()}", "x", "y")
+                assert await self.bounded(bench, "refused") == [A.FULL]
+                await free()
+                await bell.wait()
+                await bench.advance(1.0)
+                await bench.alter(Queues("q"), "cancel")

@@ -1,0 +1,294 @@
+"""Conformance: enqueue and uniqueness."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from dispatch.records import TransitionKind
+from dispatch.storage.protocol import EnqueueAnswer, EnqueueResult
+from dispatch.storage.query import All, PruneSpec
+from dispatch.tasks import TaskStatus
+from dispatch.testing.workbench import Workbench, unique
+
+__all__ = ["EnqueueCases", "UniqueCases"]
+
+A = EnqueueAnswer
+
+
+def answers(results: list[EnqueueResult]) -> list[EnqueueAnswer]:
+    """The answers alone."""
+    return [result.answer for result in results]
+
+
+class EnqueueCases:
+    """ENQ."""
+
+    async def test_stored_tasks_are_readable_as_published(self, bench: Workbench) -> None:
+        results = await bench.publish(
+            "a", "b", payload=b'{"n":1}', key="k", headers={"h": "v"}, tags=("x",), priority=2
+        )
+        assert answers(results) == [A.CREATED, A.CREATED]
+        row = await bench.row("a")
+        assert (row.payload, row.key, dict(row.headers)) == (b'{"n":1}', "k", {"h": "v"})
+        assert (row.tags, row.priority, row.status) == (("x",), 2, TaskStatus.PENDING)
+        assert (row.attempt, row.epoch, row.worker) == (0, 0, None)
+        assert row.created_at == results[0].created_at == bench.now()
+        assert row.available_at == results[0].available_at == bench.now()
+
+    async def test_an_id_stored_already_is_existing_and_unchanged(self, bench: Workbench) -> None:
+        await bench.publish("a", payload=b"1")
+        before = await bench.row("a")
+        [result] = await bench.publish("a", payload=b"2", priority=3)
+        assert result.answer is A.EXISTING
+        assert result.record == before == await bench.row("a")
+
+    async def test_an_empty_batch_is_nothing(self, bench: Workbench) -> None:
+        await bench.declare()
+        assert await bench.storage.enqueue([]) == []
+        assert await bench.storage.settle([]) == []
+        assert await bench.storage.renew([], lease=1.0) == []
+        assert (await bench.storage.claim([], worker="w", lease=1.0)).claims == []
+
+    async def test_later_items_see_earlier_ones(self, bench: Workbench) -> None:
+        await bench.declare()
+        results = await bench.storage.enqueue(
+            [bench.task("a", unique=unique()), bench.task("b", unique=unique()), bench.task("a")]
+        )
+        assert answers(results) == [A.CREATED, A.EXISTING, A.EXISTING]
+        assert await bench.ids() == ["a"]
+
+    async def test_a_rejected_item_does_not_spoil_the_rest(self, bench: Workbench) -> None:
+        await bench.publish("a", unique=unique())
+        results = await bench.storage.enqueue(
+            [
+                bench.task("b"),
+                bench.task("c", unique=unique(on_clash="reject")),
+                bench.task("d", queue="unknown"),
+                bench.task("e"),
+            ]
+        )
+        assert answers(results) == [A.CREATED, A.REJECTED, A.UNKNOWN_QUEUE, A.CREATED]
+        assert results[1].record is not None
+        assert results[1].record.id == "a"
+        assert await bench.ids() == ["a", "b", "e"]
+
+    async def test_a_delay_counts_from_the_storages_now(self, bench: Workbench) -> None:
+        [result] = await bench.publish("a", delay=5.0)
+        assert result.available_at == pytest.approx(bench.now() + 5.0, abs=1e-6)
+        assert await bench.taken() == []
+        await bench.advance(5.0)
+        assert await bench.taken() == ["a"]
+
+    async def test_a_past_moment_is_claimable_and_kept(self, bench: Workbench) -> None:
+        moment = bench.now() - 100.0
+        await bench.publish("a", available_at=moment)
+        await bench.publish("b", available_at=bench.now() + 100.0)
+        assert await bench.taken(5) == ["a"]
+        assert (await bench.row("a")).available_at == moment
+
+    async def test_under_a_stale_claim_nothing_is_stored(self, bench: Workbench) -> None:
+        claim = await bench.started("a")
+        fence = (claim.id, claim.epoch)
+        [held] = await bench.storage.enqueue([bench.task("b")], by=fence)
+        assert held.answer is A.CREATED
+        await bench.settle(claim)
+        lost = await bench.storage.enqueue([bench.task("c"), bench.task("d")], by=fence)
+        assert answers(lost) == [A.CLAIM_LOST, A.CLAIM_LOST]
+        assert await bench.ids() == ["a", "b"]
+        [unknown] = await bench.storage.enqueue([bench.task("c")], by=("no", 1))
+        assert unknown.answer is A.CLAIM_LOST
+
+    async def test_a_caller_cannot_reach_a_row_through_what_it_gave_or_got(
+        self, bench: Workbench
+    ) -> None:
+        headers = {"h": "v"}
+        await bench.publish("a", headers=headers)
+        headers["h"] = "changed"
+        row = await bench.row("a")
+        row.payload = b"changed"
+        row.priority = 3
+        again = await bench.row("a")
+        assert (dict(again.headers), again.payload, again.priority) == ({"h": "v"}, b"{}", 1)
+
+    async def test_a_cancelled_enqueue_has_stored_all_or_nothing(self, bench: Workbench) -> None:
+        await bench.declare()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await bench.storage.enqueue([bench.task("a"), bench.task("b")])
+        assert await bench.ids() in ([], ["a", "b"])
+
+
+class UniqueCases:
+    """UNQ. Hashing an identity to a key is the codec's, and tested there."""
+
+    async def existing(self, bench: Workbench, status: str, **fields: object) -> None:
+        """Store task `old` in this status, under the key `u`."""
+        fields = {"unique": unique(), "payload": b"old", **fields}
+        if status in ("pending", "held"):
+            await bench.publish("old", **fields)
+            if status == "held":
+                await bench.alter("old", "hold")
+            return
+        claim = await bench.started("old", **fields)
+        kinds = {
+            "succeeded": TransitionKind.DONE,
+            "failed": TransitionKind.FAILED,
+            "cancelled": TransitionKind.CANCELLED,
+            "retrying": TransitionKind.FAILED,
+        }
+        if status in kinds:
+            wait = 60.0 if status == "retrying" else None
+            await bench.settle(claim, kinds[status], retry_in=wait)
+
+    OPEN = ("pending", "held", "running", "retrying")
+    ENDED = ("succeeded", "failed", "cancelled")
+
+    @pytest.mark.parametrize("status", OPEN)
+    async def test_keep_leaves_an_open_match(self, bench: Workbench, status: str) -> None:
+        await self.existing(bench, status, max_retry=1)
+        before = await bench.row("old")
+        [result] = await bench.publish("new", unique=unique(), payload=b"new")
+        assert result.answer is A.EXISTING
+        assert result.record == before == await bench.row("old")
+        assert await bench.ids() == ["old"]
+
+    @pytest.mark.parametrize("status", OPEN)
+    async def test_reject_refuses_beside_an_open_match(
+        self, bench: Workbench, status: str
+    ) -> None:
+        await self.existing(bench, status, max_retry=1)
+        [result] = await bench.publish("new", unique=unique(on_clash="reject"))
+        assert result.answer is A.REJECTED
+        assert result.record is not None
+        assert result.record.id == "old"
+        assert await bench.ids() == ["old"]
+
+    @pytest.mark.parametrize("status", OPEN)
+    async def test_replace_writes_where_it_may(self, bench: Workbench, status: str) -> None:
+        await self.existing(bench, status, max_retry=1)
+        [result] = await bench.publish("new", unique=unique(on_clash="replace"), payload=b"new")
+        written = status != "running"
+        assert result.answer is (A.REPLACED if written else A.EXISTING)
+        assert result.record == await bench.row("old")
+        assert (await bench.row("old")).payload == (b"new" if written else b"old")
+        assert await bench.ids() == ["old"]
+
+    @pytest.mark.parametrize("status", OPEN)
+    async def test_supersede_ends_the_match_and_stores(
+        self, bench: Workbench, status: str
+    ) -> None:
+        await self.existing(bench, status, max_retry=1)
+        [result] = await bench.publish("new", unique=unique(on_clash="supersede"))
+        assert result.answer is A.CREATED
+        old = await bench.row("old")
+        if status == "running":
+            assert (old.status, old.cancel_reason is not None) == (TaskStatus.RUNNING, True)
+        else:
+            assert old.status is TaskStatus.CANCELLED
+        assert await bench.taken(5) == ["new"]
+
+    @pytest.mark.parametrize("on_clash", ["keep", "reject", "replace", "supersede"])
+    @pytest.mark.parametrize("status", ENDED)
+    async def test_an_ended_task_does_not_clash_by_default(
+        self, bench: Workbench, status: str, on_clash: str
+    ) -> None:
+        await self.existing(bench, status)
+        before = await bench.row("old")
+        assert answers(await bench.publish("new", unique=unique(on_clash=on_clash))) == [A.CREATED]
+        assert await bench.row("old") == before
+
+    @pytest.mark.parametrize("status", ENDED)
+    async def test_an_ended_task_clashes_if_its_status_is_named(
+        self, bench: Workbench, status: str
+    ) -> None:
+        await self.existing(bench, status)
+        named = unique(statuses=frozenset({TaskStatus(status)}))
+        assert answers(await bench.publish("new", unique=named)) == [A.EXISTING]
+
+    async def test_a_rerun_task_clashes_again(self, bench: Workbench) -> None:
+        await self.existing(bench, "succeeded")
+        await bench.alter("old", "rerun")
+        assert answers(await bench.publish("new", unique=unique())) == [A.EXISTING]
+
+    async def test_keys_differ_from_each_other_and_from_none(self, bench: Workbench) -> None:
+        results = [
+            *await bench.publish("a", unique=unique("a-b/c")),
+            *await bench.publish("b", unique=unique("a/b-c")),
+            *await bench.publish("c", "d"),
+        ]
+        assert answers(results) == [A.CREATED] * 4
+
+    async def test_statuses_that_do_not_match_let_a_new_one_in(self, bench: Workbench) -> None:
+        await self.existing(bench, "running")
+        waiting = unique(statuses=frozenset({TaskStatus.PENDING}))
+        assert answers(await bench.publish("new", unique=waiting)) == [A.CREATED]
+        assert answers(await bench.publish("newer", unique=waiting)) == [A.EXISTING]
+
+    async def test_replace_writes_exactly_the_named_fields(self, bench: Workbench) -> None:
+        names = ("payload", "available_at", "priority", "headers", "tags", "timeout", "max_retry")
+        new = {
+            "payload": b"new",
+            "available_at": bench.now() + 9.0,
+            "priority": 3,
+            "headers": {"n": "1"},
+            "tags": ("n",),
+            "timeout": 9.0,
+            "max_retry": 9,
+        }
+        for name in names:
+            await bench.publish(f"old-{name}", unique=unique(name))
+            before = await bench.row(f"old-{name}")
+            clash = unique(name, "replace", replace=frozenset({name}))
+            assert answers(await bench.publish(f"new-{name}", unique=clash, **new)) == [A.REPLACED]
+            after = await bench.row(f"old-{name}")
+            changed = {field for field in names if getattr(after, field) != getattr(before, field)}
+            assert changed == {name}
+            assert getattr(after, name) == new[name]
+
+    async def test_replacing_the_due_time_debounces(self, bench: Workbench) -> None:
+        later = unique(on_clash="replace", replace=frozenset({"payload", "available_at"}))
+        await bench.publish("a", unique=later, delay=2.0)
+        await bench.advance(1.0)
+        await bench.publish("b", unique=later, delay=2.0)
+        await bench.advance(1.0)
+        assert await bench.taken() == []
+        await bench.advance(1.0)
+        assert await bench.taken() == ["a"]
+
+    async def test_the_window_is_inclusive_and_relative_to_the_new_task(
+        self, bench: Workbench
+    ) -> None:
+        await bench.publish("old", unique=unique(), delay=100.0)
+        for within, delay, clashes in [
+            (0.0, 100.0, True),
+            (0.0, 101.0, False),
+            (10.0, 110.0, True),
+            (10.0, 90.0, True),
+            (10.0, 111.0, False),
+            (10.0, 89.0, False),
+        ]:
+            window = unique(on_clash="reject", within=within)
+            [result] = await bench.publish("new", unique=window, delay=delay)
+            assert result.answer is (A.REJECTED if clashes else A.CREATED), (within, delay)
+            await bench.alter("new", "cancel")
+            await bench.storage.prune(PruneSpec(keep=0))
+
+    async def test_of_many_at_once_one_is_created(self, bench: Workbench) -> None:
+        await bench.declare()
+        found: list[EnqueueAnswer] = []
+
+        async def publish(number: int) -> None:
+            found.extend(answers(await bench.publish(f"t{number}", unique=unique())))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(publish, number)
+        assert sorted(found) == [A.CREATED] + [A.EXISTING] * 99
+
+    async def test_a_key_is_free_again_after_a_prune(self, bench: Workbench) -> None:
+        await self.existing(bench, "succeeded")
+        every = unique(statuses=frozenset(TaskStatus))
+        assert answers(await bench.publish("new", unique=every)) == [A.EXISTING]
+        assert await bench.storage.prune(PruneSpec(keep=0, where=All())) == 1
+        assert answers(await bench.publish("new", unique=every)) == [A.CREATED]
