@@ -1,18 +1,26 @@
-"""One queue at work: feeder, mailbox, actors, settler.
+"""One queue at work: a mailbox, and actors who feed it themselves.
 
-Theory of operation. Four roles share one nursery. The *feeder* claims as many
-tasks as there are free slots, never more, and puts them into the *mailbox*. The
-*actors*, up to `concurrency` trio tasks that live on, take one claim each, make
-the attempt, and put its end into the outbox. The *settler* writes the outbox in
-batches: while one batch is being written the next one gathers. An actor does
-not wait for its settle; its slot is free the moment the attempt ended.
+Theory of operation. The actors, up to `concurrency` trio tasks that live on, take
+claims from the *mailbox*, make the attempts, and put their ends into the
+*outbox*. There is no feeder and no settler beside them: an actor that finds the
+mailbox empty takes a *turn*, one storage step that settles the whole outbox and
+claims as many tasks as there are free slots, never more. Only one turn is under
+way at a time; what ends meanwhile gathers for the next one, which is all the
+batching a database needs, and a published task wakes one actor who claims and
+runs it without another hop. (A trio task for feeding and one for settling cost
+two more switches per task, half of the in-memory throughput.)
 
-Everything a role decides, it decides between two awaits, so the counters below
-need no lock. Storage trouble is waited out with a back-off that doubles to 5 s;
-any other exception is a bug of ours and goes to the caller's nursery.
+An actor who is woken to take a turn is the *leader* until it has taken it, so a
+hundred rings wake one actor. Whoever leaves work behind (a full claim, a ring
+during the turn) wakes the next; `_look` remembers that there is something to
+look for.
 
-What is held (claimed, running, or waiting to be settled) is listed by
-`held()`, whose leases `upkeep` renews.
+Everything is decided between two awaits, so the counters below need no lock.
+Storage trouble is waited out with a back-off that doubles to 5 s; any other
+exception is a bug of ours and goes to the caller's nursery.
+
+What is held (claimed, running, or waiting to be settled) is listed by `held()`,
+whose leases `upkeep` renews.
 """
 
 from __future__ import annotations
@@ -34,13 +42,24 @@ from dispatch.handlers import HandlerEntry
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import Claim, Transition, TransitionKind
 from dispatch.registry import Registry
-from dispatch.storage.protocol import QueueRecord, SettleResult, Storage, Topic, TopicKind, Want
+from dispatch.shielded import shielded
+from dispatch.storage.protocol import (
+    Claimed,
+    QueueRecord,
+    SettleResult,
+    Storage,
+    Topic,
+    TopicKind,
+    Want,
+)
 from dispatch.tasks import TaskQueueConfig, TaskStatus
 
 __all__ = ["QueueActors", "QueueStatistics"]
 
 log: Final = logging.getLogger("dispatch.actors")
 
+STREAK: Final = 16
+"""Attempts an actor makes before it lets others run, where handlers never wait themselves."""
 SETTLE_BATCH: Final = 1_000
 SETTLE_DEADLINE_S: Final = 5.0
 """How long one settle may take before it counts as failed and is repeated."""
@@ -63,6 +82,19 @@ class QueueStatistics:
     handed_back: int
     lost: int
     unsettled: int
+
+
+class _Ringer(Bell):
+    """The queue's bell: a ring goes straight to the actors."""
+
+    __slots__ = ("_then",)
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        super().__init__()
+        self._then = then
+
+    def ring(self) -> None:
+        self._then()
 
 
 @attrs.define
@@ -99,17 +131,24 @@ class QueueActors:
     _slots: dict[str, Slot] = attrs.field(factory=dict[str, Slot])
     _outbox: list[_Ending] = attrs.field(factory=list[_Ending])
     _writing: list[_Ending] = attrs.field(factory=list[_Ending])
-    _bell: Bell = attrs.field(factory=Bell)
-    _outbox_bell: Bell = attrs.field(factory=Bell)
+    _ringer: _Ringer = attrs.field(init=False)
+    _alarm: Bell = attrs.field(factory=Bell)
+    _next_due: float = inf
+    _look: bool = True
+    _led: bool = False
+    """Whether an actor was woken for a turn, or is taking one."""
+    _turning: bool = False
     _live: int = 0
+    _failures: int = 0
+    _wants: dict[int, Want] = attrs.field(factory=dict[int, Want])
     _stopping: bool = False
-    _fed: bool = False
     _finished: trio.Event = attrs.field(factory=trio.Event)
     _nursery: trio.Nursery | None = None
     _counts: dict[EventKind, int] = attrs.field(factory=lambda: dict.fromkeys(EventKind, 0))
 
     def __attrs_post_init__(self) -> None:
         self.target = self.config.concurrency
+        self._ringer = _Ringer(self.ring)
 
     # -- what others ask of it ------------------------------------------------
 
@@ -119,27 +158,27 @@ class QueueActors:
         Cancelled from outside: running attempts are cancelled and handed back,
         which is written shielded, for at most the settle deadline.
         """
+        topic = Topic(TopicKind.QUEUE, self.name)
         try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                nursery.start_soon(self._settle_loop)
-                try:
-                    await self._feed_loop()
-                    self._fed = True
-                    self._hand_back_unstarted()
-                    self._wake_actors(len(self._parked))
-                    self._outbox_bell.ring()
-                    await self._finished.wait()
-                except BaseException:
-                    # Cancelled, or broken: no grace. A thread is only abandoned by being told.
-                    self._stopping = True
-                    self.interrupt(Stop.GRACE)
-                    raise
+            with self.storage.watch(self._ringer, topic):
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    nursery.start_soon(self._alarm_loop)
+                    self.ring()
+                    try:
+                        await self._finished.wait()
+                    except BaseException:
+                        # Cancelled, or broken: no grace. A thread is only abandoned by being told.
+                        self._stopping = True
+                        self.interrupt(Stop.GRACE)
+                        raise
+                    nursery.cancel_scope.cancel()
         finally:
             self._nursery = None
             self._hand_back_unstarted()
             with trio.move_on_after(SETTLE_DEADLINE_S, shield=True):
-                await self._settle_all()
+                while self._unsettled:
+                    await self._turn()
             if self._unsettled:
                 log.error(
                     "queue %s: %d outcomes could not be written; their leases decide: %s",
@@ -148,10 +187,16 @@ class QueueActors:
                     ", ".join(each.claim.id for each in [*self._writing, *self._outbox][:20]),
                 )
 
+    def ring(self) -> None:
+        """Something may be claimable, or have changed: let one actor look, if one is free."""
+        self._look = True
+        self._lead()
+
     def handle(self, entry: HandlerEntry) -> None:
         """Start claiming this handler's type."""
         self._handlers[entry.task_type.type] = entry
-        self._bell.ring()
+        self._wants.clear()
+        self.ring()
 
     def control(self, record: QueueRecord) -> None:
         """Apply what was set on the queue by hand; a lower concurrency lets running ones finish."""
@@ -160,13 +205,16 @@ class QueueActors:
             return
         self.paused, self.target = record.paused, target
         self.executor.limiter.total_tokens = target
-        self._wake_actors(max(0, self._live - target))
-        self._bell.ring()
+        self._wake(max(0, self._live - target))
+        self.ring()
 
     def stop(self) -> None:
         """Claim no more; running attempts go on, unstarted claims are handed back at once."""
         self._stopping = True
-        self._bell.ring()
+        self._hand_back_unstarted()
+        self._wake(len(self._parked))
+        self.ring()
+        self._maybe_finished()
 
     async def finished(self) -> None:
         """Wait until it was stopped and everything has ended and is settled."""
@@ -194,7 +242,7 @@ class QueueActors:
                 self._mailbox.remove(claim)
                 if why is Stop.CANCEL:
                     self._end(Transition(task_id, epoch, TransitionKind.CANCELLED, error=detail), claim, 0.0)
-                self._bell.ring()
+                self.ring()
                 return
 
     def held(self) -> list[tuple[str, int]]:
@@ -258,95 +306,56 @@ class QueueActors:
         state = " paused" if self.paused else " stopping" if self._stopping else ""
         return f"<Queue {self.name!r} running={len(self._slots)}/{self.target}{state}>"
 
-    # -- feeder ---------------------------------------------------------------
-
-    async def _feed_loop(self) -> None:
-        failures = 0
-        with self.storage.watch(self._bell, Topic(TopicKind.QUEUE, self.name)):
-            while not self._stopping:
-                free = self.target - len(self._slots) - len(self._mailbox)
-                if free <= 0 or self.paused or not self._handlers:
-                    await self._bell.wait()
-                    continue
-                try:
-                    await self.registry.declare(self.storage)
-                    answer = await self.storage.claim(
-                        [self._want(free)], worker=self.worker, lease=self.lease_s
-                    )
-                except StorageError as exc:
-                    failures = await self._back_off(failures, "claim", exc)
-                    continue
-                failures = self._recovered(failures, "claim")
-                if answer.claims:
-                    self._deliver(answer.claims)
-                    if len(answer.claims) == free:
-                        continue  # there may be more; the next round waits for a slot
-                wait_s = inf
-                if answer.next_due is not None:
-                    wait_s = min(max(answer.next_due - self.storage.now(), 0.0), self._slice_s())
-                await self._bell.wait(wait_s)
-
-    def _slice_s(self) -> float:
-        """A wait towards a wall-clock moment is cut up where the wall clock may jump."""
-        return 5.0 if self.storage.durable else inf
-
-    def _want(self, free: int) -> Want:
-        config = self.config
-        return Want(
-            queue=self.name,
-            limit=free,
-            types={name: entry.task_type.version for name, entry in self._handlers.items()},
-            tags=self.tags,
-            max_retry=config.max_retry,
-            retry=config.policy.to_text(),
-            timeout=config.timeout,
-            on_interrupt=config.on_interrupt,
-            ageing=config.ageing,
-        )
-
-    def _deliver(self, claims: list[Claim]) -> None:
-        """Put claims into the mailbox, wake or start actors for them."""
-        self.on_claim()
-        for claim in claims:
-            if claim.id in self._slots:
-                # Our own earlier run of it lost its lease and has not ended yet: two
-                # runs of one task must not meet in one process, so this one waits.
-                self._slots[claim.id].cancel(Stop.LOST, "its lease ran out")
-                self._end(Transition(claim.id, claim.epoch, TransitionKind.SNOOZED, retry_in=1.0), claim, 0.0)
-                continue
-            self._mailbox.append(claim)
-        wanted = len(self._mailbox)
-        parked = len(self._parked)
-        self._wake_actors(min(wanted, parked))
-        assert self._nursery is not None
-        for _ in range(min(wanted - parked, self.target - self._live)):
-            self._live += 1
-            self._nursery.start_soon(self._act, name=f"dispatch actor of {self.name}")
-
-    def _hand_back_unstarted(self) -> None:
-        while self._mailbox:
-            claim = self._mailbox.popleft()
-            self._end(Transition(claim.id, claim.epoch, TransitionKind.HANDED_BACK), claim, 0.0)
-
     # -- actors ---------------------------------------------------------------
 
+    def _lead(self) -> None:
+        """Have one actor take a turn, unless one is on its way, or all are busy and will."""
+        if self._led or self._nursery is None:
+            return
+        if self._parked:
+            self._led = True
+            trio.lowlevel.reschedule(self._parked.pop())
+        elif self._live < self.target or (self._live == 0 and self._unsettled):
+            self._led = True
+            self._start_actor()
+
+    def _start_actor(self) -> None:
+        assert self._nursery is not None
+        self._live += 1
+        self._nursery.start_soon(self._act, name=f"dispatch actor of {self.name}")
+
     async def _act(self) -> None:
-        """Attempt after attempt, parked in between; the scope is renewed once it was cancelled."""
+        """Attempt after attempt, parked in between; the scope is renewed once it was cancelled.
+
+        Before a turn that follows an attempt it lets the others run once: who
+        else ends, or publishes, in that moment shares the turn.
+        """
         slot = Slot()
+        streak = 0
         try:
             while True:
                 with trio.CancelScope() as slot.scope:
                     slot.stop = None
                     while True:
-                        while not self._mailbox:
-                            if self._stopping or self._live > self.target:
-                                return
+                        if self._mailbox and streak < STREAK:
+                            streak += 1
+                            if not await self._attempt(slot, self._mailbox.popleft()):
+                                break
+                        elif streak:
+                            streak = 0
+                            self._led = True
+                            await trio.lowlevel.checkpoint()
+                        elif not self._turning and (self._unsettled or (self._look and self._can_claim())):
+                            await self._turn()
+                        elif self._stopping or self._live > self.target:
+                            return
+                        else:
+                            self._led = self._turning
                             await self._park()
-                        if not await self._attempt(slot, self._mailbox.popleft()):
-                            break
         finally:
             self._live -= 1
-            self._outbox_bell.ring()  # the settler may have waited for the last actor to leave
+            self._led = self._turning
+            self._maybe_finished()
 
     async def _park(self) -> None:
         task = trio.lowlevel.current_task()
@@ -358,9 +367,13 @@ class QueueActors:
 
         await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def _wake_actors(self, count: int) -> None:
+    def _wake(self, count: int) -> None:
         for _ in range(min(count, len(self._parked))):
             trio.lowlevel.reschedule(self._parked.pop())
+
+    def _maybe_finished(self) -> None:
+        if self._stopping and not self._live and not self._mailbox and not self._unsettled:
+            self._finished.set()
 
     async def _attempt(self, slot: Slot, claim: Claim) -> bool:
         """Make one attempt; False if it used up the slot's scope."""
@@ -390,51 +403,135 @@ class QueueActors:
             slot.claim = None
             slot.named_at = None
             del self._slots[claim.id]
-            self._bell.ring()
         if ended.transition is not None:
             self._end(ended.transition, claim, trio.current_time() - began)
         if ended.raising is not None:
             raise ended.raising
         return not slot.scope.cancel_called
 
-    # -- settler --------------------------------------------------------------
+    # -- turns ----------------------------------------------------------------
 
     def _end(self, transition: Transition, claim: Claim, run_s: float) -> None:
         self._outbox.append(_Ending(transition, claim, run_s))
-        self._outbox_bell.ring()
 
-    async def _settle_loop(self) -> None:
+    def _can_claim(self) -> bool:
+        return not self.paused and not self._stopping and bool(self._handlers) and self._free > 0
+
+    @property
+    def _free(self) -> int:
+        return self.target - len(self._slots) - len(self._mailbox)
+
+    async def _turn(self) -> None:
+        """Settle the outbox and claim up to the free slots, in one step of the storage.
+
+        Shielded, with a deadline: an outcome is never left half written. After
+        trouble it waits, and what it could not write stays for the next turn.
+        """
+        self._led = self._turning = True
+        try:
+            await self._take_turn()
+        finally:
+            self._led = self._turning = False
+        if self._look or self._unsettled:
+            self._lead()
+
+    async def _take_turn(self) -> None:
+        if not self._writing:
+            self._writing = self._outbox[:SETTLE_BATCH]
+            del self._outbox[:SETTLE_BATCH]
+        free = self._free if self._can_claim() else 0
+        if free > 0:
+            self._look = False
+        try:
+            if self.registry.undeclared:
+                await self.registry.declare(self.storage)
+            step = self.storage.turn(
+                [each.transition for each in self._writing],
+                [self._want(free)] if free > 0 else (),
+                worker=self.worker,
+                lease=self.lease_s,
+            )
+            found = await shielded(step, SETTLE_DEADLINE_S)
+        except StorageError as exc:
+            self._look = True
+            level = logging.WARNING if self._failures == 0 else logging.DEBUG
+            log.log(level, "queue %s: the storage failed, trying again: %s", self.name, exc)
+            pause_s = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
+            self._failures += 1
+            await trio.sleep(pause_s)
+            return
+        if self._failures:
+            log.info("queue %s: the storage works again after %d failures", self.name, self._failures)
+            self._failures = 0
+        answers, claimed = found
+        written, self._writing = self._writing, []
+        if len(answers) != len(written):
+            raise InternalError(f"{self.storage!r} answered {len(answers)} of {len(written)} settled runs")
+        self._deliver(claimed, free)
+        for ending, answer in zip(written, answers, strict=True):
+            self._settled(ending, answer)
+
+    def _want(self, free: int) -> Want:
+        want = self._wants.get(free)
+        if want is None:
+            config = self.config
+            want = self._wants[free] = Want(
+                queue=self.name,
+                limit=free,
+                types={name: entry.task_type.version for name, entry in self._handlers.items()},
+                tags=self.tags,
+                max_retry=config.max_retry,
+                retry=config.policy.to_text(),
+                timeout=config.timeout,
+                on_interrupt=config.on_interrupt,
+                ageing=config.ageing,
+            )
+        return want
+
+    def _deliver(self, claimed: Claimed, free: int) -> None:
+        """Put claims into the mailbox; wake or start actors for all but the first of them."""
+        if claimed.next_due is not None and claimed.next_due < self._next_due:
+            self._next_due = claimed.next_due
+            self._alarm.ring()
+        claims = claimed.claims
+        if not claims:
+            return
+        self.on_claim()
+        for claim in claims:
+            if claim.id in self._slots:
+                # Our own earlier run of it lost its lease and has not ended yet: two
+                # runs of one task must not meet in one process, so this one waits.
+                self._slots[claim.id].cancel(Stop.LOST, "its lease ran out")
+                self._end(Transition(claim.id, claim.epoch, TransitionKind.SNOOZED, retry_in=1.0), claim, 0.0)
+            else:
+                self._mailbox.append(claim)
+        if len(claims) == free:
+            self._look = True  # there may be more, once a slot is free
+        if self._stopping:
+            self._hand_back_unstarted()
+            return
+        spare = len(self._mailbox) - 1
+        parked = min(spare, len(self._parked))
+        self._wake(parked)
+        for _ in range(min(spare - parked, self.target - self._live)):
+            self._start_actor()
+
+    def _hand_back_unstarted(self) -> None:
+        while self._mailbox:
+            claim = self._mailbox.popleft()
+            self._end(Transition(claim.id, claim.epoch, TransitionKind.HANDED_BACK), claim, 0.0)
+
+    async def _alarm_loop(self) -> None:
+        """Ring when the earliest waiting task falls due."""
         while True:
-            await self._settle_all()
-            if self._fed and not self._live:
-                self._finished.set()
-                return
-            await self._outbox_bell.wait()
-
-    async def _settle_all(self) -> None:
-        """Write the outbox, batch by batch, until it is empty; waits out storage trouble."""
-        failures = 0
-        while self._outbox or self._writing:
-            if not self._writing:
-                self._writing = self._outbox[:SETTLE_BATCH]
-                self._outbox = self._outbox[SETTLE_BATCH:]
-            answers: list[SettleResult] | None = None
-            try:
-                with trio.move_on_after(SETTLE_DEADLINE_S, shield=True):
-                    answers = await self.storage.settle([each.transition for each in self._writing])
-                if answers is None:
-                    raise StorageError(f"no answer within {SETTLE_DEADLINE_S:g} s")
-            except StorageError as exc:
-                failures = await self._back_off(failures, "settle", exc)
-                continue
-            failures = self._recovered(failures, "settle")
-            written, self._writing = self._writing, []
-            if len(answers) != len(written):
-                raise InternalError(
-                    f"{self.storage!r} answered {len(answers)} of {len(written)} settled runs"
-                )
-            for ending, answer in zip(written, answers, strict=True):
-                self._settled(ending, answer)
+            wait_s = inf
+            if self._next_due < inf:
+                wait_s = min(self._next_due - self.storage.now(), self.storage.slice_s)
+                if wait_s <= 0:
+                    self._next_due = inf
+                    self.ring()
+                    continue
+            await self._alarm.wait(wait_s)
 
     def _settled(self, ending: _Ending, answer: SettleResult) -> None:
         """Count one settled run, and tell the observers."""
@@ -470,20 +567,6 @@ class QueueActors:
                 cron=claim.cron,
             )
         )
-
-    # -- trouble --------------------------------------------------------------
-
-    async def _back_off(self, failures: int, step: str, exc: StorageError) -> int:
-        level = logging.WARNING if failures == 0 else logging.DEBUG
-        log.log(level, "queue %s: %s failed, trying again: %s", self.name, step, exc)
-        await trio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
-        return failures + 1
-
-    def _recovered(self, failures: int, step: str) -> int:
-        if failures:
-            log.info("queue %s: %s works again after %d failures", self.name, step, failures)
-        return 0
-
 
 _KINDS: Final = {
     TransitionKind.DONE: EventKind.SUCCEEDED,

@@ -101,7 +101,9 @@ class Admission:
     def _check_address(self, task: QueueTask) -> None:
         queue = check_name(task.queue, "queue name", InvalidQueueNameError)
         name = check_name(task.type, f"queue {queue!r}: task type", InvalidTaskTypeError)
-        if len(self._addresses) >= CACHED_NAMES:  # names made up without end must not fill the memory
+        if (
+            len(self._addresses) >= CACHED_NAMES
+        ):  # names made up without end must not fill the memory
             self._addresses.clear()
         self._addresses.add((queue, name))
 
@@ -109,11 +111,15 @@ class Admission:
         limits = self._limits
         given = cast("object", task.id)
         if given != "" and not (isinstance(given, str) and NAME.fullmatch(given)):
-            _refuse(task, f"id must be 1 to 128 characters of A-Z a-z 0-9 _ . : -, got {_shown(given)}")
+            _refuse(
+                task, f"id must be 1 to 128 characters of A-Z a-z 0-9 _ . : -, got {_shown(given)}"
+            )
         if task.key is not None:
             _check_text(task, "key", task.key)
             if len(task.key) > KEY_CHARACTERS:
-                _refuse(task, f"key must be at most {KEY_CHARACTERS} characters, got {len(task.key)}")
+                _refuse(
+                    task, f"key must be at most {KEY_CHARACTERS} characters, got {len(task.key)}"
+                )
         headers = cast("object", task.headers)
         if not isinstance(headers, Mapping):
             _refuse(task, f"headers must be a mapping of str to str, got {_shown(headers)}")
@@ -122,10 +128,17 @@ class Admission:
         for name, value in task.headers.items():
             size = _check_text(task, "a header's name", name)
             if not 0 < size <= limits.header_name_bytes:
-                _refuse(task, f"a header's name must be 1 to {limits.header_name_bytes} bytes, got {size}")
+                _refuse(
+                    task,
+                    f"a header's name must be 1 to {limits.header_name_bytes} bytes, got {size}",
+                )
             size = _check_text(task, f"header {name!r}", value)
             if size > limits.header_value_bytes:
-                _refuse(task, f"header {name!r} must be at most {limits.header_value_bytes} bytes, got {size}")
+                _refuse(
+                    task,
+                    f"header {name!r} must be at most {limits.header_value_bytes} bytes, "
+                    f"got {size}",
+                )
         tags = cast("object", task.tags)
         if not isinstance(tags, tuple):
             _refuse(task, f"tags must be a tuple of str, got {_shown(tags)}")
@@ -146,14 +159,24 @@ def _refuse(task: QueueTask, problem: str) -> NoReturn:
 
 def _refuse_history(task: QueueTask) -> None:
     if task.status == TaskStatus.PENDING and task.attempt.__class__ is int and task.attempt == 0:
-        fields = ("created_at", "started_at", "finished_at", "last_error", "failure_reason", "result", "worker", "cron")
+        fields = (
+            "created_at",
+            "started_at",
+            "finished_at",
+            "last_error",
+            "failure_reason",
+            "result",
+            "worker",
+            "cron",
+        )
         found = [name for name in fields if getattr(task, name) is not None]
     else:
         found = ["attempt" if task.status == TaskStatus.PENDING else "status"]
     if found:
         _refuse(
             task,
-            f"{', '.join(found)} {'is' if len(found) == 1 else 'are'} set by the storage, not by you; "
+            f"{', '.join(found)} {'is' if len(found) == 1 else 'are'} set by the storage, "
+            "not by you; "
             "to publish a stored task once more, publish task.again()",
         )
 
@@ -163,13 +186,16 @@ def _check_numbers(task: QueueTask) -> None:
     moment = cast("object", task.available_at)
     if moment is not None:
         if task.delay:
-            _refuse(task, f"give either delay or available_at, got both ({task.delay!r} and {moment!s})")
+            _refuse(
+                task, f"give either delay or available_at, got both ({task.delay!r} and {moment!s})"
+            )
         if not isinstance(moment, datetime):
             _refuse(task, f"available_at must be a datetime with a time zone, got {_shown(moment)}")
         if moment.utcoffset() is None:
             _refuse(
                 task,
-                f"available_at must have a time zone, got {moment.isoformat()}; for a moment in UTC add tzinfo=UTC",
+                f"available_at must have a time zone, got {moment.isoformat()}; "
+                "for a moment in UTC add tzinfo=UTC",
             )
     if task.timeout is not None:
         _check_seconds(task, "timeout", task.timeout, above=True)
@@ -180,7 +206,10 @@ def _check_numbers(task: QueueTask) -> None:
         _refuse(task, f"max_retry must be a whole number from 0, got {_shown(retries)}")
     priority = cast("object", task.priority)
     if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 3:
-        _refuse(task, f"priority must be a Priority (LOW, NORMAL, HIGH, CRITICAL), got {_shown(priority)}")
+        _refuse(
+            task,
+            f"priority must be a Priority (LOW, NORMAL, HIGH, CRITICAL), got {_shown(priority)}",
+        )
 
 
 def _check_seconds(task: QueueTask, what: str, value: object, *, above: bool) -> None:
@@ -213,6 +242,6 @@ def _check_text(task: QueueTask, what: str, value: object) -> int:
 def _shown(value: object) -> str:
     try:
         text = repr(value)
-    except Exception:
+    except Exception:  # noqa: BLE001 - a user's __repr__
         return f"a {type(value).__qualname__}"
     return text if len(text) <= 60 else f"{text[:60]}... ({len(text)} characters)"

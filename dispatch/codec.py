@@ -17,10 +17,9 @@ from __future__ import annotations
 import json
 import json.encoder
 from collections import Counter
-from collections.abc import Callable
 from hashlib import blake2b
 from math import isfinite
-from typing import Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import attrs
 from cattrs import Converter
@@ -39,8 +38,13 @@ from dispatch.refusals import (
     said,
     unread,
 )
-from dispatch.shapes import Back, ClassFacts, Out, ShapeBuilder, UnsupportedType, type_name
-from dispatch.tasks import QueueTask, TaskType
+from dispatch.scalars import Back, Out, UnsupportedType, type_name
+from dispatch.shapes import ClassFacts, ShapeBuilder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dispatch.tasks import QueueTask, TaskType
 
 __all__ = ["Codec", "Limits", "Undecodable"]
 
@@ -81,7 +85,15 @@ class Codec:
     Holds no state but what it has learned of the classes and addresses it met.
     """
 
-    __slots__ = ("_converter", "_decoder", "_known", "_plans", "_write", "check_task", "limits")
+    __slots__ = (
+        "_converter",
+        "_decoder",
+        "_known",
+        "_plans",
+        "_write",
+        "check_task",
+        "limits",
+    )
 
     check_task: Callable[[QueueTask], None]
     """Raise unless the task, its payload aside, may be published; see `Admission.check`."""
@@ -90,7 +102,9 @@ class Codec:
         self.limits = limits if limits is not None else Limits()
         self.check_task = Admission(self.limits).check
         self._converter = Converter(forbid_extra_keys=True, detailed_validation=True)
-        self._decoder = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_constant=_constant)
+        self._decoder = json.JSONDecoder(
+            object_pairs_hook=_object, parse_float=_float, parse_constant=_constant
+        )
         self._write = _writer()
         self._plans: dict[Any, Plan] = {}
         self._known: dict[Any, ClassFacts] = {}
@@ -102,7 +116,9 @@ class Codec:
         except UnsupportedType as exc:
             raise error(f"{where}: {exc}") from None
 
-    def encode(self, value: object, cls: type[T], where: str, *, limit: int | None = None) -> tuple[bytes, T]:
+    def encode(
+        self, value: object, cls: type[T], where: str, *, limit: int | None = None
+    ) -> tuple[bytes, T]:
         """The bytes to store, and the value as decoding them gives it.
 
         The copy shares nothing mutable with `value`. `limit` is in bytes, by
@@ -135,9 +151,12 @@ class Codec:
                 return data, copy
             if again == tree:
                 names = ", ".join(plan.derived)
-                raise Refused("$", f"what was set in a field that __init__ does not take ({names}) would be lost")
+                raise Refused(
+                    "$",
+                    f"what was set in a field that __init__ does not take ({names}) would be lost",
+                )
             raise Refused(*difference(tree, again, plan.secret))
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - all of it becomes one error
             path, problem = self._why_not_stored(plan, tree, read, exc)
         # Raised out here so that no chained exception keeps or shows the payload.
         raise payload_error(where, path, problem)
@@ -169,10 +188,13 @@ class Codec:
             read = self._parse(str(data, "utf-8"), plan.secret)
             if task_type is not None and version != task_type.version:
                 read = _upcast(read, version, task_type, hidden=bool(plan.secret))
-            return cast("T", plan.back(read, cls))
-        except Exception as exc:
+            value: T = plan.back(read, cls)
+            return value
+        except Exception as exc:  # noqa: BLE001 - all of it becomes one error
             path, problem = self._why_not_read(plan, read, exc, "")
-        of = type_name(cls) if task_type is None else f"task type {task_type.queue}/{task_type.type}"
+        of = (
+            type_name(cls) if task_type is None else f"task type {task_type.queue}/{task_type.type}"
+        )
         raise payload_error(f"stored data of {of}", path, problem)
 
     def decode_plain(self, data: bytes, cls: type | None = None) -> object:
@@ -189,7 +211,7 @@ class Codec:
                 raise _too_large(len(data), limit)
             tree = self._parse(str(data, "utf-8"), secret)
             return masked(tree, secret) if secret else tree
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - a display never fails
             _, reason = self._why_not_read(_NO_PLAN, _NOTHING, exc, "")
         if secret:
             return Undecodable("***", reason)
@@ -265,7 +287,7 @@ class Codec:
             plan.back(tree, None)
         except RecursionError:
             pass
-        except Exception as found:
+        except Exception as found:  # noqa: BLE001 - all of it becomes one error
             return explain(found, tree, plan.secret, ADVICE)
         bad = bad_json(tree, "$", self.limits.depth, plan.secret)
         return bad or ("$", f"it cannot be written as JSON: {said(exc, hidden=hidden)}")
@@ -291,7 +313,10 @@ _NO_PLAN: Final = Plan(lambda value: value, lambda value, _: value, frozenset(),
 
 
 def _too_large(size: int, limit: int) -> Refused:
-    return Refused("$", f"it is {size} bytes as JSON, at most {limit} are stored; store where the data is instead")
+    return Refused(
+        "$",
+        f"it is {size} bytes as JSON, at most {limit} are stored; store where the data is instead",
+    )
 
 
 def _check_depth(tree: Any, limit: int) -> None:
@@ -313,7 +338,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise Refused("$", f"it is not JSON as we write it: the key {twice[:60]!r} is there twice in one object")
+        raise Refused(
+            "$",
+            f"it is not JSON as we write it: the key {twice[:60]!r} is there twice in one object",
+        )
     return found
 
 
@@ -330,26 +358,33 @@ def _constant(text: str) -> float:
 
 def _upcast(tree: Any, version: int, task_type: TaskType[Any, Any], *, hidden: bool) -> Any:
     if version > task_type.version:
-        raise Refused("$", f"it was stored as version {version}, only versions up to {task_type.version} are known")
-    if not task_type.upcasters:
-        return tree
-    for old in range(version, task_type.version):
+        raise Refused(
+            "$",
+            f"it was stored as version {version}, known are those up to {task_type.version}",
+        )
+    found = tree
+    for old in range(version, task_type.version) if task_type.upcasters else ():
         step = f"the upcaster from version {old} to {old + 1}"
-        if not isinstance(tree, dict):
-            raise Refused("$", f"{step} needs an object, got {type_name(type(cast('object', tree)))}")
+        if not isinstance(found, dict):
+            raise Refused("$", f"{step} needs an object, got {type_name(type(found))}")
+        upcaster: Callable[[Any], Any] = task_type.upcasters[old]
         try:
-            tree = task_type.upcasters[old](cast("dict[str, Any]", tree))
-        except Exception as exc:
+            found = upcaster(cast("Any", found))
+        except Exception as exc:  # noqa: BLE001 - a user's function, on data of anybody
             raise Refused("$", f"{step} raised {said(exc, hidden=hidden)}") from None
-        if not isinstance(tree, dict):
-            raise Refused("$", f"{step} must return a dict, got {type_name(type(cast('object', tree)))}")
-    return tree
+        if not isinstance(found, dict):
+            raise Refused("$", f"{step} must return a dict, got {type_name(type(found))}")
+    return cast("Any", found)
 
 
 def _writer() -> Callable[[Any], str]:
     """`JSONEncoder.encode`, which builds its C encoder anew for each call, without doing so."""
-    encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
-    make: Callable[..., Callable[[Any, int], tuple[str, ...]]] | None = getattr(json.encoder, "c_make_encoder", None)
+    encoder = json.JSONEncoder(
+        ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False
+    )
+    make: Callable[..., Callable[[Any, int], tuple[str, ...]]] | None = getattr(
+        json.encoder, "c_make_encoder", None
+    )
     quote: object = getattr(json.encoder, "encode_basestring", None)
     if make is None or quote is None:  # an interpreter without the C part
         return encoder.encode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import random
 from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar, cast
@@ -431,7 +431,10 @@ def _stored(
 
 
 def new_id(now: float) -> str:
-    """A time-ordered UUID, version 7 (RFC 9562): 48 bits of milliseconds, the rest random."""
-    digits = f"{int(now * 1_000) & 0xFFFF_FFFF_FFFF:012x}{secrets.randbits(80):020x}"
+    """A time-ordered UUID, version 7 (RFC 9562): 48 bits of milliseconds, the rest random.
+
+    From the ordinary generator, which reseeds itself after a fork: an id is no secret.
+    """
+    digits = f"{int(now * 1_000) & 0xFFFF_FFFF_FFFF:012x}{random.getrandbits(80):020x}"
     variant = "89ab"[int(digits[16], 16) & 0x3]
     return f"{digits[:8]}-{digits[8:12]}-7{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
 import attrs
 from cattrs.errors import AttributeValidationNote, ClassValidationError, ForbiddenExtraKeysError
 
 from dispatch.errors import InvalidQueuePayloadError, described
-from dispatch.shapes import PLAIN, Inside, Misfit, Unstorable, type_name
+from dispatch.scalars import PLAIN, Inside, Misfit, Unstorable, type_name
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 __all__ = [
     "TOO_DEEP",
@@ -83,12 +85,14 @@ def explain(exc: Exception, data: Any, secret: Collection[str], advice: str) -> 
     return path, described([first, *rest]) + advice
 
 
-def _findings(exc: Exception, data: Any, path: str, secret: Collection[str], hidden: bool) -> list[Finding]:
+def _findings(
+    exc: Exception, data: Any, path: str, secret: Collection[str], hidden: bool
+) -> list[Finding]:
     match exc:
         case Refused():
             return [(exc.path, exc.problem)]
         case Inside(step=step):
-            inner: Any = data[step] if isinstance(data, dict | list) else None
+            inner: Any = cast("Any", data)[step] if isinstance(data, dict | list) else None
             return _findings(exc.inner, inner, _step(path, step), secret, hidden or step in secret)
         case ClassValidationError():
             found: list[Finding] = []
@@ -113,7 +117,9 @@ def _class_findings(
     exc: Exception, cls: type, data: Any, path: str, secret: Collection[str], hidden: bool
 ) -> list[Finding]:
     if isinstance(exc, ForbiddenExtraKeysError):
-        names = described([_brief(name) for name in sorted(exc.extra_fields, key=str)]).replace(";", ",")
+        names = described([_brief(name) for name in sorted(exc.extra_fields, key=str)]).replace(
+            ";", ","
+        )
         advice = "a field that was removed needs a new version of the payload and an upcaster"
         return [(path, f"{type_name(cls)} has no field {names}; {advice}")]
     notes = cast("list[object]", getattr(exc, "__notes__", []))
@@ -124,15 +130,19 @@ def _class_findings(
             if isinstance(exc, KeyError) and note.name not in fields:
                 advice = "give the field a default, or the payload a new version and an upcaster"
                 return [(inside, f"it is missing, wanted {type_name(note.type)}; {advice}")]
-            return _findings(exc, fields.get(note.name), inside, secret, hidden or note.name in secret)
+            return _findings(
+                exc, fields.get(note.name), inside, secret, hidden or note.name in secret
+            )
     # The class itself refused: __init__, a converter, a validator, a post-init.
     if len(exc.args) > 1 and isinstance(exc.args[1], attrs.Attribute):
-        path = _step(path, cast("attrs.Attribute[Any]", exc.args[1]).name)
+        path = _step(path, exc.args[1].name)
     return [(path, f"{type_name(cls)} refused it: {said(exc, hidden=hidden or bool(secret))}")]
 
 
-def bad_json(tree: Any, path: str, depth: int, secret: Collection[str], *, hidden: bool = False) -> Finding | None:
-    """The first thing in a tree that JSON, UTF-8 or PostgreSQL cannot hold, or that lies too deep."""
+def bad_json(
+    tree: Any, path: str, depth: int, secret: Collection[str], *, hidden: bool = False
+) -> Finding | None:
+    """The first thing in a tree that JSON, UTF-8 or a storage cannot hold, or that is too deep."""
     match tree:
         case str():
             problem = _bad_text(tree)
@@ -148,18 +158,25 @@ def bad_json(tree: Any, path: str, depth: int, secret: Collection[str], *, hidde
         case float():
             if math.isfinite(tree):
                 return None
-            return path, f"got {_got(tree, hidden)}, wanted a finite float: JSON has no NaN and no infinity"
+            return (
+                path,
+                f"got {_got(tree, hidden)}, wanted a finite float: JSON has no NaN and no infinity",
+            )
         case Unstorable():
             text = f"got {_got(tree.value, hidden)}, wanted {tree.wanted}"
             return path, f"{text}: {tree.hint}" if tree.hint and not hidden else text
         case list() | dict():
             if depth == 0:
                 return path, "it is nested too deeply here, or contains itself"
-            items = cast("Any", tree.items() if isinstance(tree, dict) else enumerate(tree))
+            items = cast(
+                "Any", tree.items() if isinstance(tree, dict) else enumerate(cast("Any", tree))
+            )
             for key, value in items:
                 if isinstance(key, str) and (problem := _bad_text(key)):
                     return path, f"its key {'***' if hidden else _brief(key)} is a str {problem}"
-                found = bad_json(value, _step(path, key), depth - 1, secret, hidden=hidden or key in secret)
+                found = bad_json(
+                    value, _step(path, key), depth - 1, secret, hidden=hidden or key in secret
+                )
                 if found is not None:
                     return found
             return None
@@ -177,43 +194,50 @@ def _bad_text(text: str) -> str | None:
     return None
 
 
-def difference(before: Any, after: Any, secret: Collection[str], path: str = "$", *, hidden: bool = False) -> Finding:
+def difference(
+    before: Any, after: Any, secret: Collection[str], path: str = "$", *, hidden: bool = False
+) -> Finding:
     """Where two trees differ: what was written and what became of it."""
-    if isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys():
+    inner: list[tuple[Any, Any, Any]] = []
+    if isinstance(before, dict) and isinstance(after, dict):
         mine, other = cast("dict[str, Any]", before), cast("dict[str, Any]", after)
-        for key in mine:
-            if mine[key] != other[key]:
-                return difference(mine[key], other[key], secret, _step(path, key), hidden=hidden or key in secret)
-    if isinstance(before, list) and isinstance(after, list):
-        pairs = list(zip(cast("list[Any]", before), cast("list[Any]", after), strict=False))
-        if len(before) == len(after):  # pyright: ignore[reportUnknownArgumentType]
-            for index, (one, two) in enumerate(pairs):
-                if one != two:
-                    return difference(one, two, secret, _step(path, index), hidden=hidden)
+        if mine.keys() == other.keys():
+            inner = [(key, mine[key], other[key]) for key in mine]
+    elif isinstance(before, list) and isinstance(after, list):
+        first, second = cast("list[object]", before), cast("list[object]", after)
+        if len(first) == len(second):
+            inner = list(zip(range(len(first)), first, second, strict=True))
+    for step, one, two in inner:
+        if one != two:
+            deeper = hidden or step in secret
+            return difference(one, two, secret, _step(path, step), hidden=deeper)
     return path, (
-        f"got {_got(before, hidden)}, which would come back as {_got(after, hidden)}; "
+        f"got {_got(cast('object', before), hidden)}, "
+        f"which would come back as {_got(cast('object', after), hidden)}; "
         "a converter, validator or post-init of its class changes what is already converted"
     )
 
 
 def masked(tree: Any, secret: Collection[str]) -> Any:
     """The tree with `***` in place of what is stored in secret fields."""
-    if isinstance(tree, dict):
-        items = cast("dict[str, Any]", tree).items()
-        return {key: "***" if key in secret else masked(value, secret) for key, value in items}
-    if isinstance(tree, list):
-        return [masked(each, secret) for each in cast("list[Any]", tree)]
-    return tree
+    match tree:
+        case dict():
+            items = cast("dict[str, Any]", tree).items()
+            return {key: "***" if key in secret else masked(each, secret) for key, each in items}
+        case list():
+            return [masked(each, secret) for each in cast("list[object]", tree)]
+        case _:
+            return tree
 
 
 def said(exc: Exception, *, hidden: bool) -> str:
-    """An exception's class and message, which may be long, broken or none of a reader's business."""
+    """An exception's class and message, which may be long, broken or not for every reader."""
     name = type(exc).__name__
     if hidden:
         return f"{name} (its message is withheld: the class has secret fields)"
     try:
         text = exc.args[0] if len(exc.args) > 1 and isinstance(exc.args[0], str) else str(exc)
-    except Exception:
+    except Exception:  # noqa: BLE001 - a user's __str__
         return f"{name} (its message cannot be shown)"
     return f"{name}: {text[:500]}" if text else name
 
@@ -231,7 +255,9 @@ def _got(value: object, hidden: bool) -> str:
         return f"{article} {name} of {size}"
     if isinstance(value, str | bytes):
         return f"{article} {name} {_brief(value)}"
-    if isinstance(value, bool | int | float | Decimal | UUID | Enum | datetime | date | time | timedelta):
+    if isinstance(
+        value, bool | int | float | Decimal | UUID | Enum | datetime | date | time | timedelta
+    ):
         return f"{article} {name} {_brief(value)}"
     return f"{article} {name}"
 
@@ -239,10 +265,11 @@ def _got(value: object, hidden: bool) -> str:
 def _brief(value: object) -> str:
     """A repr of bounded length, made in bounded time."""
     if isinstance(value, str | bytes) and len(value) > SHOWN:
-        return f"{value[:SHOWN]!r}... ({len(value)} {'characters' if isinstance(value, str) else 'bytes'})"
+        units = "characters" if isinstance(value, str) else "bytes"
+        return f"{value[:SHOWN]!r}... ({len(value)} {units})"
     try:
         text = repr(value)
-    except Exception:
+    except Exception:  # noqa: BLE001 - a user's __repr__, or too many digits
         return f"of {value.bit_length()} bits" if isinstance(value, int) else "(it cannot be shown)"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
 
@@ -251,5 +278,9 @@ def _step(path: str, step: object) -> str:
     if len(path) > PATH_CHARACTERS:  # payload_error cuts it; do not build it for nothing
         return path
     if isinstance(step, str):
-        return f"{path}.{step}" if step.isidentifier() and len(step) <= SHOWN else f"{path}[{_brief(step)}]"
+        return (
+            f"{path}.{step}"
+            if step.isidentifier() and len(step) <= SHOWN
+            else f"{path}[{_brief(step)}]"
+        )
     return f"{path}[{step}]"

@@ -1,21 +1,20 @@
-"""A cron text, read strictly into sets of numbers.
+"""The fields of a cron text: each read strictly into sets of numbers.
 
 Nothing of a user's text ever reaches croniter: its parser takes `1-1` for "every
-value", wraps reversed ranges, and needs seconds to refuse a megabyte. What this
-module cannot read is an `InvalidCronSpecError` that names the field, what stands
+value", wraps reversed ranges, and needs seconds to refuse a megabyte. What is not
+in this grammar is an `InvalidCronSpecError` that names the field, what stands
 there, what could stand there, and the fix where the mistake is a usual one.
 
-    text   := [("CRON_TZ=" | "TZ=") zone blank] (fields | "@daily" … | "@every" blank duration)
-    fields := [second] minute hour day month weekday [year]     year only after a second
-    field  := item ("," item)* | "?"                            "?" in the two day fields
-    item   := ("*" | n | n"-"n | "H" ["(" n "-" n ")"]) ["/" step]
-            | day: "L" | "L-"n | "LW" | n"W"  | weekday: n"L" | n"#"1-5
+    field  := item ("," item)* | "?"                    "?" in the two day fields
+    item   := ("*" | n ["-" n] | "H" ["(" n "-" n ")"]) ["/" step]
+            | day:     "L" | "L-" n | "LW" | n "W"
+            | weekday: n "L" | n "#" (1 to 5)
+    n      := digits, or a name in the month and weekday fields, in any case
 """
 
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 from hashlib import blake2b
 from typing import Final, Literal, NoReturn
 
@@ -24,49 +23,23 @@ import attrs
 from dispatch.errors import InvalidCronSpecError
 
 __all__ = [
-    "DESCRIPTORS",
-    "MAX_TEXT",
-    "Every",
+    "FieldName",
+    "FieldReader",
     "Fields",
     "LastDay",
     "NearestWorkday",
     "NthWeekday",
     "Part",
     "Special",
-    "divided",
-    "parse",
     "refuse",
     "shown",
-    "stripped",
 ]
-
-MAX_TEXT: Final = 256
-"""Longest cron text, in characters, the zone prefix included."""
 
 MONTHS: Final = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN",
                  "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")  # fmt: skip
 WEEKDAYS: Final = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
 
-DESCRIPTORS: Final = {
-    "@yearly": "0 0 1 1 *",
-    "@annually": "0 0 1 1 *",
-    "@monthly": "0 0 1 * *",
-    "@weekly": "0 0 * * 0",
-    "@daily": "0 0 * * *",
-    "@midnight": "0 0 * * *",
-    "@hourly": "0 * * * *",
-}
-"""What each descriptor stands for; it follows the DST rule of what it stands for."""
-
-_MAX_EVERY_S: Final = 100 * 366 * 86_400
-_UNIT_US: Final = {"h": 3_600_000_000, "m": 60_000_000, "s": 1_000_000, "ms": 1_000}
-
 FieldName = Literal["second", "minute", "hour", "day", "month", "weekday", "year"]
-_ORDER: Final[dict[int, tuple[FieldName, ...]]] = {
-    5: ("minute", "hour", "day", "month", "weekday"),
-    6: ("second", "minute", "hour", "day", "month", "weekday"),
-    7: ("second", "minute", "hour", "day", "month", "weekday", "year"),
-}
 
 
 @attrs.frozen
@@ -134,151 +107,6 @@ class Fields:
 
 
 @attrs.frozen
-class Every:
-    """`@every 90m`: `period_us` microseconds of elapsed time between two moments."""
-
-    period_us: int
-
-
-def parse(text: str, name: str | None) -> Fields | Every:
-    """Read a stripped text without its zone prefix. `name` is what `H` is drawn from.
-
-    Raises InvalidCronSpecError for whatever is not in the grammar above. Whether
-    what was read can ever fire is not asked here.
-    """
-    if text.startswith("@"):
-        return _descriptor(text, name)
-    pieces = re.split(r"[ \t]+", text)
-    order = _ORDER.get(len(pieces))
-    if order is None:
-        count = len(pieces) if text else 0
-        refuse(
-            text,
-            None,
-            f"it has {count} field{'' if count == 1 else 's'}, wanted are 5 (minute hour day "
-            "month weekday), 6 (seconds first) or 7 (seconds first, year last)",
-        )
-    try:
-        return _fields(text, order, pieces, name)
-    except InvalidCronSpecError as error:
-        hint = _order_hint(error, pieces, name)
-        if hint is None:
-            raise
-        raise InvalidCronSpecError(
-            f"{error.detail}; {hint}", error.field, f"{error.reason}; {hint}"
-        ) from None
-
-
-def refuse(text: str, field: str | None, reason: str) -> NoReturn:
-    """Raise the error for `text`: every refusal has this one form."""
-    where = "" if field is None else f"{field}: "
-    raise InvalidCronSpecError(f"cron text {shown(text)}: {where}{reason}", field, reason)
-
-
-def shown(text: str, limit: int = 60) -> str:
-    """The text as a literal, cut to about `limit` characters, safe for one line of a log."""
-    return ascii(text) if len(text) <= limit else f"{ascii(text[:limit])}… ({len(text)} characters)"
-
-
-def stripped(text: str) -> str:
-    """The text without outer blanks, once it is short, ASCII and on one line.
-
-    The length is looked at first, so that a megabyte is refused as fast as a word.
-    """
-    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
-        kind = type(text).__name__
-        raise InvalidCronSpecError(f"a cron text is a str, got {kind}", None, f"got {kind}")
-    if len(text) > MAX_TEXT:
-        refuse(text, None, f"longer than {MAX_TEXT} characters")
-    if not text.isascii():
-        foreign = next(character for character in text if not character.isascii())
-        refuse(text, None, f"only ASCII characters are allowed, got {ascii(foreign)}")
-    line = text.strip(" \t\r\n")
-    control = next((each for each in line if not (each.isprintable() or each == "\t")), None)
-    if control is not None:
-        refuse(text, None, f"control characters are not allowed, got {ascii(control)}")
-    return line
-
-
-def divided(text: str) -> tuple[str | None, str]:
-    """The zone and the rest of `CRON_TZ=zone rest`; the zone is None without such a prefix."""
-    found = re.match(r"(?:CRON_TZ|TZ)=([^ \t]*)[ \t]*", text)
-    if found is None:
-        return None, text
-    if found.end() == len(text):
-        refuse(text, None, "nothing follows the zone, wanted are 5 to 7 fields")
-    return found[1], text[found.end() :]
-
-
-def _fields(
-    text: str, order: tuple[FieldName, ...], pieces: list[str], name: str | None
-) -> Fields:
-    parts = {
-        field: _Reader(text, field, name).part(piece)
-        for field, piece in zip(order, pieces, strict=True)
-    }
-    return Fields(
-        second=parts.get("second"),
-        minute=parts["minute"],
-        hour=parts["hour"],
-        day=parts["day"],
-        month=parts["month"],
-        weekday=parts["weekday"],
-        year=parts.get("year"),
-    )
-
-
-def _order_hint(error: InvalidCronSpecError, pieces: list[str], name: str | None) -> str | None:
-    """What the author of six refused fields probably meant: seconds last, or a year."""
-    if len(pieces) != 6:
-        return None
-    if error.field == "weekday" and re.fullmatch(r"(19|20)[0-9]{2}", pieces[-1]):
-        return "a year is the seventh field, after a first one for the seconds"
-    turned = [pieces[-1], *pieces[:-1]]
-    try:
-        _fields("", _ORDER[6], turned, name)
-    except InvalidCronSpecError:
-        return None
-    return f"six fields have the seconds first: {shown(' '.join(turned))}?"
-
-
-def _descriptor(text: str, name: str | None) -> Fields | Every:
-    word, _, rest = text.partition(" ")
-    if word == "@every":
-        return _every(text, rest.strip(" \t"))
-    if text in DESCRIPTORS:
-        return _fields(text, _ORDER[5], DESCRIPTORS[text].split(" "), name)
-    known = ", ".join([*DESCRIPTORS, "@every 90m"])
-    if word.lower() in DESCRIPTORS or word.lower() == "@every":
-        if word == word.lower():
-            refuse(text, None, f"nothing may follow {word}")
-        refuse(text, None, f"descriptors are in lower case: write {word.lower()}")
-    if word == "@reboot":
-        refuse(text, None, "@reboot is no time: run it when your program starts")
-    refuse(text, None, f"this descriptor is unknown, known are {known}")
-
-
-def _every(text: str, duration: str) -> Every:
-    wanted = "wanted is a duration such as 90m, 1h30m or 1500ms (units h, m, s, ms)"
-    if re.search(r"[ \t]", duration):
-        refuse(text, "every", f"blanks are not allowed inside a duration, {wanted}")
-    if duration[:1] in ("+", "-"):
-        refuse(text, "every", f"signs are not allowed, {wanted}")
-    if not re.fullmatch(r"(?:[0-9]+(?:\.[0-9]+)?(?:h|ms|m|s))+", duration):
-        refuse(text, "every", f"{shown(duration)} is no duration, {wanted}")
-    total = Fraction(0)
-    for number, unit in re.findall(r"([0-9.]+)(h|ms|m|s)", duration):
-        total += Fraction(number) * _UNIT_US[unit]
-    if total.denominator != 1:
-        refuse(text, "every", "it is finer than a microsecond")
-    if total < 1_000_000:
-        refuse(text, "every", "it is shorter than one second")
-    if total > _MAX_EVERY_S * 1_000_000:
-        refuse(text, "every", "it is longer than a hundred years")
-    return Every(int(total))
-
-
-@attrs.frozen
 class _Range:
     low: int
     high: int
@@ -305,7 +133,7 @@ _ITEM: Final = re.compile(
 
 
 @attrs.frozen
-class _Reader:
+class FieldReader:
     """Reads one field; it knows the whole text only to show it in a refusal."""
 
     text: str
@@ -313,6 +141,7 @@ class _Reader:
     name: str | None
 
     def part(self, piece: str) -> Part:
+        """The field `piece`, read. Raises InvalidCronSpecError."""
         if piece == "?":
             if self.field not in ("day", "weekday"):
                 self._refuse("'?' is for the day and weekday fields, write * here")
@@ -364,8 +193,7 @@ class _Reader:
                 self._refuse_reversed(found["low"], found["high"], low, high)
         elif found["step"]:
             high = max(low, bounds.high)
-        numbers = range(low, high + 1, self._step(found["step"]))
-        return tuple({number % 7 for number in numbers} if self.field == "weekday" else numbers)
+        return self._folded(range(low, high + 1, self._step(found["step"])))
 
     def _hashed(
         self, item: str, low: str | None, high: str | None, step: str | None
@@ -392,16 +220,21 @@ class _Reader:
         stride = self._step(step) if step else width
         seed = f"{self.name}\0{self.field}".encode("utf-8", "surrogatepass")
         digest = int.from_bytes(blake2b(seed, digest_size=8).digest(), "big")
-        numbers = range(first + digest % min(stride, width), last + 1, stride)
-        return tuple(number % 7 for number in numbers) if self.field == "weekday" else tuple(numbers)
+        return self._folded(range(first + digest % min(stride, width), last + 1, stride))
+
+    def _folded(self, numbers: range) -> tuple[int, ...]:
+        """The numbers, with the 7 of a weekday as 0."""
+        return (
+            tuple(number % 7 for number in numbers) if self.field == "weekday" else tuple(numbers)
+        )
 
     def _value(self, word: str) -> int:
         bounds = _RANGES[self.field]
         if word.isdigit():
             return self._between(word, bounds.low, 7 if self.field == "weekday" else bounds.high)
-        if word in bounds.names:
-            return bounds.first + bounds.names.index(word)
-        self._refuse_word(word)
+        if word not in bounds.names:
+            self._refuse_word(word)
+        return bounds.first + bounds.names.index(word)
 
     def _between(self, digits: str, low: int, high: int) -> int:
         number = int(digits)
@@ -463,3 +296,14 @@ class _Reader:
 
     def _refuse(self, reason: str) -> NoReturn:
         refuse(self.text, self.field, reason)
+
+
+def refuse(text: str, field: str | None, reason: str) -> NoReturn:
+    """Raise the error for `text`: every refusal has this one form."""
+    where = "" if field is None else f"{field}: "
+    raise InvalidCronSpecError(f"cron text {shown(text)}: {where}{reason}", field, reason)
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """The text as a literal, cut to about `limit` characters, safe for one line of a log."""
+    return f"{text!a}" if len(text) <= limit else f"{text[:limit]!a}… ({len(text)} characters)"

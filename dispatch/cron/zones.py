@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 import attrs
 
-__all__ = ["EARLIEST", "LATEST", "SECOND", "Seam", "UnknownZoneError", "Zone"]
+__all__ = ["EARLIEST", "FIRST_WALL", "LAST_WALL", "LATEST", "SECOND", "Seam", "UnknownZoneError", "Zone"]
 
 SECOND: Final = timedelta(seconds=1)
 
@@ -26,6 +26,9 @@ SECOND: Final = timedelta(seconds=1)
 # its answer. Within these ends no arithmetic can leave the years 1 to 9999.
 EARLIEST: Final = datetime(1, 1, 3)  # noqa: DTZ001 - instants are naive here
 LATEST: Final = datetime(9999, 12, 29)  # noqa: DTZ001 - instants are naive here
+FIRST_WALL: Final = EARLIEST - timedelta(days=1)
+LAST_WALL: Final = LATEST + timedelta(days=1)
+"""Whatever the zone, all that the clock shows from `EARLIEST` to `LATEST` lies between."""
 
 _KEY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9][A-Za-z0-9_+-]*)*", re.ASCII)
 # Not names of places: copies with leap seconds, and what this machine is set to.
@@ -52,6 +55,7 @@ class Seam:
 
     @property
     def is_gap(self) -> bool:
+        """Whether the clock leaps forward here, so that the walls are never shown."""
         return self.after > self.before
 
 
@@ -67,6 +71,9 @@ class Zone:
         """The zone of an IANA key such as `Europe/Berlin`. Raises UnknownZoneError."""
         if key == "UTC":
             return cls(key, UTC)
+        # Callers may be untyped, and `len` of something else would be another error.
+        if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UnknownZoneError(f"a zone key is a str, got {type(key).__name__}")
         if len(key) > 64 or not _KEY.fullmatch(key) or _NOT_ZONES.fullmatch(key):
             raise UnknownZoneError("no zone key, wanted is a name such as Europe/Berlin")
         try:

@@ -81,7 +81,7 @@ class EnqueueAnswer(StrEnum):
 
 @attrs.define
 class EnqueueResult:
-    """`record` is the task in question for EXISTING, REPLACED and REJECTED.
+    """`id` is the item's own; `record` the task in question for EXISTING, REPLACED and REJECTED.
 
     For CREATED it is None and the two moments tell what the storage filled in.
     """
@@ -121,7 +121,8 @@ class Claimed:
     """The claims made, want by want in claim order, and when the next task falls due.
 
     `next_due` is the earliest future `available_at` among the tasks wanted but
-    not yet due; None if there is none.
+    not yet due; None if there is none. It may be earlier, never later: a storage
+    need not tell the wanted types apart for it.
     """
 
     claims: list[Claim]
@@ -473,6 +474,26 @@ class Storage(TaskStore, ControlStore, CronStore):
     """Whether what is stored survives the end of the process."""
     beat_s: float = 10.0
     """How often a worker writes its record; infinity where only this process could read it."""
+    slice_s: float = 5.0
+    """The longest sleep towards a moment of its clock before looking again: clocks may jump."""
+
+    async def turn(
+        self,
+        transitions: Sequence[Transition],
+        wants: Sequence[Want],
+        *,
+        worker: str,
+        lease: float | None,
+    ) -> tuple[list[SettleResult], Claimed]:
+        """`settle`, then `claim`: what a worker does between two attempts.
+
+        A database storage overrides it to do both in one transaction, where
+        one failing then means that neither was done. Each part may be empty.
+        """
+        settled = await self.settle(transitions) if transitions else []
+        if not wants:
+            return settled, Claimed([])
+        return settled, await self.claim(wants, worker=worker, lease=lease)
 
     @abstractmethod
     def now(self) -> float:

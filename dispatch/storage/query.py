@@ -8,7 +8,7 @@ meaning, in Python, that every translation is tested against.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -94,7 +94,7 @@ class _Names(Where):
         self.values = frozenset(values)
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self.values == other.values  # type: ignore[attr-defined]  # pyright: ignore
+        return type(other) is type(self) and self.values == other.values  # pyright: ignore
 
     def __hash__(self) -> int:
         return hash((type(self), self.values))
@@ -150,6 +150,11 @@ class Statuses(_Names):
         super().__init__(*(str(value) for value in values))
 
 
+def _set(given: Iterable[str]) -> frozenset[str]:
+    # By name: of `frozenset` itself as a converter, mypy cannot tell the item type.
+    return frozenset(given)
+
+
 @attrs.frozen(kw_only=True)
 class Tags(Where):
     """The task carries all of `all_of` and at least one of `any_of`.
@@ -158,9 +163,9 @@ class Tags(Where):
     None leaves it out.
     """
 
-    all_of: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    all_of: frozenset[str] = attrs.field(default=frozenset(), converter=_set)
     any_of: frozenset[str] | None = attrs.field(
-        default=None, converter=attrs.converters.optional(frozenset)
+        default=None, converter=attrs.converters.optional(_set)
     )
 
 

@@ -14,8 +14,8 @@ merges the heads.
 
 A heap entry is never searched for: it carries the row's `ticket` and is stale
 as soon as the row has drawn another. Stale entries are dropped when they reach
-the top, or in a sweep when a heap has doubled since the last one, which costs
-a push a constant on average and bounds what is stale by what is not.
+the top, or in a sweep when a heap has doubled since the last one or is mostly
+stale, which costs a push a constant on average.
 
 Keys. On a keyed queue each key has a `_Line`: its pending tasks in order of
 storing, and how many of it run. Its head, if none runs, is the one that may be
@@ -106,9 +106,10 @@ class _View:
         heappush(levels[record.priority], entry)
         self.entries += 1
         if self.entries > self.sweep_at:
-            self._sweep()
+            self.sweep()
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
+        """Drop the stale entries, and groups without any."""
         valid = list(self.valid())
         self.groups = {}
         self.entries = 0
@@ -198,6 +199,7 @@ class ReadyQueue:
         "_later",
         "_later_sweep_at",
         "_lines",
+        "_ready",
         "_views",
         "record",
         "room",
@@ -211,6 +213,7 @@ class ReadyQueue:
         self.room = False
         """Set when `waiting` sinks below the bound; the caller rings and clears it."""
         self._last_free = -1 if record.max_waiting is None else record.max_waiting - 1
+        self._ready = 0
         self._later: list[Entry] = []
         self._later_sweep_at = SMALL
         self._views: dict[frozenset[str] | None, _View] = {None: _View(None)}
@@ -227,6 +230,7 @@ class ReadyQueue:
         self.waiting = 0
         self.room = True
         self._last_free = -1 if record.max_waiting is None else record.max_waiting - 1
+        self._ready = 0
         self._later = []
         self._views = {None: _View(None)}
         self._lines = {}
@@ -265,8 +269,15 @@ class ReadyQueue:
 
     def remove(self, row: Row) -> None:
         """Take a pending row out of its place. Follow with `add` or `step`."""
-        row.ticket += 1
-        row.place = NOWHERE
+        if row.place == READY:
+            self._withdraw(row)
+            for view in self._views.values():
+                # Not left to the next claim, which must not pay for a mass cancel or hold.
+                if view.entries > 2 * self._ready + SMALL:
+                    view.sweep()
+        else:
+            row.ticket += 1
+            row.place = NOWHERE
         if row.due:
             self._leave(row)
         if self.record.keyed and row.record.key is not None:
@@ -356,6 +367,7 @@ class ReadyQueue:
 
     def _start(self, row: Row) -> None:
         row.place = NOWHERE
+        self._ready -= 1
         self._leave(row)
         if self.record.keyed and row.record.key is not None:
             line = self._lines[row.record.key]
@@ -368,10 +380,16 @@ class ReadyQueue:
         if self.waiting == self._last_free:
             self.room = True
 
+    def _withdraw(self, row: Row) -> None:
+        row.ticket += 1
+        row.place = NOWHERE
+        self._ready -= 1
+
     def _offer(self, row: Row) -> None:
         record = row.record
         row.ticket += 1
         row.place = READY
+        self._ready += 1
         entry = (record.available_at, record.seq, row.ticket, row)
         for view in self._views.values():
             view.push(entry)
@@ -418,8 +436,7 @@ class ReadyQueue:
         before = line.head
         line.head = head
         if before is not None and before is not head and before.place == READY:
-            before.ticket += 1
-            before.place = NOWHERE
+            self._withdraw(before)
         if head is not None:
             if head.due and head.place != READY:
                 self._offer(head)

@@ -1,6 +1,10 @@
 """Conformance: enqueue and uniqueness."""
 
+# ruff: noqa: S101, D102 - a case asserts, and its name says what it shows.
+
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import trio
@@ -122,7 +126,7 @@ class EnqueueCases:
 class UniqueCases:
     """UNQ. Hashing an identity to a key is the codec's, and tested there."""
 
-    async def existing(self, bench: Workbench, status: str, **fields: object) -> None:
+    async def existing(self, bench: Workbench, status: str, **fields: Any) -> None:
         """Store task `old` in this status, under the key `u`."""
         fields = {"unique": unique(), "payload": b"old", **fields}
         if status in ("pending", "held"):
@@ -227,7 +231,7 @@ class UniqueCases:
 
     async def test_replace_writes_exactly_the_named_fields(self, bench: Workbench) -> None:
         names = ("payload", "available_at", "priority", "headers", "tags", "timeout", "max_retry")
-        new = {
+        new: dict[str, Any] = {
             "payload": b"new",
             "available_at": bench.now() + 9.0,
             "priority": 3,

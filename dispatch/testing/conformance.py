@@ -18,16 +18,21 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
 import pytest
-import pytest_trio
+import pytest_trio  # type: ignore[import-untyped]
 
 from dispatch.storage.protocol import Storage
-from dispatch.testing.cases_claiming import ClaimCases, LeaseCases
-from dispatch.testing.cases_keys import BoundCases, KeyCases
-from dispatch.testing.cases_publishing import EnqueueCases, UniqueCases
-from dispatch.testing.cases_reading import AlterCases, FindCases, PruneCases
-from dispatch.testing.cases_running import HistoryCases, RescueCases, SettleCases
-from dispatch.testing.cases_services import ControlCases, CronCases, WatchCases
-from dispatch.testing.workbench import Workbench
+
+for _name in ("claiming", "keys", "publishing", "reading", "running", "services"):
+    # Before they are imported: so that a failed case shows the values it compared.
+    pytest.register_assert_rewrite(f"dispatch.testing.cases_{_name}")
+
+from dispatch.testing.cases_claiming import ClaimCases, LeaseCases  # noqa: E402
+from dispatch.testing.cases_keys import BoundCases, KeyCases  # noqa: E402
+from dispatch.testing.cases_publishing import EnqueueCases, UniqueCases  # noqa: E402
+from dispatch.testing.cases_reading import AlterCases, FindCases, PruneCases  # noqa: E402
+from dispatch.testing.cases_running import HistoryCases, RescueCases, SettleCases  # noqa: E402
+from dispatch.testing.cases_services import ControlCases, CronCases, WatchCases  # noqa: E402
+from dispatch.testing.workbench import Workbench  # noqa: E402
 
 __all__ = ["StorageConformance", "Workbench"]
 
@@ -58,7 +63,7 @@ class StorageConformance(
         """Open an empty storage, with the function that moves its clock on."""
         raise NotImplementedError(f"{type(self).__name__}: define open_storage")
 
-    @pytest_trio.trio_fixture
+    @pytest_trio.trio_fixture  # type: ignore[untyped-decorator]
     async def bench(self) -> AsyncGenerator[Workbench]:
         """A workbench with a storage of its own."""
         async with self.open_storage() as (storage, advance):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from dispatch.lifecycle import SettleAnswer
@@ -45,7 +45,8 @@ class Workbench:
 
     def task(self, id: str, **fields: Any) -> NewTask:  # noqa: A002
         """A task as the codec would make it, of queue `q` and type `t` unless told."""
-        return NewTask(**{"id": id, "queue": "q", "type": "t", "payload": b"{}", **fields})
+        given: dict[str, Any] = {"queue": "q", "type": "t", "payload": b"{}", **fields}
+        return NewTask(id=id, **given)
 
     async def publish(self, *ids: str, **fields: Any) -> list[EnqueueResult]:
         """Store tasks of these ids, all with the same fields."""
@@ -75,9 +76,7 @@ class Workbench:
         """Publish one task and claim it."""
         want = {name: fields.pop(name) for name in tuple(fields) if name in _WANT}
         await self.publish(id, **fields)
-        [claim] = await self.claim(
-            queue=fields.get("queue", "q"), ids=frozenset({id}), **want
-        )
+        [claim] = await self.claim(queue=fields.get("queue", "q"), ids=frozenset({id}), **want)
         return claim
 
     async def settle(
@@ -102,7 +101,9 @@ class Workbench:
         [answer] = await self.storage.renew([(claim.id, claim.epoch)], lease=None)
         return answer.held
 
-    async def ended(self, *ids: str, how: TransitionKind = TransitionKind.DONE, **fields: Any) -> None:
+    async def ended(
+        self, *ids: str, how: TransitionKind = TransitionKind.DONE, **fields: Any
+    ) -> None:
         """Publish tasks and run each to its end, in this order."""
         for id_ in ids:
             result = await self.settle(await self.started(id_, **fields), how)
@@ -135,16 +136,12 @@ class Workbench:
         return await self.storage.rescue()
 
 
-_WANT: Final = frozenset(
-    {"worker", "lease", "on_interrupt", "retry", "ageing"}
-)
+_WANT: Final = frozenset({"worker", "lease", "on_interrupt", "retry", "ageing"})
 
 
-def unique(
-    key: str = "u", on_clash: str = "keep", **fields: Any
-) -> UniqueKey:
+def unique(key: str = "u", on_clash: str = "keep", **fields: Any) -> UniqueKey:
     """A uniqueness as the codec would make it, among open tasks unless told."""
-    given: Mapping[str, Any] = {
+    given: dict[str, Any] = {
         "statuses": OPEN,
         "within": None,
         "replace": frozenset({"payload"}),

@@ -1,14 +1,34 @@
 """The memory storage: the conformance kit, and what is its own."""
 
+# pyright: reportPrivateUsage=false
+# One test looks into the indexes, whose growth nothing public shows.
+
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
+import pytest
+import trio
+from trio.testing import MockClock, assert_checkpoints
+
+from dispatch.bell import Bell
 from dispatch.clock import Clock
-from dispatch.storage.memory import MemoryStorage
-from dispatch.storage.protocol import Storage
+from dispatch.errors import InvalidConfigError
+from dispatch.records import NewTask, Transition, TransitionKind
+from dispatch.storage import memory as memory_module
+from dispatch.storage import memory_registry as registry_module
+from dispatch.storage import ready as ready_module
+from dispatch.storage.memory import MemoryStatistics, MemoryStorage
+from dispatch.storage.protocol import Change, CronRecord, QueueRecord, Storage, Want
+from dispatch.storage.query import All, Ids, Priorities, PruneSpec
 from dispatch.testing.conformance import StorageConformance
+from dispatch.testing.workbench import unique
 
 
 class Wall:
@@ -31,3 +51,229 @@ class TestMemoryStorage(StorageConformance):
     ) -> AsyncGenerator[tuple[Storage, Callable[[float], Awaitable[None]]]]:
         wall = Wall()
         yield MemoryStorage(Clock(wall=wall)), wall.advance
+
+
+def memory(**settings: int) -> tuple[MemoryStorage, Wall]:
+    wall = Wall()
+    return MemoryStorage(Clock(wall=wall), **settings), wall
+
+
+def task(id_: str, **fields: Any) -> NewTask:
+    given: dict[str, Any] = {"queue": "q", "type": "t", "payload": b"{}", **fields}
+    return NewTask(id=id_, **given)
+
+
+# ---- what cannot run costs nothing ------------------------------------------
+
+CROWD = 100_000
+
+
+async def lines_of_a_claim(storage: MemoryStorage) -> tuple[list[str], int]:
+    """The ids a claim of two takes, and how many lines of Python it ran."""
+    lines = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return count
+
+    want = Want(queue="q", limit=2, types={"t": 1}, tags=frozenset({"x"}))
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        claimed = await storage.claim([want], worker="w", lease=30.0)
+    finally:
+        sys.settrace(before)
+    return [claim.id for claim in claimed.claims], lines
+
+
+@pytest.mark.parametrize(
+    "crowd",
+    [
+        {"delay": 1_000.0},
+        {"key": "k"},
+        {"type": "alien"},
+        {"type": "alien{}"},
+        {"version": 2},
+        {"tags": ("gpu",)},
+        {"tags": ("gpu{}",)},
+        {"held": True},
+    ],
+    ids=lambda crowd: "-".join(map(str, next(iter(crowd.items())))),
+)
+async def test_a_crowd_that_cannot_run_costs_a_claim_no_work(crowd: dict[str, Any]) -> None:
+    storage, _ = memory()
+    await storage.declare([QueueRecord(name="q", keyed=True)])
+    await storage.enqueue([task("head", key="k"), *(task(f"w{n}") for n in range(6))])
+    assert (await lines_of_a_claim(storage))[0] == ["head", "w0"]
+    alone = await lines_of_a_claim(storage)
+    assert alone[0] == ["w1", "w2"]
+    fields = dict(crowd)
+    held = fields.pop("held", False)
+    tasks: list[NewTask] = []
+    for number in range(CROWD):
+        if "type" in crowd:
+            fields["type"] = crowd["type"].format(number)
+        if "tags" in crowd:
+            fields["tags"] = (crowd["tags"][0].format(number),)
+        tasks.append(task(f"c{number}", priority=3, **fields))
+    await storage.enqueue(tasks)
+    if held:
+        assert len(await storage.alter(Priorities(3), Change(action="hold"))) == CROWD
+    crowded = await lines_of_a_claim(storage)
+    assert crowded[0] == ["w3", "w4"]
+    # A few stale entries may be left, one sweep's worth at most.
+    assert crowded[1] <= alone[1] + (400 if held else 20)
+
+
+# ---- what it keeps -----------------------------------------------------------
+
+
+async def run_to_the_end(storage: MemoryStorage, kind: TransitionKind, *ids: str) -> None:
+    await storage.enqueue([task(id_) for id_ in ids])
+    claimed = await storage.claim([Want(queue="q", limit=len(ids))], worker="w", lease=30.0)
+    await storage.settle([Transition(claim.id, claim.epoch, kind) for claim in claimed.claims])
+
+
+async def ids_of(storage: MemoryStorage) -> list[str]:
+    return [record.id for record in (await storage.find(All())).records]
+
+
+async def test_the_newest_finished_tasks_are_kept_and_dead_letters_all() -> None:
+    storage, _ = memory(keep_finished=2)
+    await storage.declare([QueueRecord(name="q")])
+    await run_to_the_end(storage, TransitionKind.FAILED, "f1", "f2", "f3")
+    await run_to_the_end(storage, TransitionKind.DONE, "a", "b")
+    await run_to_the_end(storage, TransitionKind.CANCELLED, "c")
+    assert await ids_of(storage) == ["f1", "f2", "f3", "b", "c"]
+    assert await storage.history("a") == []
+    assert storage.statistics().finished == 2
+    assert storage.statistics().dead_letters == 3
+
+
+async def test_a_rerun_task_is_not_among_the_finished() -> None:
+    storage, _ = memory(keep_finished=1)
+    await storage.declare([QueueRecord(name="q")])
+    await run_to_the_end(storage, TransitionKind.DONE, "a")
+    await storage.alter(All(), Change(action="rerun"))
+    await storage.enqueue([task("b")])
+    await storage.alter(All(), Change(action="cancel"))
+    assert await ids_of(storage) == ["b"]
+
+
+async def test_nothing_finished_is_kept_if_so_wanted() -> None:
+    storage, _ = memory(keep_finished=0)
+    await storage.declare([QueueRecord(name="q")])
+    await run_to_the_end(storage, TransitionKind.DONE, "a")
+    assert await ids_of(storage) == []
+    expected = r"^\[1012\] MemoryStorage: keep_finished must be at least 0, got -1$"
+    with pytest.raises(InvalidConfigError, match=expected):
+        MemoryStorage(keep_finished=-1)
+
+
+async def test_indexes_do_not_grow_with_what_has_passed() -> None:
+    storage, wall = memory(keep_finished=10)
+    await storage.declare([QueueRecord(name="q", keyed=True)])
+    await storage.enqueue([task("head", key="k", delay=1e6)])
+    for number in range(3_000):
+        await run_to_the_end(storage, TransitionKind.DONE, f"r{number}")
+        delayed = task(f"d{number}", delay=1e5, key=f"k{number}")
+        waiting = task(f"w{number}", type=f"t{number}", unique=unique(f"u{number}"))
+        await storage.enqueue([delayed, waiting, task(f"k{number}", key="k")])
+        await storage.alter(~Ids("head"), Change(action="cancel"))
+        await wall.advance(0.01)
+    sizes = [
+        len(storage._order),
+        len(storage._leases),
+        len(storage._open_by_unique) + len(storage._ended_by_unique),
+    ]
+    queue = storage._queues["q"]
+    sizes += [len(queue._later), len(queue._lines), len(queue._lines["k"].heap)]
+    sizes += [view.entries for view in queue._views.values()]
+    sizes += [len(view.groups) for view in queue._views.values()]
+    assert max(sizes) <= 1_200
+    assert storage._leased == 0
+
+
+# ---- the rest ----------------------------------------------------------------
+
+
+async def test_it_shows_what_it_holds() -> None:
+    storage, _ = memory()
+    await storage.declare([QueueRecord(name="q"), QueueRecord(name="r")])
+    await storage.enqueue([task("a"), task("b", delay=9.0), task("c", queue="r")])
+    await storage.claim([Want(queue="r", limit=1)], worker="w", lease=30.0)
+    assert repr(storage) == "<MemoryStorage tasks=3 queues=2>"
+    assert storage.statistics() == MemoryStatistics(
+        tasks=3,
+        waiting=1,
+        leases=1,
+        finished=0,
+        dead_letters=0,
+        queues=2,
+        workers=0,
+        crons=0,
+    )
+    assert not storage.durable
+
+
+async def test_virtual_time_is_its_time(autojump_clock: MockClock) -> None:
+    storage = MemoryStorage()
+    await storage.declare([QueueRecord(name="q")])
+    await storage.enqueue([task("a", delay=86_400.0)])
+    claimed = await storage.claim([Want(queue="q", limit=1)], worker="w", lease=30.0)
+    assert claimed.next_due is not None
+    await Bell().wait(claimed.next_due - storage.now())
+    claimed = await storage.claim([Want(queue="q", limit=1)], worker="w", lease=30.0)
+    assert [claim.id for claim in claimed.claims] == ["a"]
+
+
+async def test_publishing_lets_others_run_and_the_hot_path_does_not() -> None:
+    storage, _ = memory()
+    await storage.declare([QueueRecord(name="q")])
+    with assert_checkpoints():
+        await storage.enqueue([task("a")])
+    others_ran = trio.Event()
+
+    async def other() -> None:
+        others_ran.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        claimed = await storage.claim([Want(queue="q", limit=1)], worker="w", lease=30.0)
+        [claim] = claimed.claims
+        await storage.renew([("a", claim.epoch)], lease=30.0)
+        await storage.settle([Transition("a", claim.epoch, TransitionKind.DONE)])
+        assert not others_ran.is_set()
+
+
+@pytest.mark.parametrize("method", ["enqueue", "claim", "settle", "alter", "prune", "advance_cron"])
+async def test_a_cancelled_call_has_done_nothing(method: str) -> None:
+    storage, _ = memory()
+    await storage.declare([QueueRecord(name="q")])
+    await storage.enqueue([task("a"), task("b")])
+    await storage.put_cron(CronRecord(name="c", definition="", template=task("")))
+    await storage.claim([Want(queue="q", limit=1)], worker="w", lease=None)
+    await storage.alter(Ids("b"), Change(action="cancel"))
+    before = (await storage.find(All())).records
+    arguments: dict[str, Callable[[], Awaitable[object]]] = {
+        "enqueue": lambda: storage.enqueue([task("new")]),
+        "claim": lambda: storage.claim([Want(queue="q", limit=1)], worker="w", lease=None),
+        "settle": lambda: storage.settle([Transition("a", 1, TransitionKind.DONE)]),
+        "alter": lambda: storage.alter(All(), Change(action="rerun")),
+        "prune": lambda: storage.prune(PruneSpec(keep=0)),
+        "advance_cron": lambda: storage.advance_cron(
+            "c", expected=None, last_slot=1.0, next_slot=None, tasks=[task("new")]
+        ),
+    }
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await arguments[method]()
+    assert scope.cancelled_caught
+    assert (await storage.find(All())).records == before
+
+
+def test_only_the_table_of_states_changes_a_state() -> None:
+    for module in (memory_module, ready_module, registry_module):
+        text = Path(module.__file__ or "").read_text()
+        assert re.findall(r"\.(status|epoch|attempt)\s*[-+]?=[^=]", text) == []

@@ -1,0 +1,186 @@
+"""The in-memory dispatcher beside a bare trio memory channel, in one process run.
+
+    python benchmarks/memory.py [--tasks 20000] [--rounds 5] [--profile]
+
+Both sides hand the same payloads to ten workers that do nothing. The channel
+hands over the object itself: it is the limit of the runtime, without codec,
+retries, timeouts, leases or a record of what happened. The dispatcher does all
+of its work: checks and encodes each payload, stores the task, claims, decodes,
+runs the handler in its scope and context, and settles.
+
+Rounds alternate, so that a drifting machine hits both alike; the medians of
+jobs per second and of their ratio are printed, then publish-to-start latency on
+an idle queue, one task at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import platform
+import pstats
+import sys
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from statistics import median, quantiles
+from time import perf_counter
+
+import trio
+from attrs import frozen
+
+from dispatch import QueueTask, TaskQueueConfig, TaskType, open_dispatcher
+
+WORKERS = 10
+LATENCY_SAMPLES = 500
+
+
+@frozen
+class Order:
+    """Six fields, as a service would have them."""
+
+    id: int
+    customer: str
+    total: float
+    express: bool
+    lines: list[str]
+    note: str | None
+
+
+ORDER = TaskType("orders", "ship", Order)
+
+
+def order(number: int) -> Order:
+    return Order(number, "ada@example.org", 12.5, True, ["book", "pen"], None)
+
+
+async def channel_throughput(tasks: int) -> float:
+    """Jobs per second through a bare memory channel."""
+    payloads = [order(number) for number in range(tasks)]
+    done = 0
+    send, receive = trio.open_memory_channel[Order](128)
+
+    async def work() -> None:
+        nonlocal done
+        async for payload in receive:
+            done += payload.id >= 0
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(WORKERS):
+            nursery.start_soon(work)
+        began = perf_counter()
+        async with send:
+            for payload in payloads:
+                await send.send(payload)
+    assert done == tasks
+    return tasks / (perf_counter() - began)
+
+
+async def dispatcher_throughput(tasks: int) -> float:
+    """Jobs per second through the dispatcher, published one by one."""
+    payloads = [order(number) for number in range(tasks)]
+    done = 0
+    finished = trio.Event()
+
+    async def ship(task: QueueTask[Order]) -> None:
+        nonlocal done
+        done += 1
+        if done == tasks:
+            finished.set()
+
+    async with open_dispatcher() as dispatcher:
+        dispatcher.consumer.register_queue("orders", TaskQueueConfig(concurrency=WORKERS))
+        dispatcher.consumer.register_handler(ORDER, ship)
+        began = perf_counter()
+        for payload in payloads:
+            await dispatcher.publisher.publish(ORDER(payload))
+        await finished.wait()
+        await dispatcher.drain()
+        elapsed = perf_counter() - began
+    assert done == tasks
+    return tasks / elapsed
+
+
+async def channel_latency() -> list[float]:
+    """Seconds from sending to a parked worker to its start."""
+    starts: list[float] = []
+    send, receive = trio.open_memory_channel[Order](128)
+
+    async def work() -> None:
+        async for _ in receive:
+            starts.append(perf_counter())
+
+    sent: list[float] = []
+    async with trio.open_nursery() as nursery:
+        for _ in range(WORKERS):
+            nursery.start_soon(work)
+        for number in range(LATENCY_SAMPLES):
+            await trio.sleep(0.001)
+            sent.append(perf_counter())
+            await send.send(order(number))
+        await trio.sleep(0.01)
+        await send.aclose()
+    return [start - at for start, at in zip(starts, sent, strict=True)]
+
+
+async def dispatcher_latency() -> list[float]:
+    """Seconds from calling publish to the start of the handler, on an idle queue."""
+    starts: list[float] = []
+
+    async def ship(task: QueueTask[Order]) -> None:
+        starts.append(perf_counter())
+
+    sent: list[float] = []
+    async with open_dispatcher() as dispatcher:
+        dispatcher.consumer.register_queue("orders", TaskQueueConfig(concurrency=WORKERS))
+        dispatcher.consumer.register_handler(ORDER, ship)
+        for number in range(LATENCY_SAMPLES):
+            await trio.sleep(0.001)
+            sent.append(perf_counter())
+            await dispatcher.publisher.publish(ORDER(order(number)))
+        await dispatcher.drain()
+    return [start - at for start, at in zip(starts, sent, strict=True)]
+
+
+def percentiles(name: str, runs: list[float]) -> float:
+    cuts = quantiles(runs, n=100)
+    print(f"{name:<12} publish to start, idle: p50 {cuts[49] * 1e3:.3f} ms, p99 {cuts[98] * 1e3:.3f} ms")
+    return cuts[49]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--tasks", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--profile", action="store_true", help="profile the dispatcher instead")
+    options = parser.parse_args()
+
+    if options.profile:
+        profile = cProfile.Profile()
+        profile.runcall(trio.run, dispatcher_throughput, options.tasks)
+        pstats.Stats(profile).sort_stats("tottime").print_stats(35)
+        return
+
+    print(
+        f"Python {platform.python_version()}, trio {version('trio')}, attrs {version('attrs')}, "
+        f"cattrs {version('cattrs')}, {platform.machine()}; {options.tasks} tasks, {WORKERS} workers, "
+        f"median of {options.rounds} rounds"
+    )
+    sides: dict[str, Callable[[int], Awaitable[float]]] = {
+        "channel": channel_throughput,
+        "dispatcher": dispatcher_throughput,
+    }
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(options.rounds):
+        for name, run in sides.items():
+            rates[name].append(trio.run(run, options.tasks))
+    ratios = [ours / bare for ours, bare in zip(rates["dispatcher"], rates["channel"], strict=True)]
+    for name, found in rates.items():
+        print(f"{name:<12} {median(found):>10,.0f} jobs/s")
+    print(f"{'ratio':<12} {median(ratios):>10.3f} of the bare channel (wanted: 0.12, attempt 0.2)")
+    bare = percentiles("channel", trio.run(channel_latency))
+    ours = percentiles("dispatcher", trio.run(dispatcher_latency))
+    print(f"{'ratio':<12} {ours / bare:>10.2f} times the channel's p50 (wanted: at most 3)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""How lists, tuples, sets, dicts and unions are stored, given how their elements are.
+
+`back` stops at the first misfit, so that a hostile list of 80,000 wrong elements
+costs one exception and not 80,000, and finds its index without a second pass:
+passes that are repeated at each level would be doubled at each level.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from itertools import islice
+from operator import length_hint
+from typing import Any, cast
+
+from cattrs.fns import identity
+
+from dispatch.scalars import EXACT, SIMPLE, Back, Inside, Misfit, Out, Shape, Unstorable, brief
+
+__all__ = ["dict_shape", "list_shape", "optional_shape", "set_shape", "tuple_shape", "union_shape"]
+
+
+def list_shape(name: str, item: Shape) -> Shape:
+    """A list; JSON's own is fresh, so that of plain scalars is only checked."""
+    inner_out, inner_back = item.out, item.back
+    exact = (
+        item.classes[0]
+        if item.classes[0] in EXACT and item is SIMPLE.get(item.classes[0])
+        else None
+    )
+
+    def out(value: Any) -> Any:
+        if value.__class__ is not list:
+            return Unstorable(
+                value,
+                name,
+                "pass list(value)" if isinstance(value, tuple | set | frozenset) else "",
+            )
+        return value if inner_out is identity else [inner_out(each) for each in value]
+
+    def back(value: Any, _: Any) -> Any:
+        if value.__class__ is not list:
+            raise Misfit(name)
+        if exact is not None:
+            # JSON's own list is fresh and shared with nobody: checking it is enough.
+            for each in value:
+                if each.__class__ is not exact:
+                    break
+            else:
+                return value
+        return _each(value, inner_back)
+
+    return Shape(name, out, back, frozenset({list}), (list,))
+
+
+def _each(value: list[Any], back: Back) -> list[Any]:
+    rest = iter(value)
+    try:
+        return [back(each, None) for each in rest]
+    except Exception as exc:  # noqa: BLE001 - the iterator says how far it came: no second pass
+        raise Inside(len(value) - length_hint(rest) - 1, exc) from None
+
+
+def tuple_shape(name: str, items: tuple[Shape, ...], *, repeated: bool) -> Shape:
+    """One shape for each element, or one for all of them."""
+
+    def out(value: Any) -> Any:
+        if value.__class__ is not tuple:
+            return Unstorable(value, name, "pass tuple(value)" if isinstance(value, list) else "")
+        if repeated:
+            one = items[0].out
+            return [one(each) for each in value]
+        if len(value) != len(items):
+            return Unstorable(value, name, f"it has {len(value)} elements")
+        return [shape.out(each) for shape, each in zip(items, value, strict=True)]
+
+    def back(value: Any, _: Any) -> Any:
+        if value.__class__ is not list:
+            raise Misfit(name)
+        if repeated:
+            return tuple(_each(value, items[0].back))
+        if len(value) != len(items):
+            raise Misfit(name, f"it has {len(value)} elements")
+        found: list[Any] = []
+        try:
+            for shape, each in zip(items, value, strict=True):
+                found.append(shape.back(each, None))
+        except Exception as exc:  # noqa: BLE001 - the codec judges it
+            raise Inside(len(found), exc) from None
+        return tuple(found)
+
+    return Shape(name, out, back, frozenset({list}), (tuple,))
+
+
+def set_shape(name: str, cls: type[set[Any]] | type[frozenset[Any]], item: Shape) -> Shape:
+    """A set as a sorted list, so that equal sets have equal bytes."""
+
+    def out(value: Any) -> Any:
+        if value.__class__ is not cls:
+            return Unstorable(value, name)
+        found = [item.out(each) for each in value]
+        try:
+            return sorted(found)  # a set has no order; its bytes must have one
+        except TypeError:
+            return sorted(found, key=repr)
+
+    def back(value: Any, _: Any) -> Any:
+        if value.__class__ is not list:
+            raise Misfit(name)
+        try:
+            found = cls(_each(value, item.back))
+        except TypeError:
+            raise Misfit(name, "an element is not hashable") from None
+        if len(found) != len(value):
+            raise Misfit(name, "an element is there twice")
+        return found
+
+    return Shape(name, out, back, frozenset({list}), (cls,))
+
+
+def dict_shape(name: str, key: Shape, item: Shape) -> Shape:
+    """A dict as an object; keys other than str become text and must be so one to one."""
+    key_out, key_back = cast("Out", key.key_out), cast("Callable[[str], Any]", key.key_back)
+    plain = key.name == "str"
+    inner_out, inner_back = item.out, item.back
+
+    def out(value: Any) -> Any:
+        if value.__class__ is not dict:
+            return Unstorable(value, name, "pass dict(value)" if isinstance(value, Mapping) else "")
+        for each in value:
+            if key_out(each).__class__ is Unstorable:
+                return Unstorable(value, name, f"its key {brief(each)} is not of {key.name}")
+        if plain:
+            return {k: inner_out(v) for k, v in value.items()}
+        return {key_out(k): inner_out(v) for k, v in value.items()}
+
+    def back(value: Any, _: Any) -> Any:
+        if value.__class__ is not dict:
+            raise Misfit(name)
+        rest = iter(value.items())
+        try:
+            found = {k: inner_back(v, None) for k, v in rest}
+        except Exception as exc:  # noqa: BLE001 - the codec judges it
+            at = len(value) - length_hint(rest) - 1
+            raise Inside(next(islice(value, at, None)), exc) from None
+        if plain:
+            return found
+        typed: dict[Any, Any] = {}
+        for text, each in found.items():
+            try:
+                typed[key_back(text)] = each
+            except (ValueError, Misfit):
+                raise Misfit(name, f"its key {brief(text)} is not of {key.name}") from None
+        return typed
+
+    return Shape(name, out, back, frozenset({dict}), (dict,))
+
+
+def optional_shape(name: str, member: Shape) -> Shape:
+    """A value or None."""
+    inner_out, inner_back = member.out, member.back
+
+    def out(value: Any) -> Any:
+        return None if value is None else inner_out(value)
+
+    def back(value: Any, _: Any) -> Any:
+        return None if value is None else inner_back(value, _)
+
+    kinds = member.kinds | {types.NoneType}
+    return Shape(
+        name,
+        identity if inner_out is identity else out,
+        back,
+        kinds,
+        (*member.classes, types.NoneType),
+    )
+
+
+def union_shape(name: str, by_kind: Mapping[type, Back], by_class: Mapping[type, Out]) -> Shape:
+    """One of several, told apart by the class of the value and by the kind of its JSON."""
+
+    def unknown(_value: Any, _: Any) -> Any:
+        raise Misfit(name)
+
+    def out(value: Any) -> Any:
+        found = by_class.get(value.__class__)
+        if found is not None:
+            return found(value)
+        for cls, each in by_class.items():  # a subclass, such as a test's frozen datetime
+            if isinstance(value, cls) and value.__class__ is not bool:
+                return each(value)
+        if float in by_class and value.__class__ is int:
+            return by_class[float](value)
+        return Unstorable(value, name)
+
+    def back(value: Any, _: Any) -> Any:
+        return by_kind.get(value.__class__, unknown)(value, _)
+
+    return Shape(name, out, back, frozenset(by_kind), tuple(by_class))

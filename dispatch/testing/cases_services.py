@@ -1,0 +1,334 @@
+"""Conformance: bells, queues, workers and cron entries."""
+
+# ruff: noqa: S101, D102 - a case asserts, and its name says what it shows.
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from dispatch.bell import Bell
+from dispatch.records import TransitionKind
+from dispatch.storage.protocol import (
+    AdvanceAnswer,
+    CronRecord,
+    PutAnswer,
+    QueueRecord,
+    Topic,
+    TopicKind,
+    WorkerRecord,
+)
+from dispatch.testing.workbench import Workbench
+
+__all__ = ["ControlCases", "CronCases", "WatchCases"]
+
+DEADLINE_S = 5.0
+
+
+class WatchCases:
+    """WCH."""
+
+    async def rings(
+        self, bench: Workbench, topic: Topic, change: Callable[[], Awaitable[object]]
+    ) -> bool:
+        """Whether the bell rings for a change made before the wait."""
+        bell = Bell()
+        with bench.storage.watch(bell, topic):
+            await change()
+            with trio.move_on_after(DEADLINE_S) as scope:
+                await bell.wait()
+        return not scope.cancelled_caught
+
+    async def test_publishing_wakes_a_waiter(self, bench: Workbench) -> None:
+        await bench.declare()
+        bell = Bell()
+        with bench.storage.watch(bell, Topic(TopicKind.QUEUE, "q")):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(bench.publish, "a")
+                with trio.fail_after(DEADLINE_S):
+                    await bell.wait()
+        assert await bench.taken() == ["a"]
+
+    async def test_a_ring_between_looking_and_waiting_is_not_lost(self, bench: Workbench) -> None:
+        await bench.declare()
+        bell = Bell()
+        with bench.storage.watch(bell, Topic(TopicKind.QUEUE, "q")):
+            assert await bench.taken() == []
+            await bench.publish("a")
+            with trio.fail_after(DEADLINE_S):
+                await bell.wait()
+
+    async def test_whatever_makes_a_task_claimable_rings_its_queue(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True)
+        await bench.publish("held", "dead", "later", max_retry=0)
+        await bench.alter("held", "hold")
+        await bench.fail((await bench.claim(ids=frozenset({"dead"})))[0], None)
+        await bench.alter("later", "patch", available_at=bench.now() + 99.0)
+        first = await bench.started("k1", key="k")
+        await bench.publish("k2", "k3", key="k", max_retry=9)
+        retried = await bench.started("retried", max_retry=9)
+        await bench.started("lost", max_retry=9, lease=1.0)
+        await bench.storage.alter_queue("q", paused=True)
+
+        async def expire() -> None:
+            await bench.advance(2.0)
+            await bench.storage.rescue()
+
+        queue = Topic(TopicKind.QUEUE, "q")
+        for change in (
+            lambda: bench.alter("held", "resume"),
+            lambda: bench.alter("dead", "rerun"),
+            lambda: bench.alter("later", "patch", available_at=bench.now()),
+            lambda: bench.settle(first),
+            lambda: bench.alter("k2", "cancel"),
+            lambda: bench.fail(retried, 1.0),
+            expire,
+            lambda: bench.storage.alter_queue("q", paused=False),
+        ):
+            assert await self.rings(bench, queue, change)
+
+    async def test_a_task_rings_at_each_kind_of_end(self, bench: Workbench) -> None:
+        for kind in (TransitionKind.DONE, TransitionKind.FAILED, TransitionKind.CANCELLED):
+            claim = await bench.started(kind.value)
+            topic = Topic(TopicKind.TASK, kind.value)
+
+            async def settle(claim: Any = claim, kind: TransitionKind = kind) -> None:
+                await bench.settle(claim, kind)
+
+            assert await self.rings(bench, topic, settle)
+        await bench.publish("waiting")
+        by_hand = Topic(TopicKind.TASK, "waiting")
+        assert await self.rings(bench, by_hand, lambda: bench.alter("waiting", "cancel"))
+        await bench.started("rescued")
+        rescued = Topic(TopicKind.TASK, "rescued")
+        assert await self.rings(bench, rescued, bench.rescue_all)
+
+    async def test_all_awaiters_of_a_task_wake(self, bench: Workbench) -> None:
+        claim = await bench.started()
+        woken: list[int] = []
+
+        async def awaiter(
+            number: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        ) -> None:
+            bell = Bell()
+            with bench.storage.watch(bell, Topic(TopicKind.TASK, "a")):
+                task_status.started()
+                await bell.wait()
+                woken.append(number)
+
+        with trio.fail_after(DEADLINE_S):
+            async with trio.open_nursery() as nursery:
+                for number in range(3):
+                    await nursery.start(awaiter, number)
+                await bench.settle(claim)
+        assert sorted(woken) == [0, 1, 2]
+
+    async def test_one_bell_hears_several_topics_and_none_afterwards(
+        self, bench: Workbench
+    ) -> None:
+        await bench.declare("q")
+        await bench.declare("r")
+        bell = Bell()
+        topics = (Topic(TopicKind.QUEUE, "q"), Topic(TopicKind.QUEUE, "r"))
+        with bench.storage.watch(bell, *topics):
+            for queue in ("q", "r"):
+                await bench.publish(queue, queue=queue)
+                with trio.fail_after(DEADLINE_S):
+                    await bell.wait()
+        await bench.publish("more")
+        with trio.move_on_after(0.01) as scope:
+            await bell.wait()
+        assert scope.cancelled_caught
+
+    async def test_asking_a_running_task_to_stop_rings_control(self, bench: Workbench) -> None:
+        await bench.started()
+        control = Topic(TopicKind.CONTROL, "q")
+        assert await self.rings(bench, control, lambda: bench.alter("a", "cancel"))
+        pause = bench.storage.alter_queue
+        assert await self.rings(bench, control, lambda: pause("q", paused=True))
+        assert await self.rings(bench, Topic(TopicKind.CONTROL), lambda: pause("q", paused=False))
+
+    async def test_another_workers_lease_rings_and_ones_own_need_not(
+        self, bench: Workbench
+    ) -> None:
+        await bench.publish("a", "b", "c")
+        leases = Topic(TopicKind.LEASES, "me")
+        bell = Bell()
+        with bench.storage.watch(bell, leases):
+            await bench.storage.rescue()
+            await bench.claim(worker="me", lease=90.0)
+            await bench.claim(worker="you", lease=60.0)
+            with trio.fail_after(DEADLINE_S):
+                await bell.wait()
+            await bench.storage.rescue()
+            await bench.claim(worker="you", lease=30.0)
+            with trio.fail_after(DEADLINE_S):
+                await bell.wait()
+
+
+class ControlCases:
+    """Queues and workers as records."""
+
+    async def test_a_declaration_keeps_what_was_set_by_hand(self, bench: Workbench) -> None:
+        storage = bench.storage
+        await storage.declare([QueueRecord(name="b"), QueueRecord(name="a", keyed=True)])
+        assert [queue.name for queue in await storage.queues()] == ["a", "b"]
+        assert await storage.alter_queue("a", paused=True, concurrency=7)
+        await storage.declare([QueueRecord(name="a", max_waiting=5)])
+        [queue, _] = await storage.queues()
+        assert queue == QueueRecord(name="a", max_waiting=5, paused=True, concurrency=7)
+        assert await storage.alter_queue("a", concurrency=None)
+        assert (await storage.queues())[0].concurrency is None
+        assert (await storage.queues())[0].paused
+        assert not await storage.alter_queue("unknown", paused=True)
+
+    async def test_a_paused_queue_gives_nothing(self, bench: Workbench) -> None:
+        await bench.publish("a")
+        await bench.storage.alter_queue("q", paused=True)
+        assert await bench.taken(9) == []
+        assert await bench.taken(9, ids=frozenset({"a"})) == []
+        await bench.storage.alter_queue("q", paused=False)
+        assert await bench.taken(9) == ["a"]
+
+    async def test_workers_are_those_seen_lately(self, bench: Workbench) -> None:
+        worker = WorkerRecord(id="w2", host="h", pid=1, started_at=1.0, seen_at=0.0, queues=("q",))
+        await bench.storage.beat(worker)
+        await bench.storage.beat(attrs.evolve(worker, id="w1", running=("t",)))
+        found = await bench.storage.workers()
+        assert [one.id for one in found] == ["w1", "w2"]
+        assert found[1] == attrs.evolve(worker, seen_at=bench.now())
+        await bench.storage.forget("w1")
+        await bench.storage.forget("unknown")
+        await bench.advance(30.0)
+        assert [one.id for one in await bench.storage.workers()] == ["w2"]
+        await bench.advance(86_400.0)
+        assert await bench.storage.workers() == []
+
+
+class CronCases:
+    """CRN: stored entries. The moments are the cron dispatcher's, and tested there."""
+
+    def entry(self, bench: Workbench, name: str = "c", **fields: Any) -> CronRecord:
+        """An entry whose next tick is at 100."""
+        given: dict[str, Any] = {
+            "definition": "0 * * * *",
+            "template": bench.task(""),
+            "next_slot": 100.0,
+            **fields,
+        }
+        return CronRecord(name=name, **given)
+
+    async def tick(
+        self, bench: Workbench, expected: float | None, slot: float, *ids: str
+    ) -> AdvanceAnswer:
+        """Advance entry `c`, publishing tasks of these ids."""
+        return await bench.storage.advance_cron(
+            "c",
+            expected=expected,
+            last_slot=slot,
+            next_slot=slot + 100.0,
+            tasks=[bench.task(id_, cron="c", slot=slot) for id_ in ids],
+        )
+
+    async def test_the_same_entry_again_is_the_same(self, bench: Workbench) -> None:
+        put = bench.storage.put_cron
+        assert await put(self.entry(bench)) is PutAnswer.CREATED
+        created = bench.now()
+        await bench.advance(5.0)
+        assert await put(self.entry(bench)) is PutAnswer.SAME
+        [entry] = await bench.storage.crons()
+        assert (entry.created_at, entry.seen_at) == (created, bench.now())
+        assert (entry.last_slot, entry.next_slot, entry.total) == (None, 100.0, 0)
+
+    @pytest.mark.parametrize("field", ["definition", "template"])
+    async def test_another_entry_conflicts_unless_replacing(
+        self, bench: Workbench, field: str
+    ) -> None:
+        put = bench.storage.put_cron
+        other: dict[str, Any] = {
+            "definition": "other",
+            "template": bench.task("", payload=b"other"),
+        }
+        await put(self.entry(bench))
+        await bench.declare()
+        await self.tick(bench, None, 100.0, "a")
+        [before] = await bench.storage.crons("c")
+        changed = self.entry(bench, next_slot=777.0, **{field: other[field]})
+        assert await put(changed) is PutAnswer.CONFLICT
+        assert await bench.storage.crons("c") == [before]
+        assert await put(changed, replace=True) is PutAnswer.REPLACED
+        [after] = await bench.storage.crons("c")
+        assert getattr(after, field) == other[field]
+        assert (after.total, after.created_at) == (before.total, before.created_at)
+        assert after.next_slot == 777.0
+
+    async def test_two_processes_one_tick_one_task(self, bench: Workbench) -> None:
+        await bench.declare()
+        await bench.storage.put_cron(self.entry(bench))
+        answers: list[AdvanceAnswer] = []
+
+        async def process(number: int) -> None:
+            answers.append(await self.tick(bench, None, 100.0, f"t{number}"))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(process, number)
+        assert sorted(answers) == [AdvanceAnswer.ADVANCED] + [AdvanceAnswer.MOVED] * 9
+        assert len(await bench.ids()) == 1
+        [entry] = await bench.storage.crons("c")
+        assert (entry.last_slot, entry.next_slot, entry.total) == (100.0, 200.0, 1)
+
+    async def test_the_task_remembers_its_tick(self, bench: Workbench) -> None:
+        await bench.declare()
+        await bench.storage.put_cron(self.entry(bench))
+        await self.tick(bench, None, 100.0, "a")
+        row = await bench.row("a")
+        assert (row.cron, row.slot) == ("c", 100.0)
+        [claim] = await bench.claim()
+        assert claim.cron == "c"
+
+    async def test_a_tick_may_be_skipped_and_is_still_decided(self, bench: Workbench) -> None:
+        await bench.storage.put_cron(self.entry(bench))
+        assert await self.tick(bench, None, 100.0) is AdvanceAnswer.ADVANCED
+        assert await self.tick(bench, None, 100.0) is AdvanceAnswer.MOVED
+        assert await self.tick(bench, 100.0, 200.0) is AdvanceAnswer.ADVANCED
+        [entry] = await bench.storage.crons()
+        assert (entry.last_slot, entry.total) == (200.0, 0)
+
+    async def test_paused_and_removed_entries_do_not_tick(self, bench: Workbench) -> None:
+        storage = bench.storage
+        await storage.put_cron(self.entry(bench))
+        assert await storage.alter_cron("c", paused_reason="holidays")
+        assert (await storage.crons("c"))[0].paused_reason == "holidays"
+        assert await self.tick(bench, None, 100.0, "a") is AdvanceAnswer.PAUSED
+        assert await storage.alter_cron("c", paused_reason=None)
+        assert await self.tick(bench, None, 100.0) is AdvanceAnswer.ADVANCED
+        assert await storage.remove_cron("c")
+        assert not await storage.remove_cron("c")
+        assert not await storage.alter_cron("c", paused_reason=None)
+        assert await self.tick(bench, 100.0, 200.0, "b") is AdvanceAnswer.GONE
+        assert await storage.crons("c") == []
+        assert await bench.ids() == []
+
+    async def test_entries_are_listed_by_name(self, bench: Workbench) -> None:
+        for name in ("b", "a", "c"):
+            await bench.storage.put_cron(self.entry(bench, name))
+        assert [entry.name for entry in await bench.storage.crons()] == ["a", "b", "c"]
+
+    async def test_changes_ring(self, bench: Workbench) -> None:
+        storage = bench.storage
+        bell = Bell()
+        with storage.watch(bell, Topic(TopicKind.CRON)):
+            for change in (
+                lambda: storage.put_cron(self.entry(bench)),
+                lambda: storage.put_cron(self.entry(bench, definition="other"), replace=True),
+                lambda: storage.alter_cron("c", paused_reason="because"),
+                lambda: storage.remove_cron("c"),
+            ):
+                await change()
+                with trio.fail_after(DEADLINE_S):
+                    await bell.wait()

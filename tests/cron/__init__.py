@@ -1,0 +1,1 @@
+"""Tests of cron texts, their moments, and the loop that fires them."""
