@@ -30,12 +30,15 @@ CACHED_NAMES: Final = 4_096
 class Limits:
     """Bounds on what is stored, checked when publishing and again when decoding.
 
-    `depth` is that of lists and dicts in each other in a payload; `batch` is the
-    number of tasks in one publish; sizes are of UTF-8 bytes.
+    `depth` is that of lists and dicts in each other in a payload and `containers`
+    their number: decoding costs some microseconds for each, and the loop must
+    not stand still for it. `batch` is the number of tasks in one publish; sizes
+    are of UTF-8 bytes.
     """
 
     payload_bytes: int = 256 * 1024
     depth: int = 32
+    containers: int = 10_000
     headers: int = 32
     header_name_bytes: int = 64
     header_value_bytes: int = 1024

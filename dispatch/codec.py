@@ -265,12 +265,19 @@ class Codec:
         if end != len(text):  # white space around it, or not JSON: this tells
             tree = self._decoder.decode(text)
         if text.count("[") + text.count("{") > self.limits.depth:
-            _check_depth(tree, self.limits.depth)
-        if "\\u" in text:  # the only way to a NUL or a lone surrogate
+            _check_shape(tree, self.limits)
+        if "\\u" in text and self._has_bad_text(tree):  # there is no other way to one
             found = bad_json(tree, "$", self.limits.depth, secret)
             if found is not None:
                 raise Refused(*found)
         return tree
+
+    def _has_bad_text(self, tree: Any) -> bool:
+        """Whether there may be a NUL or a lone surrogate, told at the encoder's speed."""
+        try:
+            return b"\\u0000" in self._write(tree).encode()
+        except UnicodeEncodeError:
+            return True
 
     def _why_not_stored(self, plan: Plan, tree: Any, read: Any, exc: Exception) -> tuple[str, str]:
         """Path and problem of a failed publish."""
@@ -319,9 +326,10 @@ def _too_large(size: int, limit: int) -> Refused:
     )
 
 
-def _check_depth(tree: Any, limit: int) -> None:
+def _check_shape(tree: Any, limits: Limits) -> None:
     level: list[Any] = [tree]
-    for _ in range(limit + 1):
+    count = 1
+    for _ in range(limits.depth):
         inner: list[Any] = []
         for each in level:
             if each.__class__ is list:
@@ -331,7 +339,14 @@ def _check_depth(tree: Any, limit: int) -> None:
         level = [each for each in inner if each.__class__ is list or each.__class__ is dict]
         if not level:
             return
-    raise Refused("$", TOO_DEEP.format(limit))
+        count += len(level)
+        if count > limits.containers:
+            raise Refused(
+                "$",
+                f"it has more than {limits.containers} lists and objects; "
+                "split it, or store where the data is instead",
+            )
+    raise Refused("$", TOO_DEEP.format(limits.depth))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

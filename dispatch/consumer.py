@@ -198,8 +198,8 @@ class TaskQueueConsumer:
 
     def _declared(self, arguments: tuple[Any, ...]) -> tuple[TaskType[Any, Any], object]:
         match arguments:
-            case (TaskType() as task_type, handler):
-                return cast("TaskType[Any, Any]", task_type), handler
+            case (TaskType(), handler):
+                return cast("TaskType[Any, Any]", arguments[0]), handler
             case (queue, type_name, handler):
                 check_name(queue, "queue name", InvalidQueueNameError)
                 check_name(type_name, f"queue {queue!r}: task type", InvalidTaskTypeError)

@@ -11,13 +11,15 @@ import types
 from collections.abc import Callable, Mapping
 from itertools import islice
 from operator import length_hint
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from cattrs.fns import identity
 
 from dispatch.scalars import EXACT, SIMPLE, Back, Inside, Misfit, Out, Shape, Unstorable, brief
 
 __all__ = ["dict_shape", "list_shape", "optional_shape", "set_shape", "tuple_shape", "union_shape"]
+
+MANY: Final = 500
 
 
 def list_shape(name: str, item: Shape) -> Shape:
@@ -108,7 +110,9 @@ def set_shape(name: str, cls: type[set[Any]] | type[frozenset[Any]], item: Shape
         if value.__class__ is not list:
             raise Misfit(name)
         try:
-            found = cls(_each(value, item.back))
+            elements = _each(value, item.back)
+            _check_hashes(elements, name)
+            found = cls(elements)
         except TypeError:
             raise Misfit(name, "an element is not hashable") from None
         if len(found) != len(value):
@@ -145,15 +149,27 @@ def dict_shape(name: str, key: Shape, item: Shape) -> Shape:
             raise Inside(next(islice(value, at, None)), exc) from None
         if plain:
             return found
-        typed: dict[Any, Any] = {}
-        for text, each in found.items():
+        keys: list[Any] = []
+        for text in found:
             try:
-                typed[key_back(text)] = each
+                keys.append(key_back(text))
             except (ValueError, Misfit):
                 raise Misfit(name, f"its key {brief(text)} is not of {key.name}") from None
-        return typed
+        _check_hashes(keys, name)
+        return dict(zip(keys, found.values(), strict=True))
 
     return Shape(name, out, back, frozenset({dict}), (dict,))
+
+
+def _check_hashes(elements: list[Any], name: str) -> None:
+    """Refuse elements made to have few hashes, which would take hash tables minutes.
+
+    Only texts have hashes that nobody can foresee: ints, and UUIDs and Decimals
+    with them, collide in multiples of 2**61 - 1, and 10,000 such keys block for
+    seconds. The hashes themselves do not: equal ints are found at first sight.
+    """
+    if len(elements) > MANY and len(elements) - len(set(map(hash, elements))) > MANY:
+        raise Misfit(name, "too many of its elements have one hash")
 
 
 def optional_shape(name: str, member: Shape) -> Shape:

@@ -8,13 +8,13 @@ from typing import Any, Literal, TypeVar, cast
 
 import attrs
 
-from dispatch.records import to_seconds
 from dispatch.errors import InvalidConfigError, QueueNotRegisteredError, TaskNotFoundError
 from dispatch.publisher import TaskQueuePublisher
-from dispatch.records import AttemptRecord
+from dispatch.records import AttemptRecord, to_seconds
 from dispatch.storage.protocol import (
     KEEP,
     Change,
+    Keep,
     QueueRecord,
     Storage,
     WorkerRecord,
@@ -152,8 +152,8 @@ class TaskQueueControl:
         headers: Mapping[str, str] | None = None,
         tags: tuple[str, ...] | None = None,
         priority: Priority | None = None,
-        timeout: float | None | object = KEEP,
-        max_retry: int | None | object = KEEP,
+        timeout: float | Keep | None = KEEP,  # noqa: ASYNC109 - a field of the task, not of this call
+        max_retry: int | Keep | None = KEEP,
         available_at: datetime | None = None,
     ) -> bool:
         """Change fields of one stored task; False if there is no such task.
@@ -169,8 +169,8 @@ class TaskQueueControl:
             headers=current.headers if headers is None else headers,
             tags=current.tags if tags is None else tags,
             priority=current.priority if priority is None else priority,
-            timeout=current.timeout if timeout is KEEP else timeout,
-            max_retry=current.max_retry if max_retry is KEEP else max_retry,
+            timeout=current.timeout if isinstance(timeout, Keep) else timeout,
+            max_retry=current.max_retry if isinstance(max_retry, Keep) else max_retry,
             available_at=available_at,
         )
         new = await self._publisher.prepare(changed)
@@ -200,7 +200,7 @@ class TaskQueueControl:
         self, where: Where | QueueTask[Any, Any] | str, change: Change, limit: int | None, dry_run: bool
     ) -> list[str]:
         if isinstance(where, QueueTask):
-            where = cast("QueueTask[Any, Any]", where).id
+            where = where.id
         if isinstance(where, str):
             where = Ids(where)
         return await self._storage.alter(where, change, limit=limit, dry_run=dry_run)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
 
 import attrs
 import trio
@@ -33,9 +33,6 @@ from dispatch.registry import Registry
 from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.protocol import Storage, Topic, TopicKind
 from dispatch.storage.query import All, AnyOf, Queues, Statuses, Types
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["Dispatcher", "DispatcherStatistics", "EventStream", "open_dispatcher"]
 
@@ -239,20 +236,15 @@ class Dispatcher:
 
     # -- looking --------------------------------------------------------------
 
-    @contextmanager
-    def _subscribed(self) -> Iterator[EventStream]:
+    @asynccontextmanager
+    async def subscribe(self) -> AsyncGenerator[EventStream]:
+        """The stream of events while the block is open: `async with d.subscribe() as events`."""
         stream = EventStream()
         self._observers.add(stream)
         try:
             yield stream
         finally:
             self._observers.remove(stream)
-
-    @asynccontextmanager
-    async def subscribe(self) -> AsyncIterator[EventStream]:
-        """The stream of events while the block is open: `async with d.subscribe() as events`."""
-        with self._subscribed() as stream:
-            yield stream
 
     def observe(self, observer: Observer) -> None:
         """Call `observer` with every event from now on."""
@@ -279,7 +271,7 @@ class Dispatcher:
 
 
 @asynccontextmanager
-async def open_dispatcher(storage: Storage | str | None = None, **options: Any) -> AsyncIterator[Dispatcher]:
+async def open_dispatcher(storage: Storage | str | None = None, **options: Any) -> AsyncGenerator[Dispatcher]:
     """Run a `Dispatcher` around a block; leaving the block ends it gracefully.
 
     Without arguments everything is kept in memory. `options` are those of

@@ -34,12 +34,11 @@ from typing import Any, Final
 import attrs
 import trio
 
-from dispatch.records import from_seconds
 from dispatch.codec import Codec
 from dispatch.errors import InvalidQueuePayloadError
-from dispatch.failures import describe, traceback_text
+from dispatch.failures import describe, parted, traceback_text
 from dispatch.handlers import HandlerEntry, Middleware
-from dispatch.records import Claim, Transition, TransitionKind
+from dispatch.records import Claim, Transition, TransitionKind, from_seconds
 from dispatch.retry import RetryPolicy, VerdictKind, judge
 from dispatch.run import Prepare, Report, Run
 from dispatch.tasks import FailureReason, Priority, QueueTask, TaskStatus
@@ -107,7 +106,7 @@ class Executor:
     async def execute(self, slot: Slot, claim: Claim, entry: HandlerEntry) -> Ended:
         """Make one attempt in `slot`, whose scope is entered; never raises for the handler's sake."""
         try:
-            payload = self.codec.decode(
+            payload: Any = self.codec.decode(
                 claim.payload, entry.task_type.payload, version=claim.version, task_type=entry.task_type
             )
         except InvalidQueuePayloadError as exc:
@@ -178,7 +177,7 @@ class Executor:
         raising: BaseException | None = None
         rest: BaseException | None = error
         if error is not None:
-            raising, rest = _part(error)
+            raising, rest = parted(error)
         text = describe(rest) if rest is not None else None
         trace = traceback_text(rest) if rest is not None else None
         if stopped:
@@ -258,24 +257,6 @@ def _failed(
 
 def _handed_back(claim: Claim, error: str | None, trace: str | None) -> Transition:
     return Transition(claim.id, claim.epoch, TransitionKind.HANDED_BACK, error=error, traceback=trace)
-
-
-def _part(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
-    """What must go on propagating, and what is the attempt's own failure.
-
-    A handler's child may fail *while* being cancelled, which gives a group of
-    an error and a Cancelled; both halves count.
-    """
-    passing = (trio.Cancelled, KeyboardInterrupt)
-    if isinstance(error, passing):
-        return error, None
-    if isinstance(error, BaseExceptionGroup):
-        try:
-            through, rest = error.split(passing)
-        except RecursionError:
-            return None, error  # nested absurdly deep: a failure like any other
-        return through, rest
-    return None, error
 
 
 def task_for_handler(claim: Claim, payload: Any, entry: HandlerEntry) -> QueueTask[Any, Any]:

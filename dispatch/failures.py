@@ -8,9 +8,11 @@ a thousand deep) may disturb the worker.
 from __future__ import annotations
 
 import traceback
-from typing import Final
+from typing import Any, Final, cast
 
-__all__ = ["describe", "traceback_text"]
+import trio
+
+__all__ = ["describe", "parted", "traceback_text"]
 
 MESSAGE_LIMIT: Final = 1_000
 TRACEBACK_LIMIT: Final = 3_000
@@ -50,3 +52,21 @@ def traceback_text(error: BaseException) -> str:
     if len(text) > TRACEBACK_LIMIT:
         text = f"... {text[-TRACEBACK_LIMIT:]}"
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def parted(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """What must go on propagating (Cancelled, KeyboardInterrupt), and what is a failure.
+
+    A handler's child may fail *while* being cancelled, which gives a group of
+    an error and a Cancelled; both halves count.
+    """
+    passing = (trio.Cancelled, KeyboardInterrupt)
+    if isinstance(error, passing):
+        return error, None
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[Any]", error)
+        try:
+            return group.split(passing)
+        except RecursionError:
+            pass  # nested absurdly deep: a failure like any other
+    return None, cast("BaseException", error)

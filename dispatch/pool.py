@@ -13,13 +13,13 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import attrs
 import trio
 
 from dispatch.errors import ClosedError, InvalidConfigError, InvalidTaskHandlerError, QueueFullError
-from dispatch.failures import describe
+from dispatch.failures import describe, parted
 
 __all__ = ["PoolStatistics", "PoolStatus", "Task", "TaskDispatcher"]
 
@@ -203,8 +203,7 @@ class TaskDispatcher:
             error = passing = exc
         except BaseException as exc:  # noqa: BLE001 - the pool survives every exception
             error = exc
-            if isinstance(exc, BaseExceptionGroup):
-                passing = exc.split((trio.Cancelled, KeyboardInterrupt))[0]
+            passing = parted(exc)[0]
         if isinstance(error, trio.Cancelled):
             error = ClosedError("pool: it closed while this task ran, which was cancelled")
         self._running.discard(task)
@@ -215,7 +214,9 @@ class TaskDispatcher:
 
     async def _call(self, task: Task) -> Any:
         function: Callable[..., Any] = task.func
-        inner = function.func if isinstance(function, functools.partial) else function
+        inner: Any = function
+        while isinstance(inner, functools.partial):
+            inner = cast("functools.partial[Any]", inner).func
         if inspect.iscoroutinefunction(inner):
             return await function(*task.args)
         return await trio.to_thread.run_sync(

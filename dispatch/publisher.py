@@ -11,7 +11,6 @@ import attrs
 import trio
 
 from dispatch.bell import Bell
-from dispatch.records import from_seconds, to_seconds
 from dispatch.codec import Codec
 from dispatch.errors import (
     ClosedError,
@@ -25,7 +24,7 @@ from dispatch.errors import (
     TaskNotFoundError,
 )
 from dispatch.events import EventKind, Observers, TaskEvent
-from dispatch.records import NewTask, TaskRecord
+from dispatch.records import NewTask, TaskRecord, from_seconds, to_seconds
 from dispatch.registry import Registry
 from dispatch.storage.protocol import EnqueueAnswer, EnqueueResult, Storage, Topic, TopicKind
 from dispatch.storage.query import Ids
@@ -268,9 +267,10 @@ class TaskQueuePublisher:
         declared = task.declared
         if declared is None or declared.address != (task.queue, task.type):
             declared = self._registry.types.get((task.queue, task.type))
-        cls = declared.payload if declared is not None else type(task.payload)
+        payload: Any = task.payload
+        cls = cast("type[Any]", declared.payload if declared is not None else type(payload))
         where = f"payload of {task.queue}/{task.type}"
-        data, copy = self._codec.encode(task.payload, cls, where)
+        data, copy = self._codec.encode(payload, cls, where)
         if declared is not None and (task.queue, task.type) not in self._registry.types:
             self._registry.types[declared.address] = declared
         return (

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from enum import IntEnum
 from math import isfinite
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import attrs
 
@@ -52,7 +52,7 @@ class RetryPolicy:
     jitter: float = 0.0
     permanent: tuple[type[BaseException], ...] = ()
     retry_on: tuple[type[BaseException], ...] | None = None
-    decide: Callable[[BaseException, int], float | None | Literal[False]] | None = None
+    decide: Callable[[BaseException, int], float | Literal[False] | None] | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.growth not in ("fixed", "linear", "exponential"):
@@ -146,7 +146,8 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
     while stack:
         top = stack.pop()
         if isinstance(top, BaseExceptionGroup):
-            stack.extend(reversed(top.exceptions))
+            group = cast("BaseExceptionGroup[Any]", top)
+            stack.extend(reversed(group.exceptions))
         else:
             yield top
 

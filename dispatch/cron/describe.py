@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import pairwise, product
 from typing import Final
 
 from dispatch.cron.fields import Fields, LastDay, NearestWorkday, NthWeekday, Part, Special
@@ -47,19 +47,15 @@ def described_times(fields: Fields) -> str:
             for hour, minute, second in product(hours, minutes, seconds)
         ]
         return f"At {_joined(clock)}"
-    pieces: list[str] = []
-    if seconds != (0,):
-        pieces.append(_within("second", seconds))
-    if not (pieces and len(minutes) == 60 and len(hours) == 24):
-        pieces.append(_within("minute", minutes))
-    else:
-        pieces.append("every minute")
-    pieces.append("every hour" if len(hours) == 24 else f"hours {_numbers(hours)}")
-    if pieces[-1] == "every hour" and pieces[-2].startswith("every"):
-        pieces.pop()
-    if len(pieces) > 1 and pieces[0] == "every second" and pieces[1] == "every minute":
-        del pieces[1]
-    text = " of ".join(pieces)
+    pieces = [] if seconds == (0,) else [_within("second", seconds, 60)]
+    pieces += [_within("minute", minutes, 60), _within("hour", hours, 24)]
+    # "Every 5 minutes of every hour" says no more than "every 5 minutes".
+    said = [
+        this
+        for before, this in pairwise(["", *pieces])
+        if not (before.startswith("every") and this in ("every minute", "every hour"))
+    ]
+    text = " of ".join(said)
     if not text.startswith("every"):
         text = f"at {text}"
     return text[0].upper() + text[1:]
@@ -71,8 +67,8 @@ def described_days(fields: Fields) -> str:
     if len(fields.month.values) < 12:
         pieces.append(f"in {_names(fields.month.values, lambda month: _MONTHS[month - 1])}")
     if fields.year is not None and len(fields.year.values) < 130:
-        pieces.append(f"in {'the years ' if len(fields.year.values) > 1 else ''}"
-                      f"{_numbers(fields.year.values)}")  # fmt: skip
+        word = "the years " if len(fields.year.values) > 1 else ""
+        pieces.append(f"in {word}{_numbers(fields.year.values)}")
     return ", ".join(pieces)
 
 
@@ -86,12 +82,12 @@ def described_dst(*, recurring: bool) -> str:
     )
 
 
-def _within(unit: str, values: tuple[int, ...]) -> str:
-    """Numbers of seconds or minutes: `every 5 minutes`, `minutes 5, 10`."""
-    if len(values) == 60:
+def _within(unit: str, values: tuple[int, ...], size: int) -> str:
+    """Seconds, minutes or hours: `every 5 minutes`, `minutes 5 and 10`, `hour 3`."""
+    if len(values) == size:
         return f"every {unit}"
     step = values[1] - values[0] if len(values) > 1 else 0
-    if step and 60 % step == 0 and values == tuple(range(0, 60, step)):
+    if unit != "hour" and step and size % step == 0 and values == tuple(range(0, size, step)):
         return f"every {step} {unit}s"
     return f"{unit}{'s' if len(values) > 1 else ''} {_numbers(values)}"
 
@@ -148,14 +144,15 @@ def _numbers(values: tuple[int, ...]) -> str:
         step = values[1] - values[0]
         if step > 1 and values == tuple(range(values[0], values[-1] + 1, step)):
             return f"{values[0]}-{values[-1]} in steps of {step}"
-    return _joined([first if first == last else f"{first}-{last}"
-                    for first, last in _runs(values, str)])  # fmt: skip
+    runs = _runs(values, str)
+    return _joined([first if first == last else f"{first}-{last}" for first, last in runs])
 
 
 def _names(values: tuple[int, ...], name: Callable[[int], str], word: str = "and") -> str:
     """`Monday to Friday`, `January, March and May`."""
     runs = _runs(values, name)
-    return _joined([f if f == last else f"{f} to {last}" for f, last in runs], word)
+    named = [first if first == last else f"{first} to {last}" for first, last in runs]
+    return _joined(named, word)
 
 
 def _runs(values: tuple[int, ...], name: Callable[[int], str]) -> Iterator[tuple[str, str]]:

@@ -14,11 +14,13 @@ jump, a suspended machine and a long downtime are one and the same case.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import inspect
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from math import inf
 from typing import Any, Final, Unpack, cast
@@ -47,7 +49,7 @@ from dispatch.errors import (
     InvalidTaskHandlerError,
     StorageError,
 )
-from dispatch.failures import describe, traceback_text
+from dispatch.failures import describe, parted, traceback_text
 from dispatch.publisher import TaskQueuePublisher, new_id
 from dispatch.records import NewTask, from_seconds, to_seconds
 from dispatch.storage.protocol import (
@@ -190,7 +192,8 @@ class CronTaskDispatcher:
         policy, description, rest = _split(options)
         made = _spec(spec, name, rest)
         if isinstance(what, QueueTask):
-            entry = CronTask(name, None, description, cast("QueueTask[Any, Any]", what), spec=made, policy=policy)
+            task = cast("QueueTask[Any, Any]", what)
+            entry = CronTask(name, None, description, task, spec=made, policy=policy)
         else:
             entry = CronTask(name, what, description, spec=made, policy=policy)
         return await self._add(entry, replace=replace)
@@ -531,7 +534,7 @@ class CronTaskDispatcher:
                 except (trio.Cancelled, KeyboardInterrupt):
                     raise
                 except BaseException as exc:  # noqa: BLE001 - a function cannot take the loop down
-                    passing = _passing(exc)
+                    passing = parted(exc)[0]
                     entry.err_count += 1
                     entry.last_error = describe(exc)
                     log.error(  # noqa: TRY400 - its own bounded traceback
@@ -636,10 +639,8 @@ class CronTaskDispatcher:
         self._nursery.start_soon(self._retry_when_ended, name, page.records[0].id)
 
     async def _retry_when_ended(self, name: str, task_id: str) -> None:
-        try:
+        with suppress(DispatchError):  # pruned meanwhile, so it has ended
             await self._publisher.wait(task_id)
-        except DispatchError:
-            pass  # pruned meanwhile, so it has ended
         if not self._closing.is_set():
             self._schedule(name, self._clock.now())
             self._bell.wake()
@@ -702,8 +703,8 @@ def _unended(name: str) -> All:
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    while hasattr(function, "func") and not inspect.isfunction(function):
-        function = function.func  # a functools.partial
+    while isinstance(function, functools.partial):
+        function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - its kind is asked, not whether it exists
     )
@@ -725,9 +726,3 @@ def _check_function(entry: CronTask) -> None:
             f"cron task {entry.name!r}: its function must need no arguments, but needs ({', '.join(needed)}); "
             "bind them with functools.partial"
         )
-
-
-def _passing(error: BaseException) -> BaseException | None:
-    if isinstance(error, BaseExceptionGroup):
-        return error.split((trio.Cancelled, KeyboardInterrupt))[0]
-    return None

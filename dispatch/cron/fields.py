@@ -147,15 +147,14 @@ class FieldReader:
                 self._refuse("'?' is for the day and weekday fields, write * here")
             return Part(piece, self._numbers("*"), starred=True)
         values: set[int] = set()
-        specials: set[Special] = set()
+        specials: dict[Special, None] = {}  # a set in the order of writing
         for item in piece.upper().split(","):
             special = self._special(item)
             if special is None:
                 values.update(self._numbers(item))
             else:
-                specials.add(special)
-        ordered = sorted(specials, key=repr)
-        return Part(piece, tuple(sorted(values)), piece.startswith("*"), tuple(ordered))
+                specials[special] = None
+        return Part(piece, tuple(sorted(values)), piece.startswith("*"), tuple(specials))
 
     def _special(self, item: str) -> Special | None:
         if self.field == "day":
@@ -265,6 +264,8 @@ class FieldReader:
         bounds = _RANGES[self.field]
         if word[:3] in bounds.names:
             self._refuse(f"{shown(word)} is no name here, write {word[:3]}")
+        if self.field != "day" and re.fullmatch(r"LW?|[0-9]+W", word):
+            self._refuse(f"{shown(word)} is for the day field")
         if word == "R":
             self._refuse("'R' (random) is not offered, 'H' spreads by the task's name")
         if word == "H":
@@ -280,8 +281,8 @@ class FieldReader:
             self._refuse(f"{shown(item)}: decimals are not allowed")
         if re.match(r"\*[0-9]", item):
             self._refuse(f"{shown(item)}: a step is written */{shown(item[1:])[1:-1]}")
-        if self.field != "day" and re.fullmatch(r"LW?|[0-9]+W|L-[0-9]+", item):
-            self._refuse(f"{shown(item)} is for the day field")
+        if item[0] == "?":
+            self._refuse("'?' stands alone, without lists and steps")
         if re.match(r"R(\(|/)", item):
             self._refuse_word("R")
         self._refuse(f"{shown(item)} is {self._no_value()}")

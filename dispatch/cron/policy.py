@@ -8,9 +8,9 @@ from typing import Any, Final, Literal, TypedDict
 
 import attrs
 
-from dispatch.records import from_seconds, to_seconds
 from dispatch.cron.spec import CronSpec, jitter_s
 from dispatch.errors import InvalidConfigError
+from dispatch.records import from_seconds, to_seconds
 
 __all__ = ["CronOptions", "CronPolicy", "Decision", "decide", "read_definition", "write_definition"]
 

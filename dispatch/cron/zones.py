@@ -18,7 +18,16 @@ from zoneinfo import ZoneInfo
 
 import attrs
 
-__all__ = ["EARLIEST", "FIRST_WALL", "LAST_WALL", "LATEST", "SECOND", "Seam", "UnknownZoneError", "Zone"]
+__all__ = [
+    "EARLIEST",
+    "FIRST_WALL",
+    "LAST_WALL",
+    "LATEST",
+    "SECOND",
+    "Seam",
+    "UnknownZoneError",
+    "Zone",
+]
 
 SECOND: Final = timedelta(seconds=1)
 

@@ -20,6 +20,7 @@ from dispatch.storage.protocol import (
     CronRecord,
     EnqueueAnswer,
     EnqueueResult,
+    Keep,
     PutAnswer,
     QueueRecord,
     Storage,
@@ -27,7 +28,6 @@ from dispatch.storage.protocol import (
     TopicKind,
     WorkerRecord,
 )
-from dispatch.storage.protocol import _Keep as Keep  # pyright: ignore[reportPrivateUsage]
 from dispatch.storage.ready import ReadyQueue, Row
 
 __all__ = ["MemoryRegistry"]

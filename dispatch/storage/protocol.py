@@ -38,6 +38,7 @@ from dispatch.storage.query import Order, PruneSpec, Where
 from dispatch.tasks import FailureReason, TaskStatus
 
 __all__ = [
+    "KEEP",
     "AdvanceAnswer",
     "Change",
     "Claimed",
@@ -46,6 +47,7 @@ __all__ = [
     "CronStore",
     "EnqueueAnswer",
     "EnqueueResult",
+    "Keep",
     "Page",
     "PutAnswer",
     "QueueRecord",
@@ -172,14 +174,14 @@ class Page:
     cursor: str | None = None
 
 
-class _Keep:
+class Keep:
     """The type of KEEP: a patch leaves this field as it is."""
 
     def __repr__(self) -> str:
         return "KEEP"
 
 
-KEEP = _Keep()
+KEEP = Keep()
 
 
 @attrs.frozen(kw_only=True)
@@ -199,8 +201,8 @@ class Change:
     headers: Mapping[str, str] | None = None
     tags: tuple[str, ...] | None = None
     priority: int | None = None
-    timeout: float | None | _Keep = KEEP
-    max_retry: int | None | _Keep = KEEP
+    timeout: float | Keep | None = KEEP
+    max_retry: int | Keep | None = KEEP
     available_at: float | None = None
 
 
@@ -370,7 +372,7 @@ class ControlStore(ABC):
 
     @abstractmethod
     async def alter_queue(
-        self, name: str, *, paused: bool | None = None, concurrency: int | None | _Keep = KEEP
+        self, name: str, *, paused: bool | None = None, concurrency: int | Keep | None = KEEP
     ) -> bool:
         """Pause, resume or resize a queue for every process; False if unknown. Rings CONTROL."""
 

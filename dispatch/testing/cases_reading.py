@@ -1,6 +1,6 @@
 """Conformance: find and count, changes by hand, prune."""
 
-# ruff: noqa: S101, D102 - a case asserts, and its name says what it shows.
+
 
 from __future__ import annotations
 

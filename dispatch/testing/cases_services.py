@@ -1,6 +1,6 @@
 """Conformance: bells, queues, workers and cron entries."""
 
-# ruff: noqa: S101, D102 - a case asserts, and its name says what it shows.
+
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dispatch.cron.fields import FieldReader
@@ -27,8 +27,8 @@ from .oracle import (
 
 TICK = timedelta(microseconds=1)
 
-few = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-some = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=40, deadline=None)
+some = settings(max_examples=100, deadline=None)
 
 rules = st.sampled_from(["vixie", "robfig"])
 seeds = st.integers(0, 2**32)
@@ -144,6 +144,19 @@ def test_moments_rise_strictly_and_seconds_and_years_change_nothing(
     if 1970 < after.year < 2060:
         seven = CronSpec(f"0 {text} *", zone, rule).preview(4, after=after)
         assert [each.astimezone(UTC) for each in seven] == found[: len(seven)]
+
+
+@few
+@given(seeds)
+def test_seconds_fire_in_the_minutes_that_the_oracle_names(seed: int) -> None:
+    rng = Random(seed)
+    entry = random_entry(rng)
+    zone, after, until = random_window(rng)
+    start = after.replace(second=0)
+    minutes = moments(entry, zone, start - timedelta(seconds=1), until, robfig=True)
+    wanted = [minute + timedelta(seconds=n) for minute in minutes for n in (15, 45)]
+    found = CronSpec(f"15,45 {entry.text}", zone, "robfig").between(start, until)
+    assert [each.astimezone(UTC) for each in found] == [each for each in wanted if each <= until]
 
 
 @some

@@ -40,7 +40,7 @@ class Misfire(NamedTuple):
     zone: str
     last_run: str
     now: str
-    count: int
+    missed: int
     latest: str
     first_three: str
 

@@ -1,0 +1,1 @@
+"""Behaviour of the engine over the in-memory storage."""

@@ -1,0 +1,245 @@
+"""Go's `CronTaskDispatcher`, and its holes closed."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import trio
+
+from dispatch import (
+    ClosedError,
+    CronNameConflictError,
+    CronTask,
+    CronTaskNotFoundError,
+    InvalidConfigError,
+    InvalidCronSpecError,
+    InvalidTaskHandlerError,
+    open_dispatcher,
+)
+from dispatch.cron.dispatcher import CronTaskDispatcher
+
+from .work import JOB, Job, Script, working
+
+
+class Ticks:
+    def __init__(self, takes_s: float = 0.0) -> None:
+        self.times: list[float] = []
+        self.takes_s = takes_s
+
+    async def __call__(self) -> None:
+        self.times.append(trio.current_time())
+        await trio.sleep(self.takes_s)
+
+
+async def test_add_runs_a_function_on_its_schedule_under_a_uuid(autojump_clock: object) -> None:
+    ticks = Ticks()
+    async with open_dispatcher() as dispatcher:
+        entry = await dispatcher.cron.add("@every 10s", ticks)
+        assert re.fullmatch(r"[0-9a-f-]{36}", entry.name)
+        await trio.sleep(35)
+        assert (entry.total, entry.err_count) == (3, 0)
+    assert [round(b - a) for a, b in zip(ticks.times, ticks.times[1:], strict=False)] == [10, 10]
+
+
+async def test_add_with_name_and_six_fields_fires_every_second(autojump_clock: object) -> None:
+    ticks = Ticks()
+    async with open_dispatcher() as dispatcher:
+        await dispatcher.cron.add_with_name("* * * * * *", "each-second", ticks)
+        await trio.sleep(5.5)
+        assert len(ticks.times) in (5, 6)
+        assert (await dispatcher.cron.get_task("each-second")).func is ticks
+
+
+async def test_add_task_takes_a_cron_task_made_by_hand(autojump_clock: object) -> None:
+    ticks = Ticks()
+    async with open_dispatcher() as dispatcher:
+        made = CronTask("tidy", ticks, "tidies up")
+        entry = await dispatcher.cron.add_task("@every 5s", made)
+        assert entry is made
+        assert (entry.name, entry.description) == ("tidy", "tidies up")
+        with pytest.raises(InvalidConfigError, match=r"was added already; make another CronTask$"):
+            await dispatcher.cron.add_task("@every 5s", made)
+        await trio.sleep(12)
+        assert entry.total == 2
+
+
+async def test_a_queue_task_is_published_at_each_tick(autojump_clock: object) -> None:
+    handler = Script()
+    async with working(handler) as dispatcher:
+        await dispatcher.cron.add_with_name("@every 10s", "stored", JOB(Job(4)))
+        await trio.sleep(25)
+        entry = await dispatcher.cron.get_task("stored")
+        assert entry.total == 2
+        await dispatcher.drain()
+    assert [(task.payload, task.cron) for task in handler.seen] == [(Job(4), "stored")] * 2
+
+
+async def test_the_function_of_a_live_task_may_be_replaced(autojump_clock: object) -> None:
+    old, new = Ticks(), Ticks()
+    async with open_dispatcher() as dispatcher:
+        entry = await dispatcher.cron.add("@every 10s", old)
+        await trio.sleep(15)
+        entry.func = new
+        await trio.sleep(10)
+    assert (len(old.times), len(new.times)) == (1, 1)
+
+
+async def test_a_cancelled_cron_task_is_gone_and_fires_no_more(autojump_clock: object) -> None:
+    ticks = Ticks()
+    async with open_dispatcher() as dispatcher:
+        await dispatcher.cron.add_with_name("@every 10s", "tick", ticks)
+        await trio.sleep(15)
+        assert await dispatcher.cron.cancel("tick") is True
+        assert await dispatcher.cron.cancel("tick") is False
+        with pytest.raises(CronTaskNotFoundError) as caught:
+            await dispatcher.cron.get_task("tick")
+        assert str(caught.value) == "[1017] no cron task is named 'tick'; there are: none"
+        assert await dispatcher.cron.tasks() == []
+        await trio.sleep(100)
+    assert len(ticks.times) == 1
+
+
+async def test_cancel_leaves_a_run_alone_unless_told(autojump_clock: object) -> None:
+    ended: list[str] = []
+
+    async def slow() -> None:
+        await trio.sleep(30)
+        ended.append("slow")
+
+    async with open_dispatcher() as dispatcher:
+        for name, running in (("a", False), ("b", True)):
+            await dispatcher.cron.add_with_name("@every 10s", name, slow)
+            await trio.sleep(11)
+            await dispatcher.cron.cancel(name, running=running)
+        await trio.sleep(60)
+    assert ended == ["slow"]
+
+
+async def test_the_same_entry_again_is_a_no_op_and_a_different_one_an_error(autojump_clock: object) -> None:
+    ticks = Ticks()
+    async with working() as dispatcher:
+        first = await dispatcher.cron.add_with_name("@every 10s", "a", ticks)
+        assert await dispatcher.cron.add_with_name("@every 10s", "a", ticks) is first
+        for spec, what in (("@every 20s", ticks), ("@every 10s", Ticks()), ("@every 10s", JOB(Job()))):
+            with pytest.raises(CronNameConflictError) as caught:
+                await dispatcher.cron.add_with_name(spec, "a", what)
+        assert str(caught.value) == (
+            "[1015] a different cron task is named 'a'; pass replace=True to replace it, or cancel it first"
+        )
+        await dispatcher.cron.add_with_name("@every 20s", "a", ticks, replace=True)
+        await trio.sleep(25)
+        assert len(ticks.times) == 1
+
+
+async def test_counters_are_right_under_overlap(autojump_clock: object, caplog: pytest.LogCaptureFixture) -> None:
+    runs = 0
+
+    async def slow_and_bad() -> None:
+        nonlocal runs
+        runs += 1
+        mine = runs
+        await trio.sleep(25)
+        if mine % 2:
+            raise ValueError("odd")
+
+    async with open_dispatcher(grace=60.0) as dispatcher:
+        entry = await dispatcher.cron.add_with_name("@every 10s", "x", slow_and_bad)
+        await trio.sleep(45)
+        assert (entry.total, entry.running) == (4, 2)
+    assert (entry.total, entry.err_count, entry.running) == (4, 2, 0)
+    assert entry.last_error == "ValueError: odd"
+    assert "cron task x failed: ValueError: odd" in caplog.text
+
+
+async def test_closing_waits_for_running_functions(autojump_clock: object) -> None:
+    ended: list[float] = []
+
+    async def slow() -> None:
+        await trio.sleep(5)
+        ended.append(trio.current_time())
+
+    async with open_dispatcher() as dispatcher:
+        await dispatcher.cron.add("@every 10s", slow)
+        await trio.sleep(11)
+    assert len(ended) == 1
+
+
+async def test_adding_after_the_end_is_refused(autojump_clock: object) -> None:
+    async with open_dispatcher() as dispatcher:
+        pass
+    with pytest.raises(ClosedError, match=r"^\[1013\] this cron dispatcher is closed; nothing was added$"):
+        await dispatcher.cron.add("@every 10s", Ticks())
+
+
+@pytest.mark.parametrize("text", ["0 0 30 2 *", "TZ=UTC", "CRON_TZ=", "61 * * * *", "", "@every 0s"])
+async def test_what_can_never_fire_is_refused_at_once(text: str) -> None:
+    async with open_dispatcher() as dispatcher:
+        with pytest.raises(InvalidCronSpecError):
+            await dispatcher.cron.add(text, Ticks())
+        assert await dispatcher.cron.tasks() == []
+
+
+@pytest.mark.parametrize("what", [None, 3, lambda needed: needed])
+async def test_what_cannot_be_called_is_refused(what: object) -> None:
+    async with open_dispatcher() as dispatcher:
+        with pytest.raises(InvalidTaskHandlerError):
+            await dispatcher.cron.add("@every 10s", what)  # type: ignore[arg-type]
+
+
+async def test_a_keyboard_interrupt_in_a_cron_function_reaches_the_application(autojump_clock: object) -> None:
+    async def bad() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.RaisesGroup(KeyboardInterrupt, flatten_subgroups=True):
+        async with open_dispatcher() as dispatcher:
+            await dispatcher.cron.add("@every 10s", bad)
+            await trio.sleep_forever()
+
+
+async def test_pausing_keeps_it_and_resuming_goes_on_from_now(autojump_clock: object) -> None:
+    ticks, handler = Ticks(), Script()
+    async with working(handler) as dispatcher:
+        await dispatcher.cron.add_with_name("@every 10s", "f", ticks)
+        await dispatcher.cron.add_with_name("@every 10s", "s", JOB(Job()))
+        for name in ("f", "s"):
+            await dispatcher.cron.pause(name, "maintenance")
+            assert (await dispatcher.cron.get_task(name)).paused_reason == "maintenance"
+        await trio.sleep(95)
+        for name in ("f", "s"):
+            await dispatcher.cron.resume(name)
+        await trio.sleep(10)
+        assert (len(ticks.times), len(handler.seen)) == (1, 1)
+
+
+async def test_trigger_runs_it_now(autojump_clock: object) -> None:
+    ticks, handler = Ticks(), Script()
+    async with working(handler) as dispatcher:
+        await dispatcher.cron.add_with_name("@daily", "f", ticks)
+        await dispatcher.cron.add_with_name("@daily", "s", JOB(Job()))
+        assert await dispatcher.cron.trigger("f") is None
+        published = await dispatcher.cron.trigger("s")
+        assert published is not None
+        assert (await dispatcher.publisher.wait(published)).cron == "s"
+        assert len(ticks.times) == 1
+
+
+async def test_a_cancelled_cron_loop_cancels_its_functions(autojump_clock: object) -> None:
+    from dispatch import MemoryStorage
+
+    cancelled: list[bool] = []
+
+    async def slow() -> None:
+        try:
+            await trio.sleep(60)
+        except trio.Cancelled:
+            cancelled.append(True)
+            raise
+
+    async with trio.open_nursery() as nursery:
+        cron = CronTaskDispatcher(MemoryStorage())
+        await nursery.start(cron.run)
+        await cron.add("@every 10s", slow)
+        await trio.sleep(15)
+        nursery.cancel_scope.cancel()
+    assert cancelled == [True]

@@ -1,0 +1,151 @@
+"""Go's pool, `TaskDispatcher`: run, status, error, and what Go's lacks."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import trio
+
+from dispatch import ClosedError, Task, TaskDispatcher, errors, open_dispatcher
+from dispatch.pool import PoolStatus
+
+
+async def test_run_gives_a_task_that_passes_from_queue_to_running_to_finish(autojump_clock: object) -> None:
+    async def work(n: int) -> int:
+        await trio.sleep(1)
+        return n * 2
+
+    async with open_dispatcher(pool_size=1) as dispatcher:
+        first, second = dispatcher.pool.run(work, 1), dispatcher.pool.run(work, 2)
+        assert (first.status, second.status) == (PoolStatus.RUNNING, PoolStatus.QUEUE)
+        await first.wait()
+        assert (first.status, first.value, first.error) == (PoolStatus.FINISH, 2, None)
+        assert await second.result() == 4
+        assert [status.value for status in PoolStatus] == ["queue", "running", "finish"]
+
+
+async def test_run_task_takes_a_task_made_by_hand_once(autojump_clock: object) -> None:
+    async with open_dispatcher() as dispatcher:
+        task = dispatcher.pool.run_task(Task(trio.sleep, (1,), "nap"))
+        with pytest.raises(errors.InvalidTaskHandlerError) as caught:
+            dispatcher.pool.run_task(task)
+        assert str(caught.value) == (
+            "[1009] pool: <Task nap running> was given to a pool already; make another Task"
+        )
+        await task.wait()
+        assert repr(task) == "<Task nap finish>"
+
+
+async def test_an_exception_is_the_tasks_error_and_the_pool_goes_on(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def bad(error: BaseException) -> None:
+        raise error
+
+    async with open_dispatcher() as dispatcher:
+        for error in (ValueError("v"), SystemExit(3), GeneratorExit(), ExceptionGroup("g", [OSError("o")])):
+            task = dispatcher.pool.run(bad, error)
+            await task.wait()
+            assert task.error is error
+        with pytest.raises(ValueError, match="^v$"):
+            await dispatcher.pool.run(bad, ValueError("v")).result()
+        assert dispatcher.pool.statistics().failed == 5
+    assert "pool task" in caplog.text
+
+
+async def test_a_keyboard_interrupt_is_recorded_and_reaches_the_application(autojump_clock: object) -> None:
+    async def bad() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.RaisesGroup(KeyboardInterrupt, flatten_subgroups=True):
+        async with open_dispatcher() as dispatcher:
+            task = dispatcher.pool.run(bad)
+            await trio.sleep_forever()
+    assert isinstance(task.error, KeyboardInterrupt)
+
+
+async def test_resizing_up_starts_waiting_work_and_down_lets_running_work_finish(autojump_clock: object) -> None:
+    pool = TaskDispatcher(1)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.run_pool)
+        tasks = [pool.run(trio.sleep, 10) for _ in range(8)]
+        assert pool.statistics().running == 1
+        pool.resize(4)
+        assert pool.statistics().running == 4
+        pool.resize(2)
+        assert pool.statistics().running == 4
+        await tasks[0].wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert pool.statistics().running == 2
+        await pool.drain()
+        assert {task.status for task in tasks} == {PoolStatus.FINISH}
+        pool.close()
+
+
+async def test_the_queue_is_bounded_and_what_is_refused_is_not_run(autojump_clock: object) -> None:
+    pool = TaskDispatcher(1, buffer_size=2)
+    pool.run(trio.sleep, 1)
+    pool.run(trio.sleep, 1)
+    with pytest.raises(errors.QueueFullError) as caught:
+        pool.run(trio.sleep, 1)
+    assert str(caught.value) == "[1020] pool: 2 tasks are queued, its buffer_size; sleep was not run"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.run_pool)
+        await trio.testing.wait_all_tasks_blocked()
+        await pool.drain()
+        assert pool.statistics().finished == 2
+        pool.close()
+
+
+async def test_closing_finishes_what_is_queued_within_the_grace(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_dispatcher(pool_size=1, grace=5.0) as dispatcher:
+        short = dispatcher.pool.run(trio.sleep, 2)
+        long = dispatcher.pool.run(trio.sleep, 60)
+        never = dispatcher.pool.run(trio.sleep, 1)
+    assert short.error is None
+    assert str(long.error) == "[1013] pool: it closed while this task ran, which was cancelled"
+    assert str(never.error) == "[1013] pool: it closed before this task ran"
+    assert "pool: closed with 1 queued tasks that never ran" in caplog.messages
+    with pytest.raises(ClosedError, match=r"^\[1013\] pool: it is closed and takes no more work; sleep was not run$"):
+        dispatcher.pool.run(trio.sleep, 1)
+
+
+async def test_an_idle_pool_does_nothing(autojump_clock: object) -> None:
+    class Steps(trio.abc.Instrument):
+        count = 0
+
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            self.count += 1
+
+    async with open_dispatcher():
+        await trio.sleep(1)
+        steps = Steps()
+        trio.lowlevel.add_instrument(steps)
+        await trio.sleep(3_600)
+        trio.lowlevel.remove_instrument(steps)
+    assert steps.count <= 5
+
+
+async def test_a_cancelled_wait_leaves_the_pool_task_alone(autojump_clock: object) -> None:
+    async with open_dispatcher() as dispatcher:
+        task = dispatcher.pool.run(trio.sleep, 10)
+        with trio.move_on_after(1) as scope:
+            await task.wait()
+        assert scope.cancelled_caught
+        await task.wait()
+        assert task.error is None
+
+
+async def test_a_failure_is_logged_with_its_name(autojump_clock: object, caplog: pytest.LogCaptureFixture) -> None:
+    async def explode() -> None:
+        raise ValueError("boom")
+
+    async with open_dispatcher() as dispatcher:
+        await dispatcher.pool.run_task(Task(explode, name="bomb")).wait()
+    records = [each for each in caplog.records if each.name == "dispatch.pool"]
+    assert [(each.levelno, each.getMessage()) for each in records] == [
+        (logging.WARNING, "pool task bomb failed: ValueError: boom")
+    ]
