@@ -345,7 +345,9 @@ class QueueActors:
                             streak = 0
                             self._led = True
                             await trio.lowlevel.checkpoint()
-                        elif not self._turning and (self._unsettled or (self._look and self._can_claim())):
+                        elif not self._turning and (
+                            self._outbox or self._writing or (self._look and self._can_claim())
+                        ):
                             await self._turn()
                         elif self._stopping or self._live > self.target:
                             return
@@ -535,7 +537,10 @@ class QueueActors:
 
     def _settled(self, ending: _Ending, answer: SettleResult) -> None:
         """Count one settled run, and tell the observers."""
-        kind = _kind_of(ending.transition, answer)
+        if answer.status is TaskStatus.SUCCEEDED and answer.answer is SettleAnswer.APPLIED:
+            kind = EventKind.SUCCEEDED
+        else:
+            kind = _kind_of(ending.transition, answer)
         self._counts[kind] += 1
         if kind is EventKind.LOST:
             log.warning(

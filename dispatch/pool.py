@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
+from math import inf
 from typing import Any, Final, cast
 
 import attrs
@@ -208,7 +209,8 @@ class TaskDispatcher:
             error = ClosedError("pool: it closed while this task ran, which was cancelled")
         self._running.discard(task)
         self._finish(task, value, error)
-        self._fill()
+        if trio.current_effective_deadline() > -inf:  # else the end has come: what is queued never runs
+            self._fill()
         if passing is not None:
             raise passing
 

@@ -72,6 +72,7 @@ class TaskQueuePublisher:
         self._registry = registry if registry is not None else Registry()
         self._observers = observers if observers is not None else Observers()
         self._turns: dict[str, trio.StrictFIFOLock] = {}
+        self._waiting: set[Bell] = set()
         self._closed = False
 
     async def publish(self, task: QueueTask[P, R]) -> QueueTask[P, R]:
@@ -97,7 +98,15 @@ class TaskQueuePublisher:
         publishing the same id again settles it).
         """
         new, payload = self._prepare(task)
-        result = (await self._enqueue([new]))[0]
+        if self._turns or self._registry.undeclared:
+            result = (await self._enqueue([new]))[0]
+        else:  # the ordinary case, without the care that a crowd needs
+            bounded = not inside_handler.get()
+            result = (await self._storage.enqueue((new,), bounded=bounded))[0]
+            if result.answer is EnqueueAnswer.FULL:
+                results = [result]
+                await self._make_room([new], results, crowded=False)
+                result = results[0]
         answer, error = self._answer(task, new, payload, result)
         if error is not None:
             raise error
@@ -182,6 +191,8 @@ class TaskQueuePublisher:
     def close(self) -> None:
         """Refuse to publish from now on; waiting for results goes on working. Harmless to repeat."""
         self._closed = True
+        for bell in self._waiting:
+            bell.ring()
 
     def __repr__(self) -> str:
         return f"<TaskQueuePublisher over {self._storage!r}{' closed' if self._closed else ''}>"
@@ -265,14 +276,14 @@ class TaskQueuePublisher:
             )
         self._codec.check_task(task)
         declared = task.declared
-        if declared is None or declared.address != (task.queue, task.type):
+        if declared is None or declared.queue != task.queue or declared.type != task.type:
             declared = self._registry.types.get((task.queue, task.type))
         payload: Any = task.payload
         cls = cast("type[Any]", declared.payload if declared is not None else type(payload))
         where = f"payload of {task.queue}/{task.type}"
         data, copy = self._codec.encode(payload, cls, where)
-        if declared is not None and (task.queue, task.type) not in self._registry.types:
-            self._registry.types[declared.address] = declared
+        if declared is not None:
+            self._registry.types.setdefault((task.queue, task.type), declared)
         return (
             NewTask(
                 id=task.id or new_id(self._storage.now()),
@@ -305,6 +316,13 @@ class TaskQueuePublisher:
             await trio.lowlevel.checkpoint()
         else:
             results = await self._storage.enqueue(batch, bounded=not free_pass)
+        await self._make_room(batch, results, crowded=crowded)
+        return results
+
+    async def _make_room(
+        self, batch: list[NewTask], results: list[EnqueueResult], *, crowded: bool
+    ) -> None:
+        """Deal with the items that are FULL, as their queues' overflow policies say."""
         for queue in {
             new.queue
             for new, result in zip(batch, results, strict=True)
@@ -314,7 +332,6 @@ class TaskQueuePublisher:
                 await self._wait_for_room(queue, batch, results)
             elif crowded:
                 await self._try(queue, batch, results)
-        return results
 
     async def _overflow(self, queue: str) -> str:
         config = self._registry.configs.get(queue)
@@ -331,12 +348,14 @@ class TaskQueuePublisher:
         """Store what was refused as FULL, in turn: first come, first stored."""
         turn = self._turns.setdefault(queue, trio.StrictFIFOLock())
         bell = Bell()
+        self._waiting.add(bell)
         try:
             async with turn:
                 with self._storage.watch(bell, Topic(TopicKind.ROOM, queue)):
                     while await self._try(queue, batch, results):
                         await bell.wait()
         finally:
+            self._waiting.discard(bell)
             if not turn.locked() and self._turns.get(queue) is turn:
                 del self._turns[queue]
 

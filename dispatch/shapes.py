@@ -134,7 +134,11 @@ class ShapeBuilder:
 
         Raises UnsupportedType.
         """
-        shape = self.shape(tp, type_name(tp), {})
+        try:
+            shape = self.shape(tp, type_name(tp), {})
+        except RecursionError:
+            problem = "it contains ever new types without end"
+            raise UnsupportedType(type_name(tp), problem, INSTEAD) from None
         self._known.update(self._found)
         seen: dict[Any, ClassFacts] = {}
         waiting = list(self._uses[0])

@@ -199,11 +199,10 @@ class FieldReader:
     ) -> tuple[int, ...]:
         """Numbers that depend on the cron task's name and this field only.
 
-            digest = blake2b(name + NUL + field)            first of the numbers
-            start  = low + digest mod min(step, high - low + 1)
+            first = low + blake2b(name + NUL + field) mod min(step, high - low + 1)
 
-        Without a step that is one number out of the range; a day without a range
-        is drawn from 1 to 28, which every month has.
+        and from there on in steps. Without a step it is one number of the range. A
+        day without a range is drawn from 1 to 28, which every month has.
         """
         if self.field == "year":
             self._refuse("'H' is not for years")
@@ -257,7 +256,9 @@ class FieldReader:
             ends = [names[n - bounds.first] if low_word in names else str(n) for n in (first, last)]
             return ends[0] if first == last else "-".join(ends)
 
-        split = f"{stretch(low, bounds.high)},{stretch(bounds.low, high)}"
+        split = stretch(bounds.low, high)
+        if low <= bounds.high:  # a Sunday written 7 begins the week as well
+            split = f"{stretch(low, bounds.high)},{split}"
         self._refuse(f"the range {low_word}-{high_word} is reversed, write {split}")
 
     def _refuse_word(self, word: str) -> NoReturn:

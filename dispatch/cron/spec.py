@@ -66,7 +66,7 @@ class CronSpec:
 
     Equal and hashable by these values; `anchor`, `start` and `end` are kept in UTC.
     Raises InvalidCronSpecError for a text or zone that is wrong or never fires, and
-    InvalidConfigError for the other arguments. Once made, nothing raises for any
+    InvalidConfigError for the other arguments. Once made, it raises for no aware
     moment: outside the years 1 to 9999 there simply is none.
     """
 
@@ -175,7 +175,7 @@ class CronSpec:
         return self._plan.period_us / 1_000_000 if isinstance(self._plan, Every) else None
 
     def describe(self) -> str:
-        """The meaning in plain English, a few hundred characters at most."""
+        """The meaning in plain English, in under a thousand characters for any text."""
         if isinstance(self._plan, Every):
             origin = self.anchor or self.start
             since = "" if origin is None else f", counted from {_stamp(origin)}"

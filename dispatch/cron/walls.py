@@ -81,11 +81,11 @@ class Walls:
     def after(self, wall: datetime) -> datetime | None:
         """The first matching wall time after `wall`; None beyond `LAST_WALL`."""
         # Whole seconds: croniter reckons in floats, which lose microseconds far from 1970.
-        return self._recalled(wall.replace(microsecond=0, fold=0), forward=True)
+        return self._recalled(_whole(wall), forward=True)
 
     def before(self, wall: datetime) -> datetime | None:
         """The last matching wall time before `wall`; None below `FIRST_WALL`."""
-        whole = wall.replace(microsecond=0, fold=0)
+        whole = _whole(wall)
         return self._recalled(whole + SECOND if wall.microsecond else whole, forward=False)
 
     def _recalled(self, whole: datetime, *, forward: bool) -> datetime | None:
@@ -124,6 +124,10 @@ class Walls:
             if day != found.date():
                 found = datetime.combine(day, self.last)
         return found if found >= FIRST_WALL else None
+
+
+def _whole(wall: datetime) -> datetime:
+    return wall.replace(microsecond=0, fold=0) if wall.microsecond or wall.fold else wall
 
 
 def _numbers(part: Part, all_of_them: int) -> str:

@@ -108,11 +108,11 @@ class Zone:
     def resolve(self, wall: datetime) -> datetime | Seam:
         """The one instant at which a wall is shown, or the seam that keeps it from being one."""
         if self.tz is UTC:
-            return wall.replace(fold=0)
+            return wall
         early = self._offset(wall.replace(tzinfo=self.tz, fold=0))
         late = self._offset(wall.replace(tzinfo=self.tz, fold=1))
         if early == late:
-            return wall.replace(fold=0) - early
+            return wall - early
         return self._seam(wall, early, late)
 
     def _seam(self, wall: datetime, before: timedelta, after: timedelta) -> Seam:

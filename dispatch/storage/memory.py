@@ -69,6 +69,7 @@ FAILED: Final = TaskStatus.FAILED
 APPLIED: Final = SettleAnswer.APPLIED
 CREATED: Final = EnqueueAnswer.CREATED
 TASK: Final = TopicKind.TASK
+DONE: Final = TopicKind.DONE
 ENDED: Final = frozenset({TaskStatus.SUCCEEDED, TaskStatus.CANCELLED, FAILED})
 Index = dict[str, dict[str, Row]]
 """Rows by unique key and id."""
@@ -449,6 +450,8 @@ class MemoryStorage(MemoryRegistry):
         id_ = record.id
         if self._bells[TASK]:
             self._ring(TASK, id_)
+        if self._bells[DONE]:
+            self._ring(DONE, record.queue)
         if record.status is FAILED:
             self._dead[id_] = row
             return
@@ -503,7 +506,9 @@ class MemoryStorage(MemoryRegistry):
         now = self._clock.now()
         counts: dict[tuple[str, ...], int] = {}
         left = inf if bound is None else bound
-        for row in self._candidates(where):
+        # A bound asks whether there is any. What is open lies mostly at the newest end.
+        order = Order.OLDEST if bound is None else Order.NEWEST
+        for row in self._candidates(where, order):
             if left <= 0:
                 break
             if matches(where, row.record, now):
@@ -580,6 +585,7 @@ class MemoryStorage(MemoryRegistry):
             queue.remove(row)
             lifecycle.hold(record)
             queue.step(record.key, now)
+            self._ring(DONE, record.queue)
         elif change.action == "resume":
             if not lifecycle.resume(record):
                 return False
@@ -707,8 +713,8 @@ def _replacement(new: NewTask, names: Iterable[str], available_at: float) -> dic
 
 
 def _patched(record: TaskRecord, change: Change) -> dict[str, object]:
-    """The fields that a patch would really change; none of an ended task."""
-    if record.status.is_terminal:
+    """The fields that a patch would really change; of the ended tasks only dead letters take one."""
+    if record.status.is_terminal and record.status is not FAILED:
         return {}
     given: dict[str, object] = {
         name: value
@@ -720,7 +726,7 @@ def _patched(record: TaskRecord, change: Change) -> dict[str, object]:
         for name in ("timeout", "max_retry")
         if (value := getattr(change, name)) is not KEEP
     }
-    if change.available_at is not None and record.status is not RUNNING:
+    if change.available_at is not None and record.status in (PENDING, TaskStatus.HELD):
         given["available_at"] = change.available_at
     if "headers" in given and change.headers is not None:
         given["headers"] = _frozen(change.headers)

@@ -280,10 +280,6 @@ class ReadyQueue:
             row.place = NOWHERE
         if row.due:
             self._leave(row)
-        if self.record.keyed and row.record.key is not None:
-            line = self._lines.get(row.record.key)  # none where only yielding tasks are left
-            if line is not None and line.head is row:
-                line.head = None
 
     def step(self, key: str | None, now: float) -> bool:
         """Let the next of a key step forward, if there is a key; whether anything may have."""

@@ -77,7 +77,7 @@ def moments(
     first = after.astimezone(UTC).replace(second=0, microsecond=0)
     last = until.astimezone(UTC)
     if robfig or entry.interval:
-        found = []
+        found: list[datetime] = []
         at = first
         while at <= last:
             if at > after and entry.matches(at.astimezone(tz).replace(tzinfo=None)):

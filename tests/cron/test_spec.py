@@ -179,6 +179,7 @@ def test_every_accepts_what_go_writes() -> None:
         ("0 0 L-31 * *", "day", "'31' is out of range, wanted is 1 to 30"),
         ("0 22-2 * * *", "hour", "the range 22-2 is reversed, write 22-23,0-2"),
         ("0 0 * * FRI-SUN", "weekday", "the range FRI-SUN is reversed, write FRI-SAT,SUN"),
+        ("0 0 * * 7-2", "weekday", "the range 7-2 is reversed, write 0-2"),
         ("0 0 * NOV-FEB *", "month", "the range NOV-FEB is reversed, write NOV-DEC,JAN-FEB"),
         ("0 0 * JANUARY *", "month", "'JANUARY' is no name here, write JAN"),
         ("1,,2 * * * *", "minute", "a list has an empty item, look for a comma too many"),

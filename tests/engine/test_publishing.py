@@ -1,0 +1,229 @@
+"""Publishing: bounds, order, answers, and what is refused before anything is stored."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import trio
+from attrs import define, evolve, field, frozen
+from trio.testing import wait_all_tasks_blocked
+
+from dispatch import (
+    ClosedError,
+    Dispatcher,
+    DuplicateTaskError,
+    FailureReason,
+    InvalidQueuePayloadError,
+    InvalidQueueTaskError,
+    MemoryStorage,
+    OnClash,
+    QueueFullError,
+    QueueNotRegisteredError,
+    QueueTask,
+    TaskQueueConfig,
+    TaskStatus,
+    TaskType,
+    Unique,
+)
+from dispatch.storage.protocol import EnqueueAnswer
+
+from .work import JOB, Job, Script, nothing, working
+
+SMALL = TaskQueueConfig(buffer_size=2)
+
+
+async def test_publishing_waits_for_room_and_goes_on_when_there_is(autojump_clock: object) -> None:
+    handler = Script(10.0)
+    async with working(handler, SMALL) as dispatcher:
+        began = trio.current_time()
+        for n in range(5):  # one runs, two wait, two more find no room
+            await dispatcher.publisher.publish(JOB(Job(n)))
+            if n == 0:
+                await wait_all_tasks_blocked()
+        assert trio.current_time() - began == pytest.approx(20, abs=0.1)
+        await dispatcher.drain()
+    assert [task.payload.n for task in handler.seen] == list(range(5))
+
+
+async def test_publishing_raises_where_the_queue_says_so(autojump_clock: object) -> None:
+    async with working(config=TaskQueueConfig(buffer_size=2, overflow="raise")) as dispatcher:
+        for n in range(2):
+            await dispatcher.publisher.publish(JOB(Job(n)))
+        with pytest.raises(QueueFullError) as caught:
+            await dispatcher.publisher.publish(JOB(Job(2)))
+        assert str(caught.value) == (
+            "[1020] queue 'q' is full; raise its buffer_size, add workers, "
+            'or let publishing wait with overflow="wait"'
+        )
+        await dispatcher.publisher.publish(JOB(Job(3), delay=60))  # not due: takes no room
+        assert await dispatcher.control.count() == {(): 3}
+
+
+async def test_waiting_publishers_are_served_in_order_of_arrival(autojump_clock: object) -> None:
+    handler = Script(1.0)
+    async with working(handler, TaskQueueConfig(buffer_size=1)) as dispatcher, trio.open_nursery() as nursery:
+        for n in range(20):
+            nursery.start_soon(dispatcher.publisher.publish, JOB(Job(n)))
+            await wait_all_tasks_blocked()
+        await trio.sleep(60)
+        await dispatcher.drain()
+    assert [task.payload.n for task in handler.seen] == list(range(20))
+
+
+async def test_a_cancelled_waiting_publish_leaves_nothing(autojump_clock: object) -> None:
+    handler = Script(5.0)
+    async with working(handler, TaskQueueConfig(buffer_size=1)) as dispatcher:
+        for n in range(2):
+            await dispatcher.publisher.publish(JOB(Job(n)))
+            await wait_all_tasks_blocked()
+        with trio.move_on_after(1) as scope:
+            await dispatcher.publisher.publish(JOB(Job(99), id="gone"))
+        assert scope.cancelled_caught
+        await dispatcher.publisher.publish(JOB(Job(3)))  # nobody is in its way
+        await dispatcher.drain()
+        assert not (await dispatcher.control.find()).tasks[0].id == "gone"
+    assert [task.payload.n for task in handler.seen] == [0, 1, 3]
+
+
+async def test_the_ones_behind_a_cancelled_waiter_still_get_their_turn(autojump_clock: object) -> None:
+    handler = Script(5.0)
+    async with working(handler, TaskQueueConfig(buffer_size=1)) as dispatcher, trio.open_nursery() as nursery:
+        scopes = [trio.CancelScope() for _ in range(6)]
+
+        async def publish(n: int) -> None:
+            with scopes[n]:
+                await dispatcher.publisher.publish(JOB(Job(n)))
+
+        for n in range(6):
+            nursery.start_soon(publish, n)
+            await wait_all_tasks_blocked()
+        scopes[2].cancel()
+        scopes[4].cancel()
+        await trio.sleep(60)
+        await dispatcher.drain()
+    assert [task.payload.n for task in handler.seen] == [0, 1, 3, 5]
+
+
+async def test_publish_many_answers_each_item_and_a_bad_one_spoils_nothing(autojump_clock: object) -> None:
+    async with working(nothing) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job(0), id="known"))
+        answers = await dispatcher.publisher.publish_many([
+            JOB(Job(1)),
+            JOB("text"),  # type: ignore[arg-type]
+            JOB(Job(2), id="known"),
+            QueueTask(queue="nowhere", type="job", payload=Job()),
+            JOB(Job(3), delay=-1),
+            JOB(Job(4)),
+        ])
+        assert [each.answer for each in answers] == [
+            EnqueueAnswer.CREATED, None, EnqueueAnswer.EXISTING, EnqueueAnswer.UNKNOWN_QUEUE, None,
+            EnqueueAnswer.CREATED,
+        ] or answers[3].answer is None
+        assert [getattr(each.error, "code", None) for each in answers] == [None, 1010, None, 1007, 1003, None]
+        assert [each.task is not None for each in answers] == [True, False, True, False, False, True]
+        assert await dispatcher.publisher.publish_many([]) == []
+        await dispatcher.drain()
+
+
+async def test_publish_many_fills_the_room_there_is(autojump_clock: object) -> None:
+    async with working(config=TaskQueueConfig(buffer_size=3, overflow="raise")) as dispatcher:
+        answers = await dispatcher.publisher.publish_many([JOB(Job(n)) for n in range(5)])
+        assert [each.error and each.error.code for each in answers] == [None, None, None, 1020, 1020]
+
+
+async def test_publish_many_waits_for_room_and_keeps_the_order(autojump_clock: object) -> None:
+    handler = Script(1.0)
+    async with working(handler, SMALL) as dispatcher:
+        answers = await dispatcher.publisher.publish_many([JOB(Job(n)) for n in range(12)])
+        assert all(each.error is None for each in answers)
+        await dispatcher.drain()
+    assert sorted(task.payload.n for task in handler.seen) == list(range(12))
+
+
+async def test_an_unknown_queue_is_refused_and_not_created(autojump_clock: object) -> None:
+    async with working() as dispatcher:
+        with pytest.raises(QueueNotRegisteredError) as caught:
+            await dispatcher.publisher.publish(QueueTask(queue="nowhere", type="job", payload=Job()))
+        assert str(caught.value) == (
+            "[1007] queue 'nowhere' is not registered; registered here: q. "
+            "Call consumer.register_queue('nowhere') first"
+        )
+        assert [record.name for record in await dispatcher.control.queues()] == ["q"]
+        dispatcher.consumer.register_queue("nowhere", TaskQueueConfig(concurrency=7))
+
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("owned", [
+    {"attempt": 1}, {"status": TaskStatus.SUCCEEDED}, {"last_error": "x"},
+    {"failure_reason": FailureReason.EXHAUSTED}, {"created_at": NOW}, {"started_at": NOW},
+    {"finished_at": NOW}, {"result": 3}, {"worker": "w"}, {"cron": "c"},
+])
+async def test_what_the_storage_owns_cannot_be_published(owned: dict[str, Any], autojump_clock: object) -> None:
+    async with working() as dispatcher:
+        with pytest.raises(InvalidQueueTaskError, match=rf"^\[1003\] .*{next(iter(owned))}"):
+            await dispatcher.publisher.publish(evolve(JOB(Job()), **owned))
+        assert await dispatcher.control.count() in ({}, {(): 0})
+
+
+async def test_a_stored_task_is_published_again_by_a_copy(autojump_clock: object) -> None:
+    handler = Script()
+    async with working(handler) as dispatcher:
+        stored = await dispatcher.publisher.publish(JOB(Job(5)))
+        ended = await dispatcher.publisher.wait(stored)
+        with pytest.raises(InvalidQueueTaskError):
+            await dispatcher.publisher.publish(ended)
+        second = await dispatcher.publisher.publish(ended.again())
+        assert second.id != stored.id
+        await dispatcher.drain()
+    assert [task.payload for task in handler.seen] == [Job(5), Job(5)]
+
+
+@frozen
+class Line:
+    qty: int
+
+
+@define
+class Order:
+    name: str = ""
+    lines: list[Line] = field(factory=list)
+
+
+ORDER = TaskType("q", "order", Order)
+
+
+@pytest.mark.parametrize(("payload", "path"), [
+    (Order("a", [Line(1), Line("two")]), "$.lines[1].qty"),  # type: ignore[arg-type]
+    (Order(3), "$.name"),  # type: ignore[arg-type]
+    (Job(1), "$"),
+    (None, "$"),
+])
+async def test_a_payload_of_another_class_is_refused_with_the_path(
+    payload: Any, path: str, autojump_clock: object
+) -> None:
+    async with working() as dispatcher:
+        with pytest.raises(InvalidQueuePayloadError, match=r"^\[1010\] ") as caught:
+            await dispatcher.publisher.publish(ORDER(payload))
+        assert caught.value.path == path
+
+
+async def test_a_later_change_by_the_publisher_does_not_reach_the_handler(autojump_clock: object) -> None:
+    seen: list[tuple[Order, dict[str, str]]] = []
+
+    async def handler(task: QueueTask[Order]) -> None:
+        task.payload.lines.clear()  # nor does the handler's reach the publisher, or the next attempt
+        seen.append((task.payload, dict(task.headers)))
+
+    async with working(handler, task_type=ORDER) as dispatcher:
+        order, headers = Order("a", [Line(1)]), {"h": "1"}
+        stored = await dispatcher.publisher.publish(ORDER(order, headers=headers))
+        order.name, headers["h"] = "changed", "2"
+        await dispatcher.drain()
+    assert seen == [(Order("a", []), {"h": "1"})]
+    assert stored.payload == Order("a", [Line(1)])
+    assert order.lines == [Line(1)]
