@@ -213,7 +213,9 @@ class Dispatcher:
         topics += [Topic(TopicKind.QUEUE, name) for name in self.consumer.queue_names]
         topics += [Topic(TopicKind.DONE, name) for name in self.consumer.queue_names]
         with self.storage.watch(bell, *topics):
-            while await self._unfinished() or self.consumer.busy:
+            # Only what is stored counts: a run here that lost its task holds nobody up,
+            # and its end, which changes nothing, rings no bell.
+            while await self._unfinished():
                 await bell.wait()
         await trio.lowlevel.checkpoint()
 

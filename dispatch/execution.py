@@ -164,7 +164,10 @@ class Executor:
         if entry.task_type.result is not None:
             try:
                 result, _ = self.codec.encode(
-                    value, entry.task_type.result, f"result of {claim.queue}/{claim.type}"
+                    value,
+                    entry.task_type.result,
+                    f"result of {claim.queue}/{claim.type}",
+                    limit=self.codec.limits.result_bytes,
                 )
             except InvalidQueuePayloadError as exc:
                 # The work is done; doing it again would not make its result storable.

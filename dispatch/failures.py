@@ -7,6 +7,7 @@ a thousand deep) may disturb the worker.
 
 from __future__ import annotations
 
+import os
 import traceback
 from typing import Any, Final, cast
 
@@ -16,6 +17,7 @@ __all__ = ["describe", "parted", "traceback_text"]
 
 MESSAGE_LIMIT: Final = 1_000
 TRACEBACK_LIMIT: Final = 3_000
+_PACKAGE: Final = f"{os.path.dirname(os.path.abspath(__file__))}{os.sep}"
 
 
 def describe(error: BaseException) -> str:
@@ -43,15 +45,24 @@ def _printable(text: str) -> str:
 def traceback_text(error: BaseException) -> str:
     """The traceback with causes, bounded; its end, which names the line at fault, is kept."""
     try:
-        lines = traceback.TracebackException.from_exception(
+        told = traceback.TracebackException.from_exception(
             error, limit=-12, max_group_width=5, max_group_depth=5, compact=True
-        ).format()
+        )
+        _drop_our_frames(told)
+        lines = told.format()
         text = "".join(line[:MESSAGE_LIMIT] for line in lines)
     except BaseException as broken:  # noqa: BLE001 - formatting runs the exception's own code
         return f"<its traceback cannot be formatted: {type(broken).__qualname__}>"
     if len(text) > TRACEBACK_LIMIT:
         text = f"... {text[-TRACEBACK_LIMIT:]}"
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _drop_our_frames(told: traceback.TracebackException) -> None:
+    """Leave out the frames of this package that lead to the handler's own."""
+    told.stack = traceback.StackSummary.from_list(
+        [frame for frame in told.stack if not frame.filename.startswith(_PACKAGE)] or told.stack
+    )
 
 
 def parted(error: BaseException) -> tuple[BaseException | None, BaseException | None]:

@@ -49,7 +49,7 @@ class Upkeep:
     _asleep: bool = False
     _started_at: float = 0.0
     _renewed_at: float = 0.0
-    _beaten_at: float = -inf
+    _beat_due: float = -inf
     _next_sweep: float = 0.0
     """In trio's time, like every moment here but the next two."""
     _seen_wall: float | None = None
@@ -88,7 +88,7 @@ class Upkeep:
     def _nap_s(self) -> float:
         """Seconds until something is due; infinity, and marked asleep, if nothing is."""
         now = trio.current_time()
-        due = min(self._next_sweep, self._beaten_at + self.storage.beat_s)
+        due = min(self._next_sweep, self._beat_due)
         if any(actors.busy for actors in self.queues()):
             due = min(due, self._renewed_at + self.lease_s / 3)
         if any(actors.overdue() for actors in self.queues()):
@@ -109,7 +109,7 @@ class Upkeep:
         await self._apply_controls()
         if trio.current_time() >= self._next_sweep or self._next_sweep == inf:
             await self._sweep()
-        if trio.current_time() >= self._beaten_at + self.storage.beat_s:
+        if trio.current_time() >= self._beat_due:
             await self._beat()
         self._name_overdue()
 
@@ -188,7 +188,7 @@ class Upkeep:
                 running=tuple(sorted(task for each in actors for task in each.running_ids())),
             )
         )
-        self._beaten_at = trio.current_time()
+        self._beat_due = trio.current_time() + self.storage.beat_s
 
     def _name_overdue(self) -> None:
         now = trio.current_time()

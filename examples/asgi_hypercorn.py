@@ -41,8 +41,13 @@ async def ship(task: QueueTask[Order]) -> None:
 
 
 async def app(dispatcher: Dispatcher, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    if scope["type"] == "lifespan":
+        for event in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{event}.complete"})
+        return
     if scope["type"] != "http":
-        raise NotImplementedError(scope["type"])  # hypercorn then does without a lifespan
+        raise NotImplementedError(scope["type"])
     path = scope["path"].strip("/").split("/")
     status: int
     body: object
@@ -58,9 +63,13 @@ async def app(dispatcher: Dispatcher, scope: dict[str, Any], receive: Receive, s
         status, body = 200, {name: count for (name,), count in sorted(counts.items())}
     else:
         status, body = 404, {"error": "no such page"}
-    headers = [(b"content-type", b"application/json")]
+    data = json.dumps(body).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(data)).encode()),
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+    await send({"type": "http.response.body", "body": data})
 
 
 async def stop_on_signals(
@@ -88,7 +97,7 @@ async def main(*, demo: bool) -> None:
             async with trio.open_nursery() as servers:
                 start = partial(serve, partial(app, dispatcher), config, shutdown_trigger=stop.wait)
                 urls = await servers.start(start)
-                print(f"serving on {urls[0] if not demo else 'a free port'}", flush=True)
+                print(f"serving on {urls[0]}", flush=True)
                 if demo:
                     await make_requests(int(urls[0].rpartition(":")[2]))
                     stop.set()

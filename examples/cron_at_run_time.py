@@ -1,6 +1,6 @@
 """Cron tasks that are added, previewed, paused, replaced and cancelled while the service runs.
 
-Virtual time, so that a week passes in milliseconds: pass no clock to `trio.run`
+Virtual time, so that five days pass in a moment: pass no clock to `trio.run`
 and it is an ordinary service.
 """
 
@@ -23,7 +23,7 @@ from dispatch import (
 )
 
 DAY_S = 86_400.0
-START = datetime(2026, 3, 27, 12, 0, tzinfo=UTC)  # the Friday before clocks go forward
+START = datetime(2026, 3, 27, 12, 30, tzinfo=UTC)  # the Friday before clocks go forward
 
 
 @frozen

@@ -47,17 +47,24 @@ async def stop_on_signals(
 
 async def serve(dispatcher: Dispatcher, stop: trio.Event, *, demo: bool) -> None:
     async def answer(stream: trio.SocketStream) -> None:
-        async for chunk in stream:
-            for line in chunk.decode("utf-8", "replace").splitlines():
-                await dispatcher.publisher.publish(LINE(Line(line)))
-                await stream.send_all(b"accepted\n")
+        rest = b""
+        try:
+            async for chunk in stream:
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    await dispatcher.publisher.publish(LINE(Line(line.decode("utf-8", "replace"))))
+                    await stream.send_all(b"accepted\n")  # only now: the dispatcher has it
+        except trio.BrokenResourceError:
+            print("a client went away", flush=True)
 
     async with trio.open_nursery() as connections:
+
+        async def accept(listeners: list[trio.SocketListener]) -> None:
+            await trio.serve_listeners(answer, listeners, handler_nursery=connections)
+
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         async with trio.open_nursery() as accepting:
-            accepting.start_soon(
-                lambda: trio.serve_listeners(answer, listeners, handler_nursery=connections)
-            )
+            accepting.start_soon(accept, listeners)
             port = listeners[0].socket.getsockname()[1]
             print(f"listening on port {port}", flush=True)
             if demo:

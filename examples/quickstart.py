@@ -1,5 +1,3 @@
-"""The README's quickstart: declare a task type, handle it, publish, wait."""
-
 import trio
 from attrs import frozen
 from dispatch import QueueTask, TaskQueueConfig, TaskType, open_dispatcher

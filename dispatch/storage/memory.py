@@ -264,7 +264,25 @@ class MemoryStorage(MemoryRegistry):
         `next_due` may be early: the next task of a wanted queue, whatever its type.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
+        return self._claim(wants, worker, lease, self._clock.now())
+
+    async def turn(
+        self,
+        transitions: Sequence[Transition],
+        wants: Sequence[Want],
+        *,
+        worker: str,
+        lease: float | None,
+    ) -> tuple[list[SettleResult], Claimed]:
+        """`settle`, then `claim`, at one instant. Does not yield."""
+        await trio.lowlevel.checkpoint_if_cancelled()
         now = self._clock.now()
+        settled = self._settle(transitions, now) if transitions else []
+        return settled, self._claim(wants, worker, lease, now) if wants else Claimed([])
+
+    def _claim(
+        self, wants: Sequence[Want], worker: str, lease: float | None, now: float
+    ) -> Claimed:
         claims: list[Claim] = []
         next_due: float | None = None
         for want in wants:
@@ -361,7 +379,9 @@ class MemoryStorage(MemoryRegistry):
     async def settle(self, transitions: Sequence[Transition]) -> list[SettleResult]:
         """End runs where their fence holds. Does not yield."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        now = self._clock.now()
+        return self._settle(transitions, self._clock.now())
+
+    def _settle(self, transitions: Sequence[Transition], now: float) -> list[SettleResult]:
         results: list[SettleResult] = []
         for transition in transitions:
             row = self._rows.get(transition.id)

@@ -188,7 +188,7 @@ KEEP = Keep()
 class Change:
     """One change by hand, for `alter`.
 
-    `patch` writes the fields given to a task in any status (a dead letter is
+    `patch` writes the fields given to an open task or a dead letter (which is
     edited before it is rerun; a running attempt goes on with what it has), but
     `available_at` only to pending and held ones. The others act as the table
     of `dispatch.lifecycle` says.
@@ -476,8 +476,11 @@ class Storage(TaskStore, ControlStore, CronStore):
     """Whether what is stored survives the end of the process."""
     beat_s: float = 10.0
     """How often a worker writes its record; infinity where only this process could read it."""
-    slice_s: float = 5.0
-    """The longest sleep towards a moment of its clock before looking again: clocks may jump."""
+
+    @property
+    def slice_s(self) -> float:
+        """The longest sleep towards a moment of its clock before looking again: clocks may jump."""
+        return 5.0
 
     async def turn(
         self,

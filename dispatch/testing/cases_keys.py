@@ -94,6 +94,20 @@ class KeyCases:
         await bench.settle(second)
         assert await bench.taken(9) == ["first"]
 
+    async def test_an_older_task_steps_in_front_of_one_that_was_ready(
+        self, bench: Workbench
+    ) -> None:
+        await bench.declare(keyed=True)
+        await bench.publish("first", "second", key="k")
+        await bench.publish("done", key="l")
+        await bench.settle((await bench.claim(ids=frozenset({"done"})))[0])
+        await bench.publish("younger", key="l")
+        await bench.alter("first", "hold")  # now "second" is ready, and so is "younger"
+        await bench.alter("first", "resume")
+        await bench.alter("done", "rerun")
+        assert sorted(await bench.taken(9)) == ["done", "first"]
+        assert await bench.taken(9) == []
+
     async def test_cancelling_a_head_promotes_the_next(self, bench: Workbench) -> None:
         await bench.declare(keyed=True)
         await bench.publish("first", "second", "third", key="k")

@@ -1,0 +1,219 @@
+"""By hand: cancel, hold, pause, resize, look, wait, and dead letters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+
+from dispatch import (
+    MemoryStorage,
+    QueueNotRegisteredError,
+    TaskCancelledError,
+    TaskFailedError,
+    TaskNotFoundError,
+    TaskQueueConfig,
+    TaskStatus,
+)
+from dispatch.storage.query import Queues, dead_letters
+
+from .work import JOB, Job, Script, nothing, working
+
+
+async def test_a_waiting_task_is_cancelled(autojump_clock: object) -> None:
+    handler = Script()
+    async with working(handler) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job(), delay=10.0))
+        assert await dispatcher.control.cancel(task, dry_run=True) == [task.id]
+        assert await dispatcher.control.cancel(task, reason="not wanted") == [task.id]
+        assert await dispatcher.control.cancel(task) == []
+        with pytest.raises(TaskCancelledError) as caught:
+            await dispatcher.publisher.result(task)
+        assert str(caught.value) == f"[1019] task {task.id} (q/job) was cancelled: not wanted"
+        await trio.sleep(20)
+    assert handler.seen == []
+
+
+async def test_a_running_task_is_cancelled_within_a_second(autojump_clock: object) -> None:
+    async with working(Script(60.0), TaskQueueConfig(max_retry=5)) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(5)
+        began = trio.current_time()
+        await dispatcher.control.cancel(task, reason="enough")
+        ended = await dispatcher.publisher.wait(task)
+    assert (ended.status, ended.last_error) == (TaskStatus.CANCELLED, "enough")
+    assert trio.current_time() - began <= 1
+
+
+async def test_a_handler_that_swallows_its_cancel_is_cancelled_all_the_same(autojump_clock: object) -> None:
+    async def stubborn(task: object) -> None:
+        try:
+            await trio.sleep(60)
+        except trio.Cancelled:
+            pass
+
+    async with working(stubborn) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(1)
+        await dispatcher.control.cancel(task)
+        assert (await dispatcher.publisher.wait(task)).status is TaskStatus.CANCELLED
+
+
+async def test_held_tasks_wait_until_they_are_resumed(autojump_clock: object) -> None:
+    handler = Script()
+    async with working(handler) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job(), delay=1.0))
+        assert await dispatcher.control.hold(task) == [task.id]
+        await dispatcher.drain()  # does not wait for it
+        await trio.sleep(100)
+        assert handler.seen == []
+        assert await dispatcher.control.resume(task) == [task.id]
+        await dispatcher.drain()
+    assert len(handler.seen) == 1
+
+
+async def test_holding_the_last_task_ends_a_drain_under_way(autojump_clock: object) -> None:
+    async with working(nothing) as dispatcher, trio.open_nursery() as nursery:
+        task = await dispatcher.publisher.publish(JOB(Job(), delay=1_000.0))
+        began = trio.current_time()
+        nursery.start_soon(dispatcher.drain)
+        await trio.sleep(1)
+        await dispatcher.control.hold(task)
+    assert trio.current_time() - began < 900
+
+
+async def test_a_paused_queue_starts_nothing_and_goes_on_when_resumed(autojump_clock: object) -> None:
+    handler = Script(5.0)
+    async with working(handler) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job(0)))
+        await trio.sleep(1)
+        await dispatcher.control.pause_queue("q")
+        await dispatcher.publisher.publish(JOB(Job(1)))
+        await trio.sleep(100)
+        assert len(handler.seen) == 1
+        await dispatcher.drain()  # a paused queue is not waited for
+        await dispatcher.control.resume_queue("q")
+        await dispatcher.drain()
+    assert len(handler.seen) == 2
+
+
+async def test_an_unknown_queue_cannot_be_paused(autojump_clock: object) -> None:
+    async with working() as dispatcher:
+        await dispatcher.control.resume_queue("q")
+        with pytest.raises(QueueNotRegisteredError) as caught:
+            await dispatcher.control.pause_queue("r")
+        assert str(caught.value) == "[1007] queue 'r' is not registered; registered: q"
+
+
+async def test_concurrency_is_changed_while_running(autojump_clock: object) -> None:
+    now = 0
+    seen: list[tuple[float, int]] = []
+
+    async def handler(task: object) -> None:
+        nonlocal now
+        now += 1
+        seen.append((trio.current_time(), now))
+        await trio.sleep(10)
+        now -= 1
+
+    async with working(handler, TaskQueueConfig(concurrency=2)) as dispatcher:
+        began = trio.current_time()
+        for n in range(40):
+            await dispatcher.publisher.publish(JOB(Job(n)))
+        await trio.sleep(1)
+        assert now == 2
+        await dispatcher.control.set_concurrency("q", 6)
+        await trio.sleep(1)
+        assert now == 6
+        await dispatcher.control.set_concurrency("q", 1)
+        await trio.sleep(20)
+        assert now == 1
+        await dispatcher.control.set_concurrency("q", None)
+        await trio.sleep(1)
+        assert now == 2
+        await dispatcher.drain()
+    assert began <= seen[0][0]
+
+
+async def test_waiting_is_woken_by_the_bell_and_does_not_poll(autojump_clock: object) -> None:
+    class Counting(MemoryStorage):
+        finds = 0
+
+        async def find(self, *args: Any, **options: Any) -> Any:
+            self.finds += 1
+            return await super().find(*args, **options)
+
+    storage = Counting()
+    async with working(Script(500.0), storage=storage) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.publisher.wait(task)
+    assert storage.finds <= 2
+
+
+async def test_a_cancelled_wait_leaves_the_task_alone(autojump_clock: object) -> None:
+    async with working(Script(10.0)) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        with trio.move_on_after(1) as scope:
+            await dispatcher.publisher.wait(task)
+        assert scope.cancelled_caught
+        assert (await dispatcher.publisher.wait(task.id)).status is TaskStatus.SUCCEEDED
+
+
+async def test_waiting_for_an_unknown_task_is_an_error() -> None:
+    async with working() as dispatcher:
+        with pytest.raises(TaskNotFoundError) as caught:
+            await dispatcher.publisher.wait("nobody")
+        assert str(caught.value) == "[1002] no task has the id 'nobody'; it may have been pruned"
+
+
+async def test_tasks_are_listed_counted_and_their_history_shown(autojump_clock: object) -> None:
+    handler = Script(ValueError("x"), None)
+    async with working(handler, TaskQueueConfig(max_retry=1)) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.drain()
+        await dispatcher.publisher.publish(JOB(Job(1), delay=99.0))
+        page = await dispatcher.control.find(Queues("q"), limit=1)
+        assert [each.id for each in page.tasks] == [task.id]
+        rest = await dispatcher.control.find(Queues("q"), after=page.cursor)
+        assert [each.payload for each in rest.tasks] == [Job(1)]
+        assert await dispatcher.control.count(by=("queue", "status")) == {("q", "succeeded"): 1, ("q", "later"): 1}
+        history = await dispatcher.control.history(task)
+        assert [(each.attempt, each.outcome.value) for each in history] == [(1, "retried"), (2, "succeeded")]
+        assert history[0].error is not None
+        assert history[0].error.startswith("ValueError: x\nTraceback")
+        await dispatcher.control.cancel(Queues("q"))
+
+
+async def test_a_retrying_task_is_shown_as_such(autojump_clock: object) -> None:
+    async with working(Script(ValueError("x"), None), TaskQueueConfig(max_retry=1, retry_delay=9.0)) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(1)
+        shown = await dispatcher.control.get(task)
+        assert (shown.status, shown.attempt, shown.last_error) == (TaskStatus.RETRYING, 1, "ValueError: x")
+        await dispatcher.drain()
+
+
+async def test_dead_letters_are_listed_edited_and_rerun(autojump_clock: object) -> None:
+    handler = Script(*[ValueError("x")] * 3, None)
+    async with working(handler) as dispatcher:
+        control = dispatcher.control
+        tasks = [await dispatcher.publisher.publish(JOB(Job(n))) for n in range(3)]
+        await dispatcher.drain()
+        with pytest.raises(TaskFailedError) as caught:
+            await dispatcher.publisher.result(tasks[0])
+        assert str(caught.value) == (
+            f"[1018] task {tasks[0].id} (q/job) failed after 1 attempts (exhausted): ValueError: x"
+        )
+        assert [each.id for each in (await control.dead_letters("q")).tasks] == [each.id for each in tasks]
+        assert await control.edit(tasks[0], payload=Job(77)) is True
+        assert await control.rerun(tasks[0]) == [tasks[0].id]
+        assert (await dispatcher.publisher.wait(tasks[0])).status is TaskStatus.SUCCEEDED
+        assert handler.seen[-1].payload == Job(77)
+        assert handler.seen[-1].attempt == 2
+        ids = [each.id for each in tasks[1:]]
+        assert await control.rerun(dead_letters("q"), dry_run=True) == ids
+        assert len((await control.dead_letters()).tasks) == 2
+        assert await control.rerun(dead_letters("q")) == ids
+        await dispatcher.drain()
+        assert (await control.dead_letters()).tasks == ()

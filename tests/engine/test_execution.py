@@ -1,0 +1,377 @@
+"""One attempt: retries, signals, timeouts, contexts, results, order."""
+
+from __future__ import annotations
+
+import random
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+import trio
+
+from dispatch import (
+    Cancel,
+    FailureReason,
+    PermanentError,
+    Priority,
+    QueueTask,
+    RetryAfter,
+    RetryPolicy,
+    Run,
+    Snooze,
+    TaskQueueConfig,
+    TaskStatus,
+    TaskType,
+)
+
+from dispatch.storage.query import Ids
+
+from .work import ASK, JOB, Answer, Job, Script, nothing, working
+
+
+async def ended(handler: Any, config: TaskQueueConfig, **options: Any) -> QueueTask[Any, Any]:
+    """Run one task to its end."""
+    async with working(handler, config) as dispatcher:
+        return await dispatcher.publisher.wait(await dispatcher.publisher.publish(JOB(Job(), **options)))
+
+
+@pytest.mark.parametrize(("policy", "waits"), [
+    (RetryPolicy.fixed(3.0), [3, 3, 3, 3]),
+    (RetryPolicy.linear(2.0), [2, 4, 6, 8]),
+    (RetryPolicy.linear(2.0, max_delay=5.0), [2, 4, 5, 5]),
+    (RetryPolicy.exponential(1.0, jitter=0.0), [1, 2, 4, 8]),
+    (RetryPolicy.exponential(1.0, jitter=0.0, factor=10.0, max_delay=50.0), [1, 10, 50, 50]),
+])
+async def test_the_wait_before_a_retry_follows_the_policy(
+    policy: RetryPolicy, waits: list[float], autojump_clock: object
+) -> None:
+    handler = Script(ValueError("no"))
+    await ended(handler, TaskQueueConfig(max_retry=4, retry=policy))
+    assert handler.gaps == pytest.approx(waits, abs=0.01)
+
+
+async def test_jitter_spreads_the_wait_within_its_bounds(autojump_clock: object) -> None:
+    random.seed(1)
+    handler = Script(ValueError("no"))
+    await ended(handler, TaskQueueConfig(max_retry=30, retry=RetryPolicy.fixed(10.0, jitter=0.5)))
+    assert all(4.99 <= gap <= 15.01 for gap in handler.gaps)
+    assert len(set(handler.gaps)) > 20
+
+
+async def test_decide_looks_at_the_exception_and_the_attempt(autojump_clock: object) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def decide(error: BaseException, attempt: int) -> Any:
+        asked.append((str(error), attempt))
+        return {"a": 7.0, "b": None, "c": False}[str(error)]
+
+    handler = Script(ValueError("a"), ValueError("b"), ValueError("c"))
+    task = await ended(handler, TaskQueueConfig(max_retry=9, retry=RetryPolicy.fixed(2.0, decide=decide)))
+    assert asked == [("a", 1), ("b", 2), ("c", 3)]
+    assert handler.gaps == pytest.approx([7, 2], abs=0.01)
+    assert (task.status, task.failure_reason) == (TaskStatus.FAILED, FailureReason.PERMANENT)
+
+
+@pytest.mark.parametrize("decided", [-1.0, float("nan"), float("inf"), "text", RuntimeError])
+async def test_a_policy_that_fails_costs_nothing_but_its_verdict(decided: Any, autojump_clock: object) -> None:
+    def decide(error: BaseException, attempt: int) -> Any:
+        if decided is RuntimeError:
+            raise RuntimeError("policy")
+        return decided
+
+    handler = Script(ValueError("no"), None)
+    task = await ended(handler, TaskQueueConfig(max_retry=3, retry=RetryPolicy.fixed(2.0, decide=decide)))
+    assert task.status is TaskStatus.SUCCEEDED
+    assert handler.gaps == pytest.approx([2.0], abs=0.01)
+
+
+@pytest.mark.parametrize(("error", "runs", "status", "reason"), [
+    (PermanentError("no"), 1, "failed", "permanent"),
+    (KeyError("k"), 1, "failed", "permanent"),
+    (ValueError("v"), 3, "failed", "exhausted"),
+    (ExceptionGroup("g", [ValueError("v"), ExceptionGroup("h", [PermanentError("p")])]), 1, "failed", "permanent"),
+    (ExceptionGroup("g", [Snooze(1), Cancel("because")]), 1, "cancelled", None),
+    (ExceptionGroup("g", [ValueError("v"), Cancel("because")]), 1, "cancelled", None),
+    (ExceptionGroup("g", [Cancel("c"), PermanentError("p")]), 1, "failed", "permanent"),
+    (ExceptionGroup("g", [Snooze(1), ValueError("v")]), 3, "failed", "exhausted"),
+])
+async def test_the_most_restrictive_verdict_of_a_group_wins(
+    error: Exception, runs: int, status: str, reason: str | None, autojump_clock: object
+) -> None:
+    handler = Script(error)
+    policy = RetryPolicy.fixed(1.0, permanent=(KeyError,))
+    task = await ended(handler, TaskQueueConfig(max_retry=2, retry=policy))
+    assert (len(handler.seen), task.status, task.failure_reason) == (runs, status, reason)
+
+
+async def test_only_the_named_errors_are_retried(autojump_clock: object) -> None:
+    handler = Script(OSError("net"), ValueError("bug"))
+    task = await ended(handler, TaskQueueConfig(max_retry=9, retry=RetryPolicy.fixed(1.0, retry_on=(OSError,))))
+    assert (len(handler.seen), task.failure_reason) == (2, FailureReason.PERMANENT)
+
+
+async def test_a_snooze_gives_the_attempt_back(autojump_clock: object) -> None:
+    handler = Script(Snooze(5.0), Snooze(7.0), ValueError("x"), None)
+    task = await ended(handler, TaskQueueConfig(max_retry=1))
+    assert [each.attempt for each in handler.seen] == [1, 1, 1, 2]
+    assert handler.gaps == pytest.approx([5, 7, 1], abs=0.01)
+    assert (task.status, task.attempt) == (TaskStatus.SUCCEEDED, 2)
+
+
+async def test_cancel_ends_it_for_good_and_it_is_no_dead_letter(autojump_clock: object) -> None:
+    task = await ended(Script(Cancel("no longer wanted")), TaskQueueConfig(max_retry=5))
+    assert (task.status, task.attempt, task.last_error, task.failure_reason) == (
+        TaskStatus.CANCELLED, 1, "no longer wanted", None,
+    )
+
+
+async def test_retry_after_takes_the_place_of_the_back_off_once(autojump_clock: object) -> None:
+    handler = Script(RetryAfter(30.0, "slow down"), ValueError("x"), None)
+    await ended(handler, TaskQueueConfig(max_retry=5, retry_delay=2.0))
+    assert handler.gaps == pytest.approx([30, 2], abs=0.01)
+
+
+async def test_retry_after_on_the_last_attempt_is_a_dead_letter(autojump_clock: object) -> None:
+    task = await ended(Script(RetryAfter(30.0, "slow down")), TaskQueueConfig())
+    assert (task.failure_reason, task.last_error) == (
+        FailureReason.EXHAUSTED, "RetryAfter: slow down (in 30 s)",
+    )
+
+
+async def test_a_task_may_ask_for_no_retries_or_for_its_own(autojump_clock: object) -> None:
+    for asked, runs in ((0, 1), (2, 3), (None, 6)):
+        handler = Script(ValueError("no"))
+        await ended(handler, TaskQueueConfig(max_retry=5), max_retry=asked)
+        assert len(handler.seen) == runs
+
+
+async def test_a_timeout_is_a_failed_attempt_and_says_so(autojump_clock: object) -> None:
+    task = await ended(Script(60.0), TaskQueueConfig(timeout=2.0))
+    assert task.last_error == "TimeoutError: attempt 1 exceeded its timeout of 2 s"
+    assert task.started_at is not None
+    assert task.finished_at is not None
+    assert (task.finished_at - task.started_at).total_seconds() == pytest.approx(2.0, abs=0.01)
+
+
+async def test_a_late_success_is_a_timeout(autojump_clock: object) -> None:
+    """Fault G3: the handler swallows its cancellation five times, then returns."""
+    swallowed = 0
+
+    async def stubborn(task: QueueTask[Job]) -> None:
+        nonlocal swallowed
+        while swallowed < 5:
+            try:
+                await trio.sleep(60)
+            except trio.Cancelled:
+                swallowed += 1
+
+    task = await ended(stubborn, TaskQueueConfig(timeout=1.0))
+    assert swallowed == 5
+    assert (task.status, task.last_error) == (
+        TaskStatus.FAILED, "TimeoutError: attempt 1 exceeded its timeout of 1 s",
+    )
+
+
+async def test_what_a_handler_raises_while_it_is_timed_out_is_kept(autojump_clock: object) -> None:
+    async def breaks(task: QueueTask[Job]) -> None:
+        try:
+            await trio.sleep(60)
+        finally:
+            raise ValueError("on the way out")
+
+    task = await ended(breaks, TaskQueueConfig(timeout=1.0))
+    assert task.last_error == (
+        "TimeoutError: attempt 1 exceeded its timeout of 1 s; it raised ValueError: on the way out"
+    )
+
+
+async def test_an_error_beside_a_cancelled_is_kept_too(autojump_clock: object) -> None:
+    async def child() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("child")
+
+    async def handler(task: QueueTask[Job]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child)
+            nursery.start_soon(trio.sleep_forever)
+
+    task = await ended(handler, TaskQueueConfig(timeout=1.0))
+    assert task.last_error is not None
+    assert task.last_error.startswith("TimeoutError: attempt 1 exceeded its timeout of 1 s; it raised ExceptionGroup")
+
+
+async def test_the_actor_works_on_after_a_timeout(autojump_clock: object) -> None:
+    handler = Script(60.0, None)
+    async with working(handler, TaskQueueConfig(timeout=1.0)) as dispatcher:
+        first, second = [await dispatcher.publisher.publish(JOB(Job(n))) for n in range(2)]
+        assert (await dispatcher.publisher.wait(first)).status is TaskStatus.FAILED
+        assert (await dispatcher.publisher.wait(second)).status is TaskStatus.SUCCEEDED
+        third = await dispatcher.publisher.publish(JOB(Job(3)))
+        await trio.sleep(5)  # the deadline of an earlier attempt must not hit a later one
+        assert (await dispatcher.publisher.wait(third)).status is TaskStatus.SUCCEEDED
+
+
+async def test_a_second_handler_that_swallows_for_ever_is_named_every_5_s(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    release = trio.Event()
+
+    async def stubborn(task: QueueTask[Job]) -> None:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except trio.Cancelled:
+                with trio.CancelScope(shield=True):
+                    await release.wait()
+
+    async with working(stubborn, TaskQueueConfig(timeout=1.0)) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(41)
+        release.set()
+        named = [m for m in caplog.messages if "was cancelled (timeout) and still runs task" in m]
+        assert len(named) in (5, 6)  # noticed at the next renewal, and every 5 s from then on
+        assert "stubborn" in named[0]
+        assert task.id in named[0]
+        assert "its lease is no longer renewed" in named[0]
+
+
+VAR: ContextVar[str] = ContextVar("VAR", default="clean")
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_each_attempt_runs_in_a_fresh_context(concurrency: int, autojump_clock: object) -> None:
+    seen: list[str] = []
+    VAR.set("outer")
+
+    async def handler(task: QueueTask[Job]) -> None:
+        seen.append(VAR.get())
+        VAR.set(f"left by {task.payload.n}")
+        await trio.sleep(1)
+        seen.append(VAR.get().removesuffix(str(task.payload.n)))
+
+    async with working(handler, TaskQueueConfig(concurrency=concurrency)) as dispatcher:
+        for n in range(6):
+            await dispatcher.publisher.publish(JOB(Job(n)))
+        await dispatcher.drain()
+    assert sorted(seen) == ["left by "] * 6 + ["outer"] * 6
+
+
+async def test_a_handler_may_take_the_run_beside_the_task(autojump_clock: object) -> None:
+    seen: list[Any] = []
+
+    async def handler(task: QueueTask[Job], run: Run) -> None:
+        seen.append((run.attempt, run.is_last_attempt, run.deadline - trio.current_time()))
+        raise ValueError("again")
+
+    await ended(handler, TaskQueueConfig(max_retry=1, timeout=9.0))
+    assert seen == [(1, False, pytest.approx(9.0)), (2, True, pytest.approx(9.0))]
+
+
+async def test_run_publish_is_stored_with_the_success_and_only_then(autojump_clock: object) -> None:
+    """Fault G7: a handler publishes and then fails."""
+    child = TaskType("q", "child", Job)
+    outcomes = [ValueError("x"), Snooze(1.0), RetryAfter(1.0), 60.0, None]
+    children: list[int] = []
+
+    async def handler(task: QueueTask[Job], run: Run) -> None:
+        step = outcomes[run_no()]
+        await run.publish(child(Job(len(children))))
+        assert [each for each in children] == []
+        if isinstance(step, Exception):
+            raise step
+        await trio.sleep(step or 0)
+
+    count = iter(range(99))
+
+    def run_no() -> int:
+        return next(count)
+
+    async def handle_child(task: QueueTask[Job]) -> None:
+        children.append(task.payload.n)
+
+    async with working(handler, TaskQueueConfig(max_retry=9, timeout=5.0)) as dispatcher:
+        dispatcher.consumer.register_handler(child, handle_child)
+        await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.drain()
+    assert children == [0]
+
+
+async def test_the_publisher_stores_at_once_whatever_becomes_of_the_attempt(autojump_clock: object) -> None:
+    child = TaskType("q", "child", Job)
+    children = Script()
+
+    async def handler(task: QueueTask[Job]) -> None:
+        await dispatcher.publisher.publish(child(Job(1)))
+        raise PermanentError("failed, but published")
+
+    async with working(handler) as dispatcher:
+        dispatcher.consumer.register_handler(child, children)
+        await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.drain()
+    assert len(children.seen) == 1
+
+
+async def test_progress_is_kept_and_throttled(autojump_clock: object) -> None:
+    async def handler(task: QueueTask[Job], run: Run) -> None:
+        for n in range(101):
+            await run.progress(n / 100, f"step {n}")
+            await trio.sleep(0.05)
+
+    async with working(handler) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(2.6)
+        [record] = (await dispatcher.storage.find(Ids(task.id))).records
+        assert record.progress is not None
+        assert b'"fraction": 0.' in record.progress
+        await dispatcher.drain()
+
+
+async def test_a_result_is_typed(autojump_clock: object) -> None:
+    async def answer(task: QueueTask[Job, Answer]) -> Answer:
+        return Answer(task.payload.n * 2)
+
+    async with working(answer, task_type=ASK) as dispatcher:
+        assert await dispatcher.publisher.result(await dispatcher.publisher.publish(ASK(Job(21)))) == Answer(42)
+
+
+async def test_a_result_of_another_class_is_a_permanent_failure(autojump_clock: object) -> None:
+    handler = Script("not an answer")
+    async with working(handler, TaskQueueConfig(max_retry=5), task_type=ASK) as dispatcher:
+        task = await dispatcher.publisher.wait(await dispatcher.publisher.publish(ASK(Job(1))))
+    assert (len(handler.seen), task.status, task.failure_reason) == (1, TaskStatus.FAILED, FailureReason.PERMANENT)
+
+
+async def test_priority_decides_and_ageing_lets_nobody_starve(autojump_clock: object) -> None:
+    handler = Script(10.0)
+    async with working(handler, TaskQueueConfig(ageing=15.0)) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job(0)))
+        await trio.sleep(1)
+        order = [(1, Priority.LOW), (2, Priority.NORMAL), (3, Priority.CRITICAL), (4, Priority.HIGH)]
+        for n, priority in order:
+            await dispatcher.publisher.publish(JOB(Job(n), priority=priority))
+        await trio.sleep(25)
+        await dispatcher.publisher.publish(JOB(Job(5), priority=Priority.NORMAL))
+        await dispatcher.drain()
+    assert [task.payload.n for task in handler.seen] == [0, 3, 4, 2, 1, 5]
+
+
+async def test_middleware_surrounds_every_attempt(autojump_clock: object) -> None:
+    trail: list[str] = []
+
+    async def outer(task: Any, run: Any, call_next: Any) -> Any:
+        trail.append("outer in")
+        try:
+            return await call_next(task, run)
+        finally:
+            trail.append("outer out")
+
+    async def inner(task: Any, run: Any, call_next: Any) -> Any:
+        trail.append("inner")
+        return await call_next(task, run)
+
+    async with working(nothing, middleware=(outer, inner)) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.drain()
+    assert trail == ["outer in", "inner", "outer out"]

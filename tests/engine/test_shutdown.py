@@ -1,0 +1,253 @@
+"""The end: grace, hand back, outside cancellation, crashes, and starting again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+
+from dispatch import (
+    Dispatcher,
+    MemoryStorage,
+    QueueTask,
+    TaskQueueConfig,
+    TaskQueueConsumer,
+    TaskQueuePublisher,
+    TaskStatus,
+    open_dispatcher,
+)
+from dispatch.cron.dispatcher import CronTaskDispatcher
+from dispatch.storage.query import Ids
+
+from .work import JOB, Job, Script, nothing, working
+
+
+async def row(storage: MemoryStorage, task: QueueTask[Any, Any]) -> Any:
+    return (await storage.find(Ids(task.id))).records[0]
+
+
+async def test_running_handlers_may_finish_within_the_grace(autojump_clock: object) -> None:
+    storage, done = MemoryStorage(), []
+
+    async def handler(task: QueueTask[Job]) -> None:
+        await trio.sleep(3)
+        done.append(task.payload.n)
+
+    async with working(handler, TaskQueueConfig(concurrency=2), storage=storage, grace=5.0) as dispatcher:
+        for n in range(4):
+            await dispatcher.publisher.publish(JOB(Job(n)))
+        await trio.sleep(1)
+    assert sorted(done) == [0, 1]
+    assert dispatcher.report.interrupted == ()
+    assert (await storage.count(Ids(), by=())) == {}
+    assert storage.statistics().waiting == 2  # those not begun are untouched
+
+
+async def test_at_the_end_of_the_grace_it_is_handed_back_with_its_attempt_and_reported(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = MemoryStorage()
+    async with working(Script(60.0), storage=storage, grace=5.0) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(1)
+        began = trio.current_time()
+    assert trio.current_time() - began == pytest.approx(5.0, abs=0.01)
+    assert dispatcher.report.interrupted == (task.id,)
+    assert f"shutdown: the grace of 5 s ended with 1 tasks running; handed back: {task.id}" in caplog.messages
+    record = await row(storage, task)
+    assert (record.status, record.attempt, record.epoch) == (TaskStatus.PENDING, 0, 1)
+    handler = Script()
+    async with working(handler, storage=storage) as second:
+        await second.drain()
+    assert [each.attempt for each in handler.seen] == [1]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "raised"])
+async def test_left_by_a_cancellation_or_an_exception_it_ends_at_once(how: str, autojump_clock: object) -> None:
+    storage = MemoryStorage()
+    began = trio.current_time()
+    with trio.CancelScope() as scope:
+        try:
+            async with working(Script(60.0), storage=storage, grace=50.0) as dispatcher:
+                task = await dispatcher.publisher.publish(JOB(Job()))
+                await trio.sleep(1)
+                if how == "raised":
+                    raise ZeroDivisionError
+                scope.cancel()
+                await trio.sleep_forever()
+        except ZeroDivisionError:
+            pass
+    assert trio.current_time() - began == pytest.approx(1.0, abs=0.01)
+    record = await row(storage, task)
+    assert (record.status, record.attempt, record.lease_until) == (TaskStatus.PENDING, 0, None)
+
+
+async def test_a_queue_that_says_fail_does_not_run_an_interrupted_task_again(autojump_clock: object) -> None:
+    storage = MemoryStorage()
+    config = TaskQueueConfig(max_retry=5, on_interrupt="fail")
+    async with working(Script(60.0), config, storage=storage, grace=1.0) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(1)
+    record = await row(storage, task)
+    assert (record.status, record.failure_reason) == (TaskStatus.FAILED, "interrupted")
+
+
+async def test_leaving_memory_says_once_what_is_lost(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working() as dispatcher:
+        for n in range(3):
+            await dispatcher.publisher.publish(JOB(Job(n), delay=60.0 if n else 0.0))
+    assert [m for m in caplog.messages if "in-memory" in m] == [
+        "the in-memory storage ends with 3 unfinished tasks: 2 q/later, 1 q/pending. "
+        "A durable storage would have kept them"
+    ]
+
+
+async def test_nothing_is_said_when_nothing_is_lost(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(nothing) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.drain()
+    async with working(storage=MemoryStorage()) as dispatcher:  # its owner keeps it
+        await dispatcher.publisher.publish(JOB(Job()))
+    assert not [m for m in caplog.messages if "in-memory" in m]
+
+
+async def test_serve_is_for_nursery_start(autojump_clock: object) -> None:
+    handler = Script()
+    dispatcher = Dispatcher()
+    dispatcher.consumer.register_queue("q")
+    dispatcher.consumer.register_handler(JOB, handler)
+    async with trio.open_nursery() as nursery:
+        assert await nursery.start(dispatcher.serve) is dispatcher
+        await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.drain()
+        dispatcher.close()
+        dispatcher.close()
+    assert len(handler.seen) == 1
+
+
+async def test_a_publisher_alone_and_a_consumer_alone_share_a_storage(autojump_clock: object) -> None:
+    storage, handler = MemoryStorage(), Script()
+    consumer = TaskQueueConsumer(storage)
+    consumer.register_queue("q")
+    consumer.register_handler(JOB, handler)
+    publisher = TaskQueuePublisher(storage)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(consumer.run)
+        task = await publisher.publish(JOB(Job(7)))
+        assert (await publisher.wait(task)).status is TaskStatus.SUCCEEDED
+        consumer.close()
+
+
+async def test_cron_alone_publishes_for_another_process_to_run(autojump_clock: object) -> None:
+    storage, handler = MemoryStorage(), Script()
+    async with working(handler, storage=storage), trio.open_nursery() as nursery:
+        cron = CronTaskDispatcher(storage)
+        await nursery.start(cron.run)
+        await cron.add_with_name("@every 10s", "tick", JOB(Job()))
+        await trio.sleep(35)
+        cron.close()
+    assert len(handler.seen) == 3
+
+
+async def test_opening_again_over_the_same_storage_goes_on(autojump_clock: object) -> None:
+    storage, handler = MemoryStorage(), Script()
+    async with working(storage=storage) as first:
+        for n in range(5):
+            await first.publisher.publish(JOB(Job(n), delay=100.0 if n > 2 else 0.0))
+        await first.cron.add_with_name("@every 60s", "tick", JOB(Job(9)))
+    await trio.sleep(30)
+    async with working(handler, storage=storage) as second:
+        await trio.sleep(80)
+        await second.cron.cancel("tick")
+        await second.drain()
+    assert sorted(task.payload.n for task in handler.seen) == [0, 1, 2, 3, 4, 9]
+
+
+
+
+async def test_a_crashed_workers_tasks_are_rescued_when_their_leases_end(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A crash settles nothing: the claim is made by a worker that is never heard of again."""
+    from dispatch.storage.protocol import Want
+
+    storage, handler = MemoryStorage(), Script()
+    async with working(storage=storage) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job(), max_retry=1))
+    await storage.claim([Want(queue="q", limit=1)], worker="dead", lease=30.0)
+    claimed_at = trio.current_time()
+    async with working(handler, storage=storage) as other:
+        ended = await other.publisher.wait(task)
+    assert (ended.status, ended.attempt) == (TaskStatus.SUCCEEDED, 2)
+    assert 30 <= handler.times[0] - claimed_at <= 36
+    assert any(f"task {task.id} (q/job) rescued from worker dead" in m for m in caplog.messages)
+
+
+async def test_a_task_that_kills_its_process_ends_in_the_dead_letters(autojump_clock: object) -> None:
+    from dispatch.storage.protocol import Want
+
+    storage = MemoryStorage()
+    async with working(storage=storage) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+    for worker in ("one", "two", "three"):
+        await storage.claim([Want(queue="q", limit=1, max_retry=2)], worker=worker, lease=1.0)
+        await trio.sleep(2)
+        await storage.rescue()
+        await trio.sleep(2)
+    record = await row(storage, task)
+    assert (record.status, record.attempt, record.failure_reason) == (TaskStatus.FAILED, 3, "exhausted")
+
+
+async def test_a_long_run_is_renewed_and_never_rescued(autojump_clock: object) -> None:
+    storage, handler = MemoryStorage(), Script(500.0)
+    async with working(handler, storage=storage, lease=3.0) as dispatcher, working(handler, storage=storage):
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        assert (await dispatcher.publisher.wait(task)).attempt == 1
+    assert len(handler.seen) == 1
+
+
+async def test_draining_does_not_wait_for_a_run_that_was_lost(autojump_clock: object) -> None:
+    """A handler that ignores its end loses its task to another worker, and holds up nobody's drain."""
+    storage, release = MemoryStorage(), trio.Event()
+
+    async def stubborn(task: QueueTask[Job]) -> None:
+        with trio.CancelScope(shield=True):
+            await release.wait()
+
+    config = TaskQueueConfig(max_retry=1, timeout=5.0)
+    async with working(stubborn, config, storage=storage) as first:
+        task = await first.publisher.publish(JOB(Job()))
+        await trio.sleep(1)
+        await first.control.set_concurrency("q", 1)
+        try:
+            async with working(Script(), config, storage=storage) as second:
+                assert (await second.publisher.wait(task)).status is TaskStatus.SUCCEEDED
+            with trio.move_on_after(500) as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(first.drain)
+                    await trio.sleep(10)
+                    release.set()
+            assert not scope.cancelled_caught
+        finally:
+            release.set()
+
+
+async def test_a_broken_storage_reaches_the_caller(autojump_clock: object) -> None:
+    class Broken(MemoryStorage):
+        async def turn(self, *args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("a bug in the storage")
+
+    with pytest.RaisesGroup(pytest.RaisesExc(RuntimeError, match="^a bug in the storage$"), flatten_subgroups=True):
+        async with working(nothing, storage=Broken()):
+            await trio.sleep_forever()
+
+
+async def test_opening_with_a_dsn_says_what_is_possible() -> None:
+    with pytest.raises(ValueError, match=r"^\[1012\] open_dispatcher: 'sqlite' storages are not part of this version"):
+        async with open_dispatcher("sqlite:///x.db"):
+            pass

@@ -1,0 +1,1 @@
+"""Tests of the product around the code: README, examples, docs and structure."""

@@ -1,0 +1,73 @@
+"""What both type checkers must accept, in their strictest mode. Never imported, only read."""
+
+from __future__ import annotations
+
+from typing import assert_type
+
+from attrs import frozen
+
+from dispatch import Dispatcher, QueueTask, Run, TaskQueueConfig, TaskType, open_dispatcher
+
+
+@frozen
+class Order:
+    number: int
+
+
+@frozen
+class Receipt:
+    total: float
+
+
+NOTE = TaskType("orders", "note", Order)
+CHARGE = TaskType("orders", "charge", Order, Receipt)
+
+
+async def note(task: QueueTask[Order]) -> None:
+    assert_type(task.payload.number, int)
+
+
+async def note_with_run(task: QueueTask[Order], run: Run) -> None:
+    await run.publish(NOTE(Order(task.payload.number + 1)))
+
+
+def note_in_a_thread(task: QueueTask[Order]) -> None:
+    print(task.payload.number)
+
+
+async def charge(task: QueueTask[Order]) -> Receipt:
+    return Receipt(float(task.payload.number))
+
+
+async def charge_fully_annotated(task: QueueTask[Order, Receipt], run: Run) -> Receipt:
+    return Receipt(float(run.attempt))
+
+
+def charge_in_a_thread(task: QueueTask[Order]) -> Receipt:
+    return Receipt(0.0)
+
+
+def register(dispatcher: Dispatcher) -> None:
+    dispatcher.consumer.register_queue("orders", TaskQueueConfig(concurrency=2, timeout=5.0))
+    dispatcher.consumer.register_handler(NOTE, note)
+    dispatcher.consumer.register_handler(NOTE, note_with_run)
+    dispatcher.consumer.register_handler(NOTE, note_in_a_thread)
+    dispatcher.consumer.register_handler(CHARGE, charge)
+    dispatcher.consumer.register_handler(CHARGE, charge_fully_annotated)
+    dispatcher.consumer.register_handler(CHARGE, charge_in_a_thread)
+    dispatcher.consumer.register_handler("orders", "note", note)
+
+
+async def use() -> None:
+    async with open_dispatcher() as dispatcher:
+        assert_type(dispatcher, Dispatcher)
+        noted = await dispatcher.publisher.publish(NOTE(Order(1), delay=2.0, key="a", max_retry=3))
+        assert_type(noted, QueueTask[Order, None])
+        charged = await dispatcher.publisher.publish(CHARGE(Order(1)))
+        assert_type(charged, QueueTask[Order, Receipt])
+        receipt = await dispatcher.publisher.result(charged)
+        assert_type(receipt, Receipt)
+        ended = await dispatcher.publisher.wait(charged)
+        if ended.result is not None:
+            assert_type(ended.result.total, float)
+        await dispatcher.cron.add("@daily", NOTE(Order(1)), zone="Europe/Berlin", overlap="skip")

@@ -1,0 +1,59 @@
+"""What both type checkers must reject: exactly the lines marked so. Never imported, only read."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from dispatch import Dispatcher, QueueTask, TaskQueueConfig, TaskType
+
+
+@frozen
+class Order:
+    number: int
+
+
+@frozen
+class Receipt:
+    total: float
+
+
+NOTE = TaskType("orders", "note", Order)
+CHARGE = TaskType("orders", "charge", Order, Receipt)
+
+
+async def of_receipts(task: QueueTask[Receipt]) -> None:
+    print(task.payload.total)
+
+
+async def answers_text(task: QueueTask[Order]) -> str:
+    return str(task.payload.number)
+
+
+async def answers_nothing(task: QueueTask[Order]) -> None:
+    print(task.payload.number)
+
+
+def takes_three(task: QueueTask[Order], run: object, more: object) -> None:
+    print(task, run, more)
+
+
+async def misuse(dispatcher: Dispatcher) -> None:
+    NOTE(Receipt(1.0))  # REJECT: a wrong payload
+    NOTE("order 1")  # REJECT: a wrong payload
+    NOTE(Order(1), dely=2.0)  # REJECT: an option that does not exist
+    NOTE(Order(1), delay="2")  # REJECT: an option of the wrong type
+    dispatcher.consumer.register_handler(NOTE, of_receipts)  # REJECT: a handler of another payload
+    dispatcher.consumer.register_handler(NOTE, takes_three)  # REJECT: a handler of wrong arity
+    dispatcher.consumer.register_handler(CHARGE, answers_text)  # REJECT: a wrong result
+    dispatcher.consumer.register_handler(CHARGE, answers_nothing)  # REJECT: no result
+    task = await dispatcher.publisher.publish(CHARGE(Order(1)))
+    receipt = await dispatcher.publisher.result(task)
+    print(receipt.sum)  # REJECT: a field that the result does not have
+    number: int = await dispatcher.publisher.result(task)  # REJECT: a result used as another type
+    print(number, task.payload.nummer)  # REJECT: a field that the payload does not have
+    await dispatcher.publisher.publish(Order(1))  # REJECT: a payload without its type
+    await dispatcher.cron.add("@daily", NOTE(Order(1)), zon="UTC")  # REJECT: no such option
+    await dispatcher.cron.add("@daily", NOTE(Order(1)), overlap="maybe")  # REJECT: no such policy
+    TaskQueueConfig(concurency=2)  # REJECT: a setting that does not exist
+    TaskQueueConfig(overflow="drop")  # REJECT: a setting's value that does not exist
+    task.status = "done"  # REJECT: tasks are immutable
