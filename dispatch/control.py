@@ -100,6 +100,7 @@ class TaskQueueControl:
 
     async def queues(self) -> list[QueueRecord]:
         """Every queue declared in the storage, and what was set on it by hand."""
+        await self._publisher.declare()
         return await self._storage.queues()
 
     async def workers(self) -> list[WorkerRecord]:
@@ -227,6 +228,7 @@ class TaskQueueControl:
         await self._alter_queue(name, concurrency=concurrency)
 
     async def _alter_queue(self, name: str, **change: Any) -> None:
+        await self._publisher.declare()
         if not await self._storage.alter_queue(name, **change):
             known = ", ".join(record.name for record in await self._storage.queues()) or "none"
             raise QueueNotRegisteredError(f"queue {name!r} is not registered; registered: {known}")

@@ -199,6 +199,10 @@ class TaskQueuePublisher:
 
     # -- for the other parts --------------------------------------------------
 
+    async def declare(self) -> None:
+        """Tell the storage of the queues registered here since it was last told."""
+        await self._registry.declare(self._storage)
+
     async def prepare(self, task: QueueTask[Any, Any]) -> NewTask:
         """Check and encode a task to be stored later; its queue must be known by now.
 

@@ -1,0 +1,158 @@
+"""Handlers that misbehave (faults G1, G2, G4, G5): recorded, and no harm to anybody else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+import trio
+
+from dispatch import MemoryStorage, QueueTask, TaskQueueConfig, TaskStatus
+from dispatch import execution
+from dispatch.storage.query import Ids
+
+from .work import JOB, Job, nothing, working
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+class Custom(BaseException):
+    pass
+
+
+BAD = [
+    Exception("plain"), Custom("base"), asyncio.CancelledError("async"), GeneratorExit("gen"),
+    StopIteration("stop"), StopAsyncIteration("stop"), RecursionError("deep"), MemoryError("full"),
+    ExceptionGroup("group", [ValueError("a"), OSError("b")]),
+    BaseExceptionGroup("base group", [Custom("c"), ValueError("d")]),
+    Unprintable(), ValueError("x" * 10_000_000), ValueError("a\x00b\ud800c"), SystemExit(3),
+]
+
+
+@pytest.mark.parametrize("error", BAD, ids=lambda error: type(error).__name__)
+async def test_whatever_a_handler_raises_is_a_recorded_failure(error: BaseException, autojump_clock: object) -> None:
+    async def handler(task: QueueTask[Job]) -> None:
+        await trio.sleep(0.1)
+        if task.payload.n:
+            raise error
+
+    async with working(handler) as dispatcher:
+        bad = await dispatcher.publisher.publish(JOB(Job(1)))
+        good = await dispatcher.publisher.publish(JOB(Job(0)))
+        ended = await dispatcher.publisher.wait(bad)
+        assert ended.status is TaskStatus.FAILED
+        assert ended.last_error is not None
+        assert len(ended.last_error.encode()) <= 4_096
+        kind = "RuntimeError" if isinstance(error, StopIteration | StopAsyncIteration) else type(error).__name__
+        assert ended.last_error.startswith(kind)
+        [run] = await dispatcher.control.history(bad)
+        assert run.error is not None
+        assert len(run.error.encode()) <= 4_096
+        assert (await dispatcher.publisher.wait(good)).status is TaskStatus.SUCCEEDED
+
+
+async def test_a_keyboard_interrupt_is_handed_back_and_propagates(autojump_clock: object) -> None:
+    async def handler(task: QueueTask[Job]) -> None:
+        await trio.lowlevel.checkpoint()
+        raise KeyboardInterrupt
+
+    storage = MemoryStorage()
+    with pytest.RaisesGroup(KeyboardInterrupt, flatten_subgroups=True):
+        async with working(handler, storage=storage) as dispatcher:
+            task = await dispatcher.publisher.publish(JOB(Job()))
+            await trio.sleep_forever()
+    [record] = (await storage.find(Ids(task.id))).records
+    assert (record.status, record.attempt) == (TaskStatus.PENDING, 0)
+
+
+async def test_a_handler_that_blocks_the_loop_is_named(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "BLOCKING_S", 0.02)
+
+    async def blocker(task: QueueTask[Job]) -> None:
+        time.sleep(0.03)  # noqa: ASYNC251 - what is under test
+
+    async with working(blocker) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.drain()
+    [record] = [each for each in caplog.records if getattr(each, "event", "") == "blocked"]
+    assert "blocker held the trio thread for 0.0 s; nothing else ran meanwhile" in record.getMessage()
+
+
+async def test_forty_sync_handlers_publish_at_once() -> None:
+    seen: list[int] = []
+
+    def handler(task: QueueTask[Job]) -> None:
+        if task.payload.n < 100:
+            trio.from_thread.run(dispatcher.publisher.publish, JOB(Job(100 + task.payload.n)))
+        seen.append(task.payload.n)
+
+    async with working(handler, TaskQueueConfig(concurrency=40, buffer_size=10)) as dispatcher:
+        for n in range(40):
+            await dispatcher.publisher.publish(JOB(Job(n)))
+        await dispatcher.drain()
+    assert sorted(seen) == [*range(40), *range(100, 140)]
+
+
+@pytest.mark.parametrize("how", ["timeout", "cancel"])
+async def test_a_sync_handler_is_asked_to_end_and_waited_for(how: str) -> None:
+    ended: list[str] = []
+
+    def handler(task: QueueTask[Job]) -> None:
+        try:
+            while True:
+                time.sleep(0.01)
+                trio.from_thread.check_cancelled()
+        finally:
+            ended.append("asked")
+
+    async with working(handler, TaskQueueConfig(timeout=0.1 if how == "timeout" else None)) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        if how == "cancel":
+            await trio.sleep(0.05)
+            await dispatcher.control.cancel(task)
+        status = (await dispatcher.publisher.wait(task)).status
+    assert (status, ended) == (TaskStatus.FAILED if how == "timeout" else TaskStatus.CANCELLED, ["asked"])
+
+
+async def test_a_sync_handler_that_outlives_the_grace_is_abandoned_and_its_lease_decides() -> None:
+    storage, release = MemoryStorage(), []
+
+    def handler(task: QueueTask[Job]) -> None:
+        while not release:
+            time.sleep(0.01)
+
+    try:
+        async with working(handler, storage=storage, grace=0.1, lease=0.3) as dispatcher:
+            task = await dispatcher.publisher.publish(JOB(Job(), max_retry=1))
+            await trio.sleep(0.5)  # renewed meanwhile
+        assert dispatcher.report.abandoned == (task.id,)
+        [record] = (await storage.find(Ids(task.id))).records
+        assert (record.status, record.attempt) == (TaskStatus.RUNNING, 1)
+        async with working(nothing, TaskQueueConfig(retry_delay=0.05), storage=storage, lease=0.3) as second:
+            assert (await second.publisher.wait(task)).attempt == 2
+    finally:
+        release.append(True)
+
+
+async def test_a_payload_that_cannot_be_decoded_blocks_nobody(autojump_clock: object) -> None:
+    from dispatch.records import NewTask
+
+    async with working(nothing, TaskQueueConfig(max_retry=5)) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job(), id="first"))
+        raw: list[Any] = [b"", b"{", b"[" * 100_000, b'{"n": "text"}', b"\xff", b'{"n": 1, "extra": 2}', b'{"n": NaN}']
+        await dispatcher.storage.enqueue(
+            [NewTask(id=f"raw{i}", queue="q", type="job", payload=data) for i, data in enumerate(raw)]
+        )
+        good = await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.drain()
+        assert (await dispatcher.control.get(good)).status is TaskStatus.SUCCEEDED
+        for i in range(len(raw)):
+            dead = await dispatcher.control.get(f"raw{i}")
+            assert (dead.status, dead.attempt, dead.failure_reason) == (TaskStatus.FAILED, 1, "invalid_payload")
