@@ -10,10 +10,10 @@ batching a database needs, and a published task wakes one actor who claims and
 runs it without another hop. (A trio task for feeding and one for settling cost
 two more switches per task, half of the in-memory throughput.)
 
-An actor who is woken to take a turn is the *leader* until it has taken it, so a
-hundred rings wake one actor. Whoever leaves work behind (a full claim, a ring
-during the turn) wakes the next; `_look` remembers that there is something to
-look for.
+A ring wakes an actor only if none is on its way already (`_coming` counts those
+woken, started, or about to take their turn), so a hundred rings wake one.
+`_look` remembers that there is something to look for; whoever goes on to other
+work while it is set, or while an outcome waits, wakes the next.
 
 Everything is decided between two awaits, so the counters below need no lock.
 Storage trouble is waited out with a back-off that doubles to 5 s; any other
@@ -42,7 +42,6 @@ from dispatch.handlers import HandlerEntry
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import Claim, Transition, TransitionKind
 from dispatch.registry import Registry
-from dispatch.shielded import shielded
 from dispatch.storage.protocol import (
     Claimed,
     QueueRecord,
@@ -135,8 +134,8 @@ class QueueActors:
     _alarm: Bell = attrs.field(factory=Bell)
     _next_due: float = inf
     _look: bool = True
-    _led: bool = False
-    """Whether an actor was woken for a turn, or is taking one."""
+    _coming: int = 0
+    """How many actors will look at the mailbox and the outbox in a moment."""
     _turning: bool = False
     _live: int = 0
     _failures: int = 0
@@ -170,8 +169,10 @@ class QueueActors:
                     except BaseException:
                         # Cancelled, or broken: no grace. A thread is only abandoned by being told.
                         self._stopping = True
+                        self._nursery = None  # it takes no more actors; `finally` writes what is left
                         self.interrupt(Stop.GRACE)
                         raise
+                    self._nursery = None
                     nursery.cancel_scope.cancel()
         finally:
             self._nursery = None
@@ -310,18 +311,17 @@ class QueueActors:
 
     def _lead(self) -> None:
         """Have one actor take a turn, unless one is on its way, or all are busy and will."""
-        if self._led or self._nursery is None:
+        if self._coming or self._turning or self._nursery is None:
             return
         if self._parked:
-            self._led = True
-            trio.lowlevel.reschedule(self._parked.pop())
+            self._wake(1)
         elif self._live < self.target or (self._live == 0 and self._unsettled):
-            self._led = True
             self._start_actor()
 
     def _start_actor(self) -> None:
         assert self._nursery is not None
         self._live += 1
+        self._coming += 1
         self._nursery.start_soon(self._act, name=f"dispatch actor of {self.name}")
 
     async def _act(self) -> None:
@@ -332,6 +332,7 @@ class QueueActors:
         """
         slot = Slot()
         streak = 0
+        self._coming -= 1
         try:
             while True:
                 with trio.CancelScope() as slot.scope:
@@ -339,12 +340,18 @@ class QueueActors:
                     while True:
                         if self._mailbox and streak < STREAK:
                             streak += 1
-                            if not await self._attempt(slot, self._mailbox.popleft()):
+                            claim = self._mailbox.popleft()
+                            if self._look or self._outbox:
+                                self._lead()
+                            if not await self._attempt(slot, claim):
                                 break
                         elif streak:
                             streak = 0
-                            self._led = True
-                            await trio.lowlevel.checkpoint()
+                            self._coming += 1
+                            try:
+                                await trio.lowlevel.checkpoint()
+                            finally:
+                                self._coming -= 1
                         elif not self._turning and (
                             self._outbox or self._writing or (self._look and self._can_claim())
                         ):
@@ -352,11 +359,9 @@ class QueueActors:
                         elif self._stopping or self._live > self.target:
                             return
                         else:
-                            self._led = self._turning
                             await self._park()
         finally:
             self._live -= 1
-            self._led = self._turning
             self._maybe_finished()
 
     async def _park(self) -> None:
@@ -368,9 +373,11 @@ class QueueActors:
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
+        self._coming -= 1
 
     def _wake(self, count: int) -> None:
         for _ in range(min(count, len(self._parked))):
+            self._coming += 1
             trio.lowlevel.reschedule(self._parked.pop())
 
     def _maybe_finished(self) -> None:
@@ -429,11 +436,11 @@ class QueueActors:
         Shielded, with a deadline: an outcome is never left half written. After
         trouble it waits, and what it could not write stays for the next turn.
         """
-        self._led = self._turning = True
+        self._turning = True
         try:
             await self._take_turn()
         finally:
-            self._led = self._turning = False
+            self._turning = False
         if self._look or self._unsettled:
             self._lead()
 
@@ -453,7 +460,14 @@ class QueueActors:
                 worker=self.worker,
                 lease=self.lease_s,
             )
-            found = await shielded(step, SETTLE_DEADLINE_S)
+            if self.storage.immediate:
+                answers, claimed = await step
+            else:
+                with trio.CancelScope(shield=True) as scope:
+                    scope.deadline = trio.current_time() + SETTLE_DEADLINE_S
+                    answers, claimed = await step
+                if scope.cancelled_caught:
+                    raise StorageError(f"no answer within {SETTLE_DEADLINE_S:g} s")
         except StorageError as exc:
             self._look = True
             level = logging.WARNING if self._failures == 0 else logging.DEBUG
@@ -465,7 +479,6 @@ class QueueActors:
         if self._failures:
             log.info("queue %s: the storage works again after %d failures", self.name, self._failures)
             self._failures = 0
-        answers, claimed = found
         written, self._writing = self._writing, []
         if len(answers) != len(written):
             raise InternalError(f"{self.storage!r} answered {len(answers)} of {len(written)} settled runs")

@@ -95,7 +95,8 @@ class Upkeep:
             due = min(due, now + NAME_OVERDUE_S)
         elif any(actors.running for actors in self.queues()):
             due = min(due, now + max(NAME_OVERDUE_S, self.lease_s / 3))
-        self._asleep = due == inf
+        # A claim made during a longer nap would not be renewed in time: it must wake us.
+        self._asleep = due - now > self.lease_s / 3
         return due - now
 
     async def _round(self) -> None:

@@ -103,6 +103,7 @@ class MemoryStorage(MemoryRegistry):
     """
 
     durable = False
+    immediate = True
 
     def __init__(self, clock: Clock | None = None, *, keep_finished: int = 1_000) -> None:
         if keep_finished < 0:
@@ -274,8 +275,7 @@ class MemoryStorage(MemoryRegistry):
         worker: str,
         lease: float | None,
     ) -> tuple[list[SettleResult], Claimed]:
-        """`settle`, then `claim`, at one instant. Does not yield."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        """`settle`, then `claim`, at one instant. No checkpoint at all."""
         now = self._clock.now()
         settled = self._settle(transitions, now) if transitions else []
         return settled, self._claim(wants, worker, lease, now) if wants else Claimed([])

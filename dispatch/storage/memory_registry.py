@@ -151,6 +151,13 @@ class MemoryRegistry(Storage):
         self._ring(TopicKind.QUEUE, name)
         return True
 
+    beat_s = LATELY_S / 2
+
+    @property
+    def slice_s(self) -> float:
+        """As the clock's: unbounded where time is virtual and cannot jump."""
+        return self._clock.slice_s
+
     # ---- workers ---------------------------------------------------------
 
     async def beat(self, worker: WorkerRecord) -> None:

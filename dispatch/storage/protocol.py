@@ -474,6 +474,8 @@ class Storage(TaskStore, ControlStore, CronStore):
 
     durable: bool = False
     """Whether what is stored survives the end of the process."""
+    immediate: bool = False
+    """Whether `turn` never waits for anything, and so needs neither a shield nor a deadline."""
     beat_s: float = 10.0
     """How often a worker writes its record; infinity where only this process could read it."""
 

@@ -48,7 +48,7 @@ async def test_whatever_a_handler_raises_is_a_recorded_failure(error: BaseExcept
         assert ended.status is TaskStatus.FAILED
         assert ended.last_error is not None
         assert len(ended.last_error.encode()) <= 4_096
-        kind = "RuntimeError" if isinstance(error, StopIteration | StopAsyncIteration) else type(error).__name__
+        kind = "RuntimeError" if isinstance(error, StopIteration) else type(error).__name__
         assert ended.last_error.startswith(kind)
         [run] = await dispatcher.control.history(bad)
         assert run.error is not None

@@ -1,5 +1,7 @@
 """What both type checkers must accept, in their strictest mode. Never imported, only read."""
 
+# pyright: strict
+
 from __future__ import annotations
 
 from typing import assert_type

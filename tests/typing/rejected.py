@@ -1,5 +1,7 @@
 """What both type checkers must reject: exactly the lines marked so. Never imported, only read."""
 
+# pyright: strict
+
 from __future__ import annotations
 
 from attrs import frozen

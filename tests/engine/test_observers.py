@@ -1,0 +1,120 @@
+"""Event records, log lines, streams, statistics and reprs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import trio
+
+from dispatch import Cancel, EventKind, QueueTask, Run, Snooze, TaskEvent, TaskQueueConfig
+
+from .work import JOB, Job, Script, nothing, working
+
+
+async def test_there_is_one_record_per_transition(autojump_clock: object) -> None:
+    events: list[TaskEvent] = []
+    steps = (Snooze(1.0), ValueError("x"), Cancel("c"))
+    async with working(Script(*steps), TaskQueueConfig(max_retry=2), observers=(events.append,)) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.drain()
+    assert [event.kind.value for event in events] == [
+        "published", "started", "snoozed", "started", "retrying", "started", "cancelled",
+    ]
+    assert {event.task_id for event in events} == {task.id}
+    retrying = events[4]
+    assert (retrying.attempt, retrying.retry_in, retrying.error) == (1, 1.0, "ValueError: x")
+    assert events[1].wait_s == pytest.approx(0.0, abs=0.01)
+    assert (events[1].run_s, events[2].wait_s) == (None, None)
+
+
+async def test_a_failing_observer_is_logged_and_harms_nobody(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[EventKind] = []
+
+    def broken(event: TaskEvent) -> None:
+        raise RuntimeError("observer")
+
+    async with working(nothing, observers=(broken, lambda event: events.append(event.kind))) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.drain()
+    assert events == [EventKind.PUBLISHED, EventKind.STARTED, EventKind.SUCCEEDED]
+    assert sum("failed on" in message for message in caplog.messages) == 3
+
+
+async def test_a_stream_gives_the_events_from_subscribing_on(autojump_clock: object) -> None:
+    async with working(nothing) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.drain()
+        async with dispatcher.subscribe() as events:
+            with trio.move_on_after(1) as scope:
+                await events.__anext__()
+            assert scope.cancelled_caught
+            await dispatcher.publisher.publish(JOB(Job()))
+            kinds = [(await events.__anext__()).kind.value for _ in range(3)]
+    assert sorted(kinds) == ["published", "started", "succeeded"]  # a start may be told of first
+
+
+async def test_a_reader_that_falls_behind_loses_the_oldest_and_is_told(autojump_clock: object) -> None:
+    async with working() as dispatcher, dispatcher.subscribe() as events:
+        for start in range(0, 1_100, 100):
+            await dispatcher.publisher.publish_many([JOB(Job(start + n), delay=9.0) for n in range(100)])
+        assert events.lost == 1_100 - 1_024
+        assert repr(events) == "<EventStream waiting=1024 lost=76>"
+
+
+async def test_log_levels_and_fields_and_never_a_payload(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    handler = Script(ValueError("x"))
+    async with working(handler, TaskQueueConfig(max_retry=1)) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job(31_415_926)))
+        await dispatcher.drain()
+    lines = [each for each in caplog.records if each.name == "dispatch.tasks"]
+    assert [(each.levelname, each.__dict__["event"]) for each in lines] == [
+        ("DEBUG", "published"), ("DEBUG", "started"), ("WARNING", "retrying"), ("DEBUG", "started"), ("ERROR", "failed"),
+    ]
+    fields = lines[-1].__dict__
+    assert (fields["task_id"], fields["queue"], fields["task_type"], fields["attempt"]) == (task.id, "q", "job", 2)
+    assert fields["failure_reason"] == "exhausted"
+    assert "31415926" not in caplog.text
+
+
+async def test_a_control_character_in_an_error_forges_no_log_line(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(Script(ValueError("a\x1b[31m\rb"))) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.drain()
+    assert "\x1b" not in caplog.messages[-1]
+    assert "\r" not in caplog.messages[-1]
+
+
+async def test_the_runs_logger_carries_its_fields(autojump_clock: object, caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(task: QueueTask[Job], run: Run) -> None:
+        run.log.warning("here", extra={"mine": 1})
+
+    async with working(handler) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.drain()
+    [line] = [each for each in caplog.records if each.getMessage() == "here"]
+    found: Any = line
+    assert (found.task_id, found.queue, found.task_type, found.attempt, found.mine) == (task.id, "q", "job", 1, 1)
+
+
+async def test_statistics_and_reprs_say_what_goes_on(autojump_clock: object) -> None:
+    async with working(Script(ValueError("x"), 60.0), TaskQueueConfig(concurrency=4), worker="w1") as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(1)
+        await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(1)
+        statistics = dispatcher.statistics()
+        queue = statistics.queues["q"]
+        assert (statistics.worker, statistics.running) == ("w1", 1)
+        assert (queue.started, queue.failed, queue.running, queue.concurrency) == (2, 1, 1, 4)
+        assert repr(dispatcher) == "<Dispatcher w1 serving over <MemoryStorage tasks=2 queues=1>>"
+        assert repr(dispatcher.consumer) == "<TaskQueueConsumer w1 running queues=1 tasks=1>"
+    assert repr(dispatcher) == "<Dispatcher w1 closed over <MemoryStorage tasks=2 queues=1>>"
