@@ -21,6 +21,7 @@ import platform
 import pstats
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from importlib.metadata import version
 from statistics import median, quantiles
 from time import perf_counter
@@ -32,6 +33,7 @@ from dispatch import QueueTask, TaskQueueConfig, TaskType, open_dispatcher
 
 WORKERS = 10
 LATENCY_SAMPLES = 500
+BULK = 100
 
 
 @frozen
@@ -75,8 +77,8 @@ async def channel_throughput(tasks: int) -> float:
     return tasks / (perf_counter() - began)
 
 
-async def dispatcher_throughput(tasks: int) -> float:
-    """Jobs per second through the dispatcher, published one by one."""
+async def dispatcher_throughput(tasks: int, bulk: int = 1) -> float:
+    """Jobs per second through the dispatcher, published one by one or `bulk` at a time."""
     payloads = [order(number) for number in range(tasks)]
     done = 0
     finished = trio.Event()
@@ -91,8 +93,13 @@ async def dispatcher_throughput(tasks: int) -> float:
         dispatcher.consumer.register_queue("orders", TaskQueueConfig(concurrency=WORKERS))
         dispatcher.consumer.register_handler(ORDER, ship)
         began = perf_counter()
-        for payload in payloads:
-            await dispatcher.publisher.publish(ORDER(payload))
+        if bulk == 1:
+            for payload in payloads:
+                await dispatcher.publisher.publish(ORDER(payload))
+        else:
+            for start in range(0, tasks, bulk):
+                batch = [ORDER(payload) for payload in payloads[start : start + bulk]]
+                await dispatcher.publisher.publish_many(batch)
         await finished.wait()
         await dispatcher.drain()
         elapsed = perf_counter() - began
@@ -167,19 +174,19 @@ def main() -> None:
     )
     sides: dict[str, Callable[[int], Awaitable[float]]] = {
         "channel": channel_throughput,
-        "dispatcher": dispatcher_throughput,
+        "one by one": dispatcher_throughput,
+        "in bulk": partial(dispatcher_throughput, bulk=BULK),
     }
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.rounds):
         for name, run in sides.items():
             rates[name].append(trio.run(run, options.tasks))
-    ratios = [ours / bare for ours, bare in zip(rates["dispatcher"], rates["channel"], strict=True)]
     for name, found in rates.items():
-        print(f"{name:<12} {median(found):>10,.0f} jobs/s")
-    print(f"{'ratio':<12} {median(ratios):>10.3f} of the bare channel (wanted: 0.12, attempt 0.2)")
+        ratio = median(ours / bare for ours, bare in zip(found, rates["channel"], strict=True))
+        print(f"{name:<12} {median(found):>10,.0f} jobs/s {ratio:>8.3f} of the bare channel")
     bare = percentiles("channel", trio.run(channel_latency))
     ours = percentiles("dispatcher", trio.run(dispatcher_latency))
-    print(f"{'ratio':<12} {ours / bare:>10.2f} times the channel's p50 (wanted: at most 3)")
+    print(f"{'ratio':<12} {ours / bare:>10.2f} times the channel's p50")
 
 
 if __name__ == "__main__":

@@ -392,7 +392,7 @@ class QueueActors:
         entry = self._handlers[claim.type]
         slot.handler = entry.name
         self._counts[EventKind.STARTED] += 1
-        if self.observers and self.observers.wants(EventKind.STARTED):
+        if self.observers.wants(EventKind.STARTED):
             self.observers.emit(
                 TaskEvent(
                     kind=EventKind.STARTED,
@@ -564,7 +564,7 @@ class QueueActors:
                 ending.claim.attempt,
                 answer.answer.value,
             )
-        if not self.observers or not self.observers.wants(kind):
+        if not self.observers.wants(kind):
             return
         claim, transition = ending.claim, ending.transition
         self.observers.emit(

@@ -43,17 +43,19 @@ class Clock:
         self._injected = wall is not None
         self._wall: Callable[[], float] = wall if wall is not None else time.time
         self._offset: float | None = None
+        self._anchored = False
 
     def now(self) -> float:
         """The wall time in UTC seconds. Needs a running trio loop where time is virtual."""
-        if self._offset is None:
+        if not self._anchored:
             self._anchor()
-        if self._offset is not None:
-            return round(self._offset + trio.current_time(), 6)
-        return round(self._wall(), 6)
+        if self._offset is None:
+            return round(self._wall(), 6)
+        return round(self._offset + trio.current_time(), 6)
 
     def _anchor(self) -> None:
         """Tie virtual wall time to trio's clock, once, where time is virtual."""
+        self._anchored = True
         if self._injected:
             return
         if self._start is not None or _trio_time_is_virtual():
@@ -67,7 +69,7 @@ class Clock:
     @property
     def slice_s(self) -> float:
         """The longest sleep before looking again: 5 s, or unbounded where time cannot jump."""
-        if self._offset is None:
+        if not self._anchored:
             self._anchor()
         return SLICE_S if self._offset is None else inf
 

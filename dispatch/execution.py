@@ -48,6 +48,7 @@ __all__ = ["Ended", "Executor", "Slot", "Stop"]
 
 log: Final = logging.getLogger("dispatch.execution")
 
+PRIORITIES: Final = tuple(Priority)
 BLOCKING_S: Final = 1.0
 """A handler that holds the trio thread longer than this is named in a warning."""
 
@@ -264,6 +265,8 @@ def _handed_back(claim: Claim, error: str | None, trace: str | None) -> Transiti
 
 def task_for_handler(claim: Claim, payload: Any, entry: HandlerEntry) -> QueueTask[Any, Any]:
     """The claim as the task its handler sees."""
+    created = from_seconds(claim.created_at)
+    at_once = claim.available_at == claim.created_at
     return QueueTask(
         queue=claim.queue,
         type=claim.type,
@@ -273,13 +276,13 @@ def task_for_handler(claim: Claim, payload: Any, entry: HandlerEntry) -> QueueTa
         headers=claim.headers,
         timeout=claim.timeout,
         max_retry=claim.max_retry,
-        priority=Priority(claim.priority),
+        priority=PRIORITIES[claim.priority],
         tags=claim.tags,
         attempt=claim.attempt,
         status=TaskStatus.RUNNING,
         last_error=claim.last_error,
-        created_at=from_seconds(claim.created_at),
-        available_at=from_seconds(claim.available_at),
+        created_at=created,
+        available_at=created if at_once else from_seconds(claim.available_at),
         started_at=from_seconds(claim.started_at),
         cron=claim.cron,
         declared=entry.task_type,
@@ -303,12 +306,11 @@ def drive(
         try:
             trap = context.run(resume, value)
         except StopIteration as stop:
-            _warn_if_blocked(began, name)
             return stop.value
-        except BaseException:
-            _warn_if_blocked(began, name)
-            raise
-        _warn_if_blocked(began, name)
+        finally:
+            blocked_s = perf_counter() - began
+            if blocked_s >= BLOCKING_S:
+                _warn_of_blocking(blocked_s, name)
         try:
             value = yield trap
             resume = coroutine.send
@@ -317,13 +319,11 @@ def drive(
             resume = coroutine.throw
 
 
-def _warn_if_blocked(began: float, name: str) -> None:
-    blocked_s = perf_counter() - began
-    if blocked_s >= BLOCKING_S:
-        log.warning(
-            "%s held the trio thread for %.1f s; nothing else ran meanwhile, leases included. "
-            "Make it a sync handler, or move the work into trio.to_thread.run_sync",
-            name,
-            blocked_s,
-            extra={"event": "blocked", "handler": name, "blocked_s": blocked_s},
-        )
+def _warn_of_blocking(blocked_s: float, name: str) -> None:
+    log.warning(
+        "%s held the trio thread for %.1f s; nothing else ran meanwhile, leases included. "
+        "Make it a sync handler, or move the work into trio.to_thread.run_sync",
+        name,
+        blocked_s,
+        extra={"event": "blocked", "handler": name, "blocked_s": blocked_s},
+    )

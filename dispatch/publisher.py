@@ -108,10 +108,10 @@ class TaskQueuePublisher:
                 await self._make_room([new], results, crowded=False)
                 result = results[0]
         answer, error = self._answer(task, new, payload, result)
-        if error is not None:
+        if answer is None:
+            assert error is not None
             raise error
-        assert answer is not None
-        return cast("QueueTask[P, R]", answer)
+        return answer
 
     async def publish_many(self, tasks: Sequence[QueueTask[Any, Any]]) -> list[Published]:
         """Store many tasks in as few steps as there is room for; an answer per item, in order.
@@ -279,11 +279,11 @@ class TaskQueuePublisher:
                 f"publish: expected a QueueTask, such as WELCOME(payload), got {type(task).__name__}"
             )
         self._codec.check_task(task)
-        declared = task.declared
+        declared: TaskType[Any, Any] | None = task.declared
         if declared is None or declared.queue != task.queue or declared.type != task.type:
             declared = self._registry.types.get((task.queue, task.type))
         payload: Any = task.payload
-        cls = cast("type[Any]", declared.payload if declared is not None else type(payload))
+        cls: Any = declared.payload if declared is not None else type(payload)
         where = f"payload of {task.queue}/{task.type}"
         data, copy = self._codec.encode(payload, cls, where)
         if declared is not None:
@@ -382,7 +382,7 @@ class TaskQueuePublisher:
     ) -> tuple[QueueTask[Any, Any] | None, DispatchError | None]:
         """The storage's answer as a snapshot or an error."""
         if result.answer is EnqueueAnswer.CREATED:
-            if self._observers and self._observers.wants(EventKind.PUBLISHED):
+            if self._observers.wants(EventKind.PUBLISHED):
                 self._observers.emit(
                     TaskEvent(
                         kind=EventKind.PUBLISHED,

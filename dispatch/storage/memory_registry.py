@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from math import inf
-from typing import Final
 
 import attrs
 import trio
@@ -31,10 +30,6 @@ from dispatch.storage.protocol import (
 from dispatch.storage.ready import ReadyQueue, Row
 
 __all__ = ["MemoryRegistry"]
-
-LATELY_S: Final = 60.0
-"""A worker counts as seen lately for this long after its last beat."""
-
 
 class MemoryRegistry(Storage):
     """Every part of a memory storage that is not about single tasks."""
@@ -151,7 +146,7 @@ class MemoryRegistry(Storage):
         self._ring(TopicKind.QUEUE, name)
         return True
 
-    beat_s = LATELY_S / 2
+    beat_s = inf
 
     @property
     def slice_s(self) -> float:
@@ -165,15 +160,9 @@ class MemoryRegistry(Storage):
         self._workers[worker.id] = attrs.evolve(worker, seen_at=self._clock.now())
 
     async def workers(self) -> list[WorkerRecord]:
-        """The workers whose last beat is at most 60 s ago, by id; the others are forgotten."""
+        """Every worker not forgotten: in one process none can die unnoticed."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        oldest = self._clock.now() - LATELY_S
-        self._workers = {
-            name: worker
-            for name, worker in sorted(self._workers.items())
-            if worker.seen_at >= oldest
-        }
-        return list(self._workers.values())
+        return sorted(self._workers.values(), key=lambda worker: worker.id)
 
     async def forget(self, worker: str) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()

@@ -141,7 +141,7 @@ class RenewAnswer:
     cancel_reason: str | None = None
 
 
-@attrs.frozen
+@attrs.define
 class SettleResult:
     """One settled run: the answer, and where APPLIED, the status it left."""
 
