@@ -36,6 +36,23 @@ NAME_OVERDUE_S: Final = 5.0
 """How often an attempt that ignores its cancellation is named in the log."""
 
 
+class _KeeperBell(Bell):
+    """Rung by the storage for something to look at; `arm` only ends a nap that is too long."""
+
+    __slots__ = ("called",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = False
+
+    def ring(self) -> None:
+        self.called = True
+        super().ring()
+
+    def arm(self) -> None:
+        super().ring()
+
+
 @attrs.define(eq=False)
 class Upkeep:
     """The one timer of a worker."""
@@ -45,8 +62,9 @@ class Upkeep:
     lease_s: float
     queues: Callable[[], Iterable[QueueActors]]
     observers: Observers
-    _bell: Bell = attrs.field(factory=Bell)
+    _bell: _KeeperBell = attrs.field(factory=_KeeperBell)
     _asleep: bool = False
+    _napping_long: bool = False
     _started_at: float = 0.0
     _renewed_at: float = 0.0
     _beat_due: float = -inf
@@ -56,10 +74,10 @@ class Upkeep:
     _seen_trio: float = 0.0
 
     def claimed(self) -> None:
-        """Something was claimed: wake up, if there was nothing to keep until now."""
+        """Something was claimed: if the nap is longer than its lease allows, shorten it."""
         if self._asleep:
             self._asleep = False
-            self._bell.ring()
+            self._bell.arm()
 
     def attend(self) -> None:
         """A queue was added: read its controls soon."""
@@ -83,7 +101,19 @@ class Upkeep:
                 if not started:
                     started = True
                     task_status.started()
-                await self._bell.wait(self._nap_s())
+                await self._nap()
+
+    async def _nap(self) -> None:
+        """Sleep until something is due or the storage rings.
+
+        A first claim arms the timer instead of causing a round at once: most
+        runs are over long before their lease needs renewing.
+        """
+        await self._bell.wait(self._nap_s())
+        if not self._asleep and not self._bell.called and self._napping_long:
+            self._napping_long = False
+            await self._bell.wait(min(self.lease_s / 3, NAME_OVERDUE_S))
+        self._bell.called = False
 
     def _nap_s(self) -> float:
         """Seconds until something is due; infinity, and marked asleep, if nothing is."""
@@ -96,7 +126,7 @@ class Upkeep:
         elif any(actors.running for actors in self.queues()):
             due = min(due, now + max(NAME_OVERDUE_S, self.lease_s / 3))
         # A claim made during a longer nap would not be renewed in time: it must wake us.
-        self._asleep = due - now > self.lease_s / 3
+        self._asleep = self._napping_long = due - now > self.lease_s / 3
         return due - now
 
     async def _round(self) -> None:

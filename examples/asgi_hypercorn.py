@@ -21,7 +21,14 @@ from attrs import frozen
 from hypercorn.config import Config
 from hypercorn.trio import serve
 
-from dispatch import Dispatcher, QueueFullError, QueueTask, TaskQueueConfig, TaskType, open_dispatcher
+from dispatch import (
+    Dispatcher,
+    QueueFullError,
+    QueueTask,
+    TaskQueueConfig,
+    TaskType,
+    open_dispatcher,
+)
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2] / "dispatch"
 
 ROOMS = """
     errors bell threads failures scalars cron.zones
-    refusals containers cron.fields shielded retry pool
+    refusals containers cron.fields retry pool
     shapes cron.days cron.text tasks
     admission cron.walls cron.describe events records
     clock codec cron.spec lifecycle run observe.logging storage.query
