@@ -460,14 +460,15 @@ class QueueActors:
                 worker=self.worker,
                 lease=self.lease_s,
             )
+            found: tuple[list[SettleResult], Claimed] | None = None
             if self.storage.immediate:
-                answers, claimed = await step
+                found = await step
             else:
                 with trio.CancelScope(shield=True) as scope:
                     scope.deadline = trio.current_time() + SETTLE_DEADLINE_S
-                    answers, claimed = await step
-                if scope.cancelled_caught:
-                    raise StorageError(f"no answer within {SETTLE_DEADLINE_S:g} s")
+                    found = await step
+            if found is None:
+                raise StorageError(f"no answer within {SETTLE_DEADLINE_S:g} s")
         except StorageError as exc:
             self._look = True
             level = logging.WARNING if self._failures == 0 else logging.DEBUG
@@ -479,6 +480,7 @@ class QueueActors:
         if self._failures:
             log.info("queue %s: the storage works again after %d failures", self.name, self._failures)
             self._failures = 0
+        answers, claimed = found
         written, self._writing = self._writing, []
         if len(answers) != len(written):
             raise InternalError(f"{self.storage!r} answered {len(answers)} of {len(written)} settled runs")

@@ -95,11 +95,11 @@ class Codec:
         "limits",
     )
 
-    check_task: Callable[[QueueTask], None]
+    check_task: Callable[[QueueTask[Any, Any]], None]
     """Raise unless the task, its payload aside, may be published; see `Admission.check`."""
 
     def __init__(self, limits: Limits | None = None) -> None:
-        self.limits = limits if limits is not None else Limits()
+        self.limits: Limits = limits if limits is not None else Limits()
         self.check_task = Admission(self.limits).check
         self._converter = Converter(forbid_extra_keys=True, detailed_validation=True)
         self._decoder = json.JSONDecoder(

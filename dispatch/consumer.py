@@ -91,7 +91,7 @@ class TaskQueueConsumer:
         if not 0 <= grace <= 86_400:
             raise InvalidConfigError(f"grace must be within 0 and 86400 seconds, got {grace!r}")
         self._storage = storage
-        self.worker = worker if worker is not None else _worker_id()
+        self.worker: str = worker if worker is not None else _worker_id()
         self._tags = None if tags is None else frozenset(tags)
         self._lease = lease
         self._grace = grace
@@ -113,7 +113,7 @@ class TaskQueueConsumer:
         self._nursery: trio.Nursery | None = None
         self._closing = trio.Event()
         self._base: contextvars.Context | None = None
-        self.report = ShutdownReport()
+        self.report: ShutdownReport = ShutdownReport()
         """What the last shutdown met."""
 
     # -- registering ----------------------------------------------------------

@@ -61,7 +61,7 @@ class EventStream:
     def __init__(self, size: int = STREAM_BUFFER) -> None:
         self._events: deque[TaskEvent] = deque(maxlen=size)
         self._bell = Bell()
-        self.lost = 0
+        self.lost: int = 0
 
     def __call__(self, event: TaskEvent) -> None:
         if len(self._events) == self._events.maxlen:

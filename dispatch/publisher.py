@@ -283,7 +283,7 @@ class TaskQueuePublisher:
         if declared is None or declared.queue != task.queue or declared.type != task.type:
             declared = self._registry.types.get((task.queue, task.type))
         payload: Any = task.payload
-        cls: Any = declared.payload if declared is not None else type(payload)
+        cls: Any = declared.payload if declared is not None else payload.__class__
         where = f"payload of {task.queue}/{task.type}"
         data, copy = self._codec.encode(payload, cls, where)
         if declared is not None:

@@ -36,7 +36,7 @@ class Run:
         self._report = report
         self._spawned: list[NewTask] = []
         self._reported_at: float | None = None
-        self.log = _RunLog(log, claim)
+        self.log: logging.LoggerAdapter[logging.Logger] = _RunLog(log, claim)
         """A logger whose lines carry task_id, queue, task_type and attempt in `extra`."""
 
     @property

@@ -38,7 +38,7 @@ class ThreadRun:
         self._value: Any = NOTHING
         self._error: BaseException | None = None
         self._waiting = trio.CancelScope(shield=True)
-        self.abandoned = False
+        self.abandoned: bool = False
 
     async def run(self, limiter: trio.CapacityLimiter) -> Any:
         """The function's value, or its exception; a thread of `limiter`'s own.

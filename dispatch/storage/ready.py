@@ -57,13 +57,13 @@ class Row:
     __slots__ = ("due", "last", "lined", "past", "place", "record", "ticket")
 
     def __init__(self, record: TaskRecord) -> None:
-        self.record = record
-        self.ticket = 0
+        self.record: TaskRecord = record
+        self.ticket: int = 0
         """The only ticket under which an entry of this row is valid."""
         self.place: Place = NOWHERE
-        self.due = False
+        self.due: bool = False
         """Counted in its queue's `waiting`."""
-        self.lined = False
+        self.lined: bool = False
         """Has an entry in its key's line, perhaps a stale one."""
         self.last: AttemptRecord | None = None
         self.past: list[AttemptRecord] | None = None
@@ -207,10 +207,10 @@ class ReadyQueue:
     )
 
     def __init__(self, record: QueueRecord) -> None:
-        self.record = record
-        self.waiting = 0
+        self.record: QueueRecord = record
+        self.waiting: int = 0
         """Tasks pending and due, also those behind their key or of a type nobody handles."""
-        self.room = False
+        self.room: bool = False
         """Set when `waiting` sinks below the bound; the caller rings and clears it."""
         self._last_free = -1 if record.max_waiting is None else record.max_waiting - 1
         self._ready = 0

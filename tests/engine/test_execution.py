@@ -23,7 +23,6 @@ from dispatch import (
     TaskStatus,
     TaskType,
 )
-
 from dispatch.storage.query import Ids
 
 from .work import ASK, JOB, Answer, Job, Script, nothing, working
@@ -278,7 +277,7 @@ async def test_run_publish_is_stored_with_the_success_and_only_then(autojump_clo
     async def handler(task: QueueTask[Job], run: Run) -> None:
         step = outcomes[run_no()]
         await run.publish(child(Job(len(children))))
-        assert [each for each in children] == []
+        assert not list(children)
         if isinstance(step, Exception):
             raise step
         await trio.sleep(step or 0)

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from dispatch import MemoryStorage, QueueTask, TaskQueueConfig, TaskStatus
-from dispatch import execution
+from dispatch import MemoryStorage, QueueTask, TaskQueueConfig, TaskStatus, execution
 from dispatch.storage.query import Ids
 
 from .work import JOB, Job, nothing, working

@@ -48,7 +48,7 @@ async def test_an_exception_is_the_tasks_error_and_the_pool_goes_on(
             task = dispatcher.pool.run(bad, error)
             await task.wait()
             assert task.error is error
-        with pytest.raises(ValueError, match="^v$"):
+        with pytest.raises(ValueError, match=r"^v$"):
             await dispatcher.pool.run(bad, ValueError("v")).result()
         assert dispatcher.pool.statistics().failed == 5
     assert "pool task" in caplog.text
