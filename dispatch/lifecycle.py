@@ -16,7 +16,7 @@ Either way nothing is written.
 Attempts. The claim counts the attempt, so that a task which kills its process
 still reaches the dead letters. SNOOZE and HAND_BACK give it back.
 
-`python -m dispatch.lifecycle` prints the table as a Mermaid state diagram.
+`diagram()` draws the table as a Mermaid state diagram.
 """
 
 from __future__ import annotations
@@ -139,10 +139,9 @@ def claim(
     lease_s: float | None,
     max_retry: int,
     retry: str,
-    timeout: float | None,
     on_interrupt: str,
 ) -> None:
-    """CLAIM a pending task for `worker`; the queue's settings fill what the task left open."""
+    """CLAIM a pending task for `worker`; what a rescue must know of its queue goes to the row."""
     _move(record, Event.CLAIM)
     record.worker = worker
     record.started_at = now
@@ -152,8 +151,6 @@ def claim(
     record.retry = retry
     record.on_interrupt = on_interrupt
     record.progress = None
-    if record.timeout is None:
-        record.timeout = timeout
 
 
 class SettleAnswer(StrEnum):
@@ -373,7 +370,3 @@ def diagram() -> str:
         ]
     lines += [f"    {status} --> [*]: prune" for status in TaskStatus if status.is_terminal]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(diagram())

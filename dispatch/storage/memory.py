@@ -75,6 +75,8 @@ Index = dict[str, dict[str, Row]]
 """Rows by unique key and id."""
 FIELDS: Final = tuple(field.name for field in attrs.fields(TaskRecord))
 _fields = attrgetter(*FIELDS)
+HISTORY_LIMIT: Final = 1_000
+"""Runs kept per task; of a longer history the oldest go."""
 SLACK: Final = 1_024
 """Stale entries that an index may hold beyond one per valid entry before it is swept."""
 
@@ -319,6 +321,8 @@ class MemoryStorage(MemoryRegistry):
             if row.past is None:
                 row.past = []
             row.past.append(row.last)
+            if len(row.past) > HISTORY_LIMIT:  # a task that snoozes for ever
+                del row.past[0]
             row.last = None
         lifecycle.claim(
             record,
@@ -327,7 +331,6 @@ class MemoryStorage(MemoryRegistry):
             lease_s=lease,
             max_retry=want.max_retry,
             retry=want.retry,
-            timeout=want.timeout,
             on_interrupt=want.on_interrupt,
         )
         if record.lease_until is not None:
@@ -344,7 +347,7 @@ class MemoryStorage(MemoryRegistry):
             record.headers,
             record.priority,
             record.tags,
-            record.timeout,
+            record.timeout if record.timeout is not None else want.timeout,
             record.max_retry,
             record.attempt,
             limit if limit is not None else 0,

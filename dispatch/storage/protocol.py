@@ -103,7 +103,8 @@ class Want:
     takes every type, an empty mapping none. `ids` restricts it to named tasks.
     `tags`: a task is taken if its tags are all among these; None takes every
     task, an empty set only untagged ones. The rest are the queue's settings,
-    which the claim writes to the row where the task left them open.
+    which apply where the task left them open; what a rescue needs of them
+    (limit, delays, `on_interrupt`) is written to the row.
     """
 
     queue: str
@@ -321,7 +322,10 @@ class TaskStore(ABC):
 
     @abstractmethod
     async def history(self, task_id: str) -> list[AttemptRecord]:
-        """One record per run, oldest first, the running one last; empty if unknown."""
+        """One record per run, oldest first, the running one last; empty if unknown.
+
+        A storage may keep only the newest 1,000 of a task that runs for ever.
+        """
 
     @abstractmethod
     async def progress(self, claim: tuple[str, int], data: bytes) -> bool:
