@@ -217,6 +217,11 @@ class QueueActors:
         self.ring()
         self._maybe_finished()
 
+    def give_up(self) -> None:
+        """Cancel whatever is left, outcomes that cannot be written included; `run` tries them once more."""
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+
     async def finished(self) -> None:
         """Wait until it was stopped and everything has ended and is settled."""
         await self._finished.wait()

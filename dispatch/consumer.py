@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar, cast, overload
 import attrs
 import trio
 
-from dispatch.actors import QueueActors, QueueStatistics
+from dispatch.actors import SETTLE_DEADLINE_S, QueueActors, QueueStatistics
 from dispatch.codec import Codec
 from dispatch.errors import (
     ClosedError,
@@ -303,6 +303,16 @@ class TaskQueueConsumer:
             for claim in actors.interrupt(Stop.GRACE):
                 (abandoned if claim.id in threads else interrupted).append(claim.id)
         self.report = ShutdownReport(interrupted=tuple(interrupted), abandoned=tuple(abandoned))
+        self._log_report()
+        # A storage that is away must not keep the block open: its leases will decide.
+        with trio.move_on_after(SETTLE_DEADLINE_S):
+            for actors in self._actors.values():
+                await actors.finished()
+        for actors in self._actors.values():
+            actors.give_up()
+
+    def _log_report(self) -> None:
+        interrupted, abandoned = self.report.interrupted, self.report.abandoned
         if interrupted:
             log.warning(
                 "shutdown: the grace of %g s ended with %d tasks running; handed back: %s",

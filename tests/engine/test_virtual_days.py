@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +20,6 @@ START = datetime(2026, 3, 28, 0, 0, tzinfo=UTC)
 
 
 async def test_three_days_two_crashes_and_a_change_of_clocks(autojump_clock: object) -> None:
-    began = time.perf_counter()
     clock = Clock(START)
     storage = MemoryStorage(clock, keep_finished=100_000)
     nights: list[datetime] = []
@@ -73,7 +71,6 @@ async def test_three_days_two_crashes_and_a_change_of_clocks(autojump_clock: obj
     assert [(each.day, each.hour, each.minute) for each in nights] == [(28, 1, 30), (29, 1, 0), (30, 0, 30)]
     assert 3 * 96 - 2 <= ticks <= 3 * 96 + 8
     assert storage.statistics().leases == 0
-    assert time.perf_counter() - began < 8.0  # 1.5 s on an idle machine
 
 
 def everything() -> Any:
