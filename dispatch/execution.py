@@ -121,7 +121,10 @@ class Executor:
         value: Any = None
         error: BaseException | None = None
         try:
-            value = await self._call(slot, task, run, entry)
+            if run is None and entry.is_async:  # the ordinary case, without a frame in between
+                value = await drive(entry.function(task), self.base.copy(), entry.name)
+            else:
+                value = await self._call(slot, task, run, entry)
         except BaseException as exc:  # noqa: BLE001 - a handler cannot take the dispatcher down
             error = exc
         stopped = slot.scope.cancel_called
@@ -297,7 +300,7 @@ def drive(
 
     Warns, naming `name`, when one step holds the trio thread for over a second.
     """
-    if not isinstance(coroutine, Coroutine):
+    if coroutine.__class__ is not types.CoroutineType and not isinstance(coroutine, Coroutine):
         raise TypeError(f"{name} returned {type(coroutine).__name__} in place of a coroutine")
     resume: Callable[[Any], Any] = coroutine.send
     value: Any = None

@@ -99,7 +99,8 @@ class Shape:
     """How one type is stored.
 
     `kinds` are the Python classes its JSON may have, `classes` those its values
-    have: with them the members of a union are told apart.
+    have: with them the members of a union are told apart. `quick` reads like
+    `back`, but its errors do not tell where they arose.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Shape:
     classes: tuple[type, ...]
     key_out: Out | None = None
     key_back: Callable[[str], Any] | None = None
+    quick: Back | None = None
 
 
 def type_name(tp: Any) -> str:

@@ -334,13 +334,15 @@ class ShapeBuilder:
         self, tp: Any, cls: type, name: str, stored: Mapping[str, Shape], path: str
     ) -> Shape:
         """cattrs writes the functions; each field's hooks are handed to it."""
-        hooks = {
+        hooks: dict[str, Any] = {
             field: override(unstruct_hook=shape.out, struct_hook=shape.back)
             for field, shape in stored.items()
         }
         try:
             write = cast("Out", make_dict_unstructure_fn(tp, self._converter, **cast("Any", hooks)))
             read = cast("Back", make_dict_structure_fn(tp, self._converter, **cast("Any", hooks)))
+            hooks["_cattrs_detailed_validation"] = False
+            quick = cast("Back", make_dict_structure_fn(tp, self._converter, **cast("Any", hooks)))
         except Exception as exc:  # noqa: BLE001 - cattrs says so in several ways
             raise UnsupportedType(path, f"{name} cannot be stored ({exc})", INSTEAD) from None
 
@@ -358,7 +360,7 @@ class ShapeBuilder:
                 return read(value, _)
             raise Misfit(f"{name}, as an object")
 
-        return Shape(name, out, back, frozenset({dict}), (cls,))
+        return Shape(name, out, back, frozenset({dict}), (cls,), quick=quick)
 
 
 def _is_class(tp: Any) -> bool:
