@@ -157,7 +157,6 @@ class Transition:
     help; the stored limit decides whether one is left. CANCELLED carries its
     reason in `error`. SNOOZED runs again in `retry_in` seconds and, like
     HANDED_BACK, gives the attempt back; both may carry the `error` on the way.
-    `asked` on FAILED says the wait was the handler's or policy's own.
     """
 
     id: str
