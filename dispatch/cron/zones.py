@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Final
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 import attrs
 
@@ -91,9 +91,13 @@ class Zone:
             # KeyError: no such file. ValueError: a file that is no zone. OSError: a
             # directory, or a name the file system will not have.
             hint = _respelled(key)
-            raise UnknownZoneError(
-                "no zone of this name is known" + ("" if hint is None else f", did you mean {hint}")
-            ) from error
+            if hint is not None:
+                raise UnknownZoneError(f"no zone of this name is known, did you mean {hint}") from error
+            if not available_timezones():
+                raise UnknownZoneError(
+                    "this machine has no zone database; pip install 'trio-dispatch[tzdata]'"
+                ) from error
+            raise UnknownZoneError("no zone of this name is known") from error
 
     def wall(self, instant: datetime) -> datetime:
         """What the clock shows; its `fold` is 1 in the second pass of an overlap."""

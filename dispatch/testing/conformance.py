@@ -17,10 +17,16 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
-import pytest
-import pytest_trio  # type: ignore[import-untyped]
-
+from dispatch.errors import MissingExtraError
 from dispatch.storage.protocol import Storage
+
+try:
+    import pytest
+    import pytest_trio  # type: ignore[import-untyped]
+except ImportError as exc:
+    raise MissingExtraError(
+        "the conformance kit needs pytest and pytest-trio: pip install 'trio-dispatch[testing]'"
+    ) from exc
 
 for _name in ("claiming", "keys", "publishing", "reading", "running", "services"):
     # Before they are imported: so that a failed case shows the values it compared.
