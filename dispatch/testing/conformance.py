@@ -23,10 +23,10 @@ from dispatch.storage.protocol import Storage
 try:
     import pytest
     import pytest_trio  # type: ignore[import-untyped]
-except ImportError as exc:
+except ImportError as _missing:
     raise MissingExtraError(
         "the conformance kit needs pytest and pytest-trio: pip install 'trio-dispatch[testing]'"
-    ) from exc
+    ) from _missing
 
 for _name in ("claiming", "keys", "publishing", "reading", "running", "services"):
     # Before they are imported: so that a failed case shows the values it compared.
