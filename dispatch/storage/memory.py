@@ -30,7 +30,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush, merge
 from math import inf
 from operator import attrgetter
-from types import MappingProxyType
 from typing import Final, Literal
 
 import attrs
@@ -41,9 +40,15 @@ from dispatch.clock import Clock
 from dispatch.errors import InvalidConfigError
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import AttemptRecord, Claim, NewTask, TaskRecord, Transition, UniqueKey
+from dispatch.storage.changes import (
+    frozen_headers,
+    group_value,
+    patched,
+    replacement,
+    would_change,
+)
 from dispatch.storage.memory_registry import MemoryRegistry
 from dispatch.storage.protocol import (
-    KEEP,
     Change,
     Claimed,
     EnqueueAnswer,
@@ -61,7 +66,6 @@ from dispatch.tasks import OnClash, TaskStatus
 
 __all__ = ["MemoryStatistics", "MemoryStorage"]
 
-NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 # As globals: looking them up in their classes costs the hot path a microsecond.
 PENDING: Final = TaskStatus.PENDING
 RUNNING: Final = TaskStatus.RUNNING
@@ -197,7 +201,7 @@ class MemoryStorage(MemoryRegistry):
             payload=new.payload,
             version=new.version,
             key=new.key,
-            headers=_frozen(new.headers),
+            headers=frozen_headers(new.headers),
             timeout=new.timeout,
             max_retry=new.max_retry,
             priority=new.priority,
@@ -243,7 +247,7 @@ class MemoryStorage(MemoryRegistry):
         if unique.on_clash is OnClash.REPLACE:
             for row in clashes:
                 if row.record.status in unique.replace_in:
-                    self._rewrite(row, _replacement(new, unique.replace, available_at), now)
+                    self._rewrite(row, replacement(new, unique.replace, available_at), now)
                     return _known(EnqueueAnswer.REPLACED, new, row)
         return _known(EnqueueAnswer.EXISTING, new, clashes[0])
 
@@ -535,7 +539,7 @@ class MemoryStorage(MemoryRegistry):
             if left <= 0:
                 break
             if matches(where, row.record, now):
-                group = tuple(_value(row.record, name, now) for name in by)
+                group = tuple(group_value(row.record, name, now) for name in by)
                 counts[group] = counts.get(group, 0) + 1
                 left -= 1
         return counts
@@ -587,7 +591,7 @@ class MemoryStorage(MemoryRegistry):
                 break
             if not matches(where, row.record, now):
                 continue
-            if _try(change, _copy(row.record), now) if dry_run else self._alter(row, change, now):
+            if would_change(change, _copy(row.record), now) if dry_run else self._alter(row, change, now):
                 changed.append(row.record.id)
         self._ring_queues()
         return changed
@@ -595,7 +599,7 @@ class MemoryStorage(MemoryRegistry):
     def _alter(self, row: Row, change: Change, now: float) -> bool:
         record = row.record
         if change.action == "patch":
-            fields = _patched(record, change)
+            fields = patched(record, change)
             if fields:
                 self._rewrite(row, fields, now)
             return bool(fields)
@@ -670,15 +674,11 @@ class MemoryStorage(MemoryRegistry):
         kept: dict[str, int] = {}
         beyond: list[bool] = []
         for row in reversed(rows):
-            group = "" if spec.per == "total" else _value(row.record, spec.per, now)
+            group = "" if spec.per == "total" else group_value(row.record, spec.per, now)
             kept[group] = kept.get(group, 0) + 1
             beyond.append(kept[group] > spec.keep)
         return zip(rows, reversed(beyond), strict=True)
 
-
-def _frozen(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """A private copy: what the caller does to its mapping later must not reach the row."""
-    return MappingProxyType(dict(headers)) if headers else NO_HEADERS
 
 
 def _copy(record: TaskRecord) -> TaskRecord:
@@ -721,62 +721,3 @@ def _move(row: Row, key: str, source: Index, target: Index | None) -> None:
         del source[key]
     if target is not None:
         target.setdefault(key, {})[record.id] = row
-
-
-def _replacement(new: NewTask, names: Iterable[str], available_at: float) -> dict[str, object]:
-    """The named fields of a new task. A payload goes with its version."""
-    fields: dict[str, object] = {name: getattr(new, name) for name in names}
-    if "payload" in fields:
-        fields["version"] = new.version
-    if "headers" in fields:
-        fields["headers"] = _frozen(new.headers)
-    if "available_at" in fields:
-        fields["available_at"] = available_at
-    return fields
-
-
-def _patched(record: TaskRecord, change: Change) -> dict[str, object]:
-    """The fields that a patch would really change; of the ended tasks only dead letters take one."""
-    if record.status.is_terminal and record.status is not FAILED:
-        return {}
-    given: dict[str, object] = {
-        name: value
-        for name in ("payload", "version", "headers", "tags", "priority")
-        if (value := getattr(change, name)) is not None
-    }
-    given |= {
-        name: value
-        for name in ("timeout", "max_retry")
-        if (value := getattr(change, name)) is not KEEP
-    }
-    if change.available_at is not None and record.status in (PENDING, TaskStatus.HELD):
-        given["available_at"] = change.available_at
-    if "headers" in given and change.headers is not None:
-        given["headers"] = _frozen(change.headers)
-    return {name: value for name, value in given.items() if getattr(record, name) != value}
-
-
-def _try(change: Change, record: TaskRecord, now: float) -> bool:
-    """Whether a change would change this copy of a row."""
-    match change.action:
-        case "patch":
-            return bool(_patched(record, change))
-        case "cancel":
-            return lifecycle.cancel(record, now, change.reason)
-        case "hold":
-            return lifecycle.hold(record)
-        case "resume":
-            return lifecycle.resume(record)
-        case "rerun":
-            return lifecycle.rerun(record, now)
-
-
-def _value(record: TaskRecord, name: Literal["queue", "type", "status"], now: float) -> str:
-    """A record's value for grouping; a pending task that is not due counts as `later`."""
-    if name == "queue":
-        return record.queue
-    if name == "type":
-        return record.type
-    if record.status is PENDING and record.available_at > now:
-        return "later"
-    return record.status.value

@@ -32,6 +32,7 @@ from typing import Literal
 import attrs
 
 from dispatch.bell import Bell
+from dispatch.errors import InvalidConfigError
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import AttemptRecord, Claim, NewTask, TaskRecord, Transition
 from dispatch.storage.query import Order, PruneSpec, Where
@@ -336,9 +337,10 @@ class TaskStore(ABC):
 class QueueRecord:
     """A declared queue, and what was changed on it by hand.
 
-    The declaration (`keyed`, `on_retry`, `max_waiting`, `overflow`) is the
-    registering code's; `paused` and `concurrency` (None: as registered) are whatever was
+    The declaration (`keyed` to `rate`) is the registering code's; `paused` and `concurrency` (None: as registered) are whatever was
     last set through `alter_queue`, by any process, and survive a declaration.
+    `max_running` and `rate` bound the queue over all processes: running tasks,
+    and claims per so many seconds.
     """
 
     name: str
@@ -346,6 +348,8 @@ class QueueRecord:
     on_retry: str = "hold"
     max_waiting: int | None = None
     overflow: str = "wait"
+    max_running: int | None = None
+    rate: tuple[int, float] | None = None
     paused: bool = False
     concurrency: int | None = None
 
@@ -505,6 +509,18 @@ class Storage(TaskStore, ControlStore, CronStore):
         if not wants:
             return settled, Claimed([])
         return settled, await self.claim(wants, worker=worker, lease=lease)
+
+    def enqueue_in(self, connection: object, tasks: Sequence[NewTask]) -> list[EnqueueResult]:
+        """`enqueue`, unbounded, inside the user's own transaction on the same database.
+
+        Synchronous, on the caller's thread, never waiting: the tasks exist
+        exactly if that transaction commits, and workers wake then. Raises
+        InvalidConfigError where the storage has no such thing, the connection
+        is of another database, or no transaction is open.
+        """
+        raise InvalidConfigError(
+            f"{self!r} has no transactions to publish in; SQLite and PostgreSQL storages do"
+        )
 
     @abstractmethod
     def now(self) -> float:

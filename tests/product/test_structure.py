@@ -19,9 +19,9 @@ ROOMS = """
     refusals containers cron.fields retry pool
     shapes cron.days cron.text tasks
     admission cron.walls cron.describe events records
-    clock codec cron.spec lifecycle run observe.logging storage.query
+    clock codec cron.spec lifecycle run observe.logging storage.query storage.texts
     cron.policy handlers storage.protocol
-    execution registry storage.ready testing.workbench
+    execution registry storage.ready storage.changes testing.workbench
     actors publisher storage.memory_registry
     control upkeep cron.dispatcher storage.memory
     consumer

@@ -1,0 +1,69 @@
+"""How values that databases keep as text are written: unique keys, and templates of cron entries."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from typing import Any
+
+import attrs
+
+from dispatch.records import NewTask, UniqueKey
+from dispatch.tasks import OnClash, TaskStatus
+
+__all__ = ["template_from_text", "template_to_text", "unique_from_text", "unique_to_text"]
+
+
+def unique_to_text(unique: UniqueKey | None) -> str | None:
+    """A task's uniqueness as JSON; the same value always gives the same text."""
+    return None if unique is None else _dumps(_unique(unique))
+
+
+def unique_from_text(text: str | None) -> UniqueKey | None:
+    """The reverse of `unique_to_text`."""
+    return None if text is None else _unique_of(json.loads(text))
+
+
+def template_to_text(template: NewTask) -> str:
+    """A task to be published by a cron entry as JSON; the same value gives the same text."""
+    fields = {field.name: getattr(template, field.name) for field in attrs.fields(NewTask)}
+    fields["payload"] = b64encode(template.payload).decode()
+    fields["headers"] = dict(template.headers)
+    fields["unique"] = None if template.unique is None else _unique(template.unique)
+    return _dumps(fields)
+
+
+def template_from_text(text: str) -> NewTask:
+    """The reverse of `template_to_text`; fields of a later version are left out."""
+    known = {field.name for field in attrs.fields(NewTask)}
+    given: dict[str, Any] = {name: value for name, value in json.loads(text).items() if name in known}
+    given["payload"] = b64decode(given["payload"])
+    given["tags"] = tuple(given["tags"])
+    given["unique"] = None if given["unique"] is None else _unique_of(given["unique"])
+    return NewTask(**given)
+
+
+def _unique(unique: UniqueKey) -> dict[str, object]:
+    return {
+        "key": unique.key,
+        "statuses": sorted(unique.statuses),
+        "within": unique.within,
+        "on_clash": unique.on_clash,
+        "replace": sorted(unique.replace),
+        "replace_in": sorted(unique.replace_in),
+    }
+
+
+def _unique_of(given: dict[str, Any]) -> UniqueKey:
+    return UniqueKey(
+        key=given["key"],
+        statuses=frozenset(map(TaskStatus, given["statuses"])),
+        within=given["within"],
+        on_clash=OnClash(given["on_clash"]),
+        replace=frozenset(given["replace"]),
+        replace_in=frozenset(map(TaskStatus, given["replace_in"])),
+    )
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
