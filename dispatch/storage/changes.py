@@ -11,7 +11,7 @@ from dispatch.records import NewTask, TaskRecord
 from dispatch.storage.protocol import KEEP, Change
 from dispatch.tasks import TaskStatus
 
-__all__ = ["frozen_headers", "group_value", "patched", "replacement", "would_change"]
+__all__ = ["NO_HEADERS", "frozen_headers", "group_value", "patched", "replacement", "would_change"]
 
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 

@@ -171,8 +171,6 @@ class MemoryRegistry(Storage):
     # ---- cron entries ----------------------------------------------------
 
     async def put_cron(self, entry: CronRecord, *, replace: bool = False) -> PutAnswer:
-        """As the contract says; a replaced entry keeps `total`, `created_at`, its pause and the
-        last tick decided, so that no tick is decided twice."""
         await trio.lowlevel.checkpoint_if_cancelled()
         now = self._clock.now()
         known = self._crons.get(entry.name)
@@ -187,7 +185,7 @@ class MemoryRegistry(Storage):
             return PutAnswer.CONFLICT
         self._crons[entry.name] = attrs.evolve(
             entry,
-            last_slot=known.last_slot if entry.last_slot is None else entry.last_slot,
+            last_slot=_later(known.last_slot, entry.last_slot),
             paused_reason=known.paused_reason,
             total=known.total,
             created_at=known.created_at,
@@ -202,11 +200,21 @@ class MemoryRegistry(Storage):
             return [self._crons[name]] if name in self._crons else []
         return [self._crons[known] for known in sorted(self._crons)]
 
-    async def alter_cron(self, name: str, *, paused_reason: str | None) -> bool:
+    async def alter_cron(
+        self,
+        name: str,
+        *,
+        paused_reason: str | None,
+        last_slot: float | None = None,
+        next_slot: float | None = None,
+    ) -> bool:
         await trio.lowlevel.checkpoint_if_cancelled()
         known = self._crons.get(name)
         if known is None:
             return False
+        if last_slot is not None:
+            last_slot = _later(known.last_slot, last_slot)
+            known = attrs.evolve(known, last_slot=last_slot, next_slot=next_slot)
         self._crons[name] = attrs.evolve(known, paused_reason=paused_reason)
         self._ring(TopicKind.CRON)
         return True
@@ -226,23 +234,29 @@ class MemoryRegistry(Storage):
         last_slot: float,
         next_slot: float | None,
         tasks: Sequence[NewTask],
+        definition: str | None = None,
     ) -> AdvanceAnswer:
-        """As the contract says; `total` grows by the tasks really stored."""
         await trio.lowlevel.checkpoint_if_cancelled()
         entry = self._crons.get(name)
         if entry is None:
             return AdvanceAnswer.GONE
         if entry.paused_reason is not None:
             return AdvanceAnswer.PAUSED
-        if entry.last_slot != expected:
+        if entry.last_slot != expected or definition not in (None, entry.definition):
             return AdvanceAnswer.MOVED
         now = self._clock.now()
-        stored = [self._store(new, now).answer for new in tasks]
+        answers = [self._store(new, now).answer for new in tasks]
+        stored = answers.count(EnqueueAnswer.CREATED)
         self._crons[name] = attrs.evolve(
             entry,
             last_slot=last_slot,
             next_slot=next_slot,
-            total=entry.total + stored.count(EnqueueAnswer.CREATED),
+            total=entry.total + stored,
         )
         self._ring_queues()
-        return AdvanceAnswer.ADVANCED
+        return AdvanceAnswer.ADVANCED if stored == len(answers) else AdvanceAnswer.REFUSED
+
+
+def _later(one: float | None, other: float | None) -> float | None:
+    """The later of two slots; None is before all others."""
+    return one if other is None else other if one is None else max(one, other)

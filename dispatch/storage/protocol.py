@@ -337,8 +337,9 @@ class TaskStore(ABC):
 class QueueRecord:
     """A declared queue, and what was changed on it by hand.
 
-    The declaration (`keyed` to `rate`) is the registering code's; `paused` and `concurrency` (None: as registered) are whatever was
-    last set through `alter_queue`, by any process, and survive a declaration.
+    The declaration (`keyed` to `rate`) is the registering code's; `paused` and
+    `concurrency` (None: as registered) are whatever was last set through
+    `alter_queue`, by any process, and survive a declaration.
     `max_running` and `rate` bound the queue over all processes: running tasks,
     and claims per so many seconds.
     """
@@ -432,6 +433,9 @@ class AdvanceAnswer(StrEnum):
     """What became of an `advance_cron`."""
 
     ADVANCED = "advanced"
+    REFUSED = "refused"
+    """Advanced, but not every task was stored: its queue is not declared, its id is stored
+    already, or a unique one stood in its way."""
     MOVED = "moved"
     """Somebody else advanced it, or it was changed: look again."""
     PAUSED = "paused"
@@ -445,7 +449,8 @@ class CronStore(ABC):
     async def put_cron(self, entry: CronRecord, *, replace: bool = False) -> PutAnswer:
         """Add an entry; the same definition and template is SAME, another CONFLICT unless replacing.
 
-        SAME renews `seen_at`; REPLACED keeps the counters. Rings CRON.
+        SAME renews `seen_at`; REPLACED keeps the counters, a pause, and the
+        later of the two last slots, so that no tick is decided twice. Rings CRON.
         """
 
     @abstractmethod
@@ -453,8 +458,19 @@ class CronStore(ABC):
         """Every stored entry, or the one of this name, by name."""
 
     @abstractmethod
-    async def alter_cron(self, name: str, *, paused_reason: str | None) -> bool:
-        """Pause with a reason, or resume with None; False if unknown. Rings CRON."""
+    async def alter_cron(
+        self,
+        name: str,
+        *,
+        paused_reason: str | None,
+        last_slot: float | None = None,
+        next_slot: float | None = None,
+    ) -> bool:
+        """Pause with a reason, or resume with None; False if unknown. Rings CRON.
+
+        With `last_slot`, in the same step: all ticks up to it count as decided,
+        and `next_slot` is the next. `last_slot` never moves back.
+        """
 
     @abstractmethod
     async def remove_cron(self, name: str) -> bool:
@@ -469,11 +485,14 @@ class CronStore(ABC):
         last_slot: float,
         next_slot: float | None,
         tasks: Sequence[NewTask],
+        definition: str | None = None,
     ) -> AdvanceAnswer:
         """Decide a tick: if `last_slot` is still `expected`, move it on and enqueue, in one step.
 
-        Which makes a tick happen at most once per storage. `tasks` may be
-        empty (a skipped tick). A repeat answers MOVED. Rings QUEUE.
+        Which makes a tick happen at most once per storage. With `definition`,
+        an entry that was replaced by another one meanwhile answers MOVED, too.
+        `tasks` may be empty (a skipped tick); `total` grows by those stored. A
+        repeat answers MOVED. Rings QUEUE.
         """
 
 

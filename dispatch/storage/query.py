@@ -39,6 +39,7 @@ __all__ = [
     "Where",
     "dead_letters",
     "matches",
+    "payload_has",
 ]
 
 
@@ -273,7 +274,7 @@ def matches(where: Where, record: TaskRecord, now: float) -> bool:
         case Header(name, value):
             return name in record.headers and (value is None or record.headers[name] == value)
         case Payload(path, value):
-            return _at(record.payload, path, value)
+            return payload_has(record.payload, path, value)
         case Priorities(least, most):
             return least <= record.priority <= most
         case Attempt(least, most):
@@ -297,7 +298,8 @@ def _shown(record: TaskRecord, now: float) -> set[str]:
     return shown
 
 
-def _at(payload: bytes, path: tuple[str | int, ...], wanted: object) -> bool:
+def payload_has(payload: bytes, path: tuple[str | int, ...], wanted: object) -> bool:
+    """The meaning of `Payload`: the value at `path` equals `wanted`, and is of its type."""
     try:
         value: Any = json.loads(payload)
         for step in path:

@@ -36,7 +36,7 @@ from dispatch.records import AttemptRecord, TaskRecord
 from dispatch.storage.protocol import QueueRecord, Want
 from dispatch.tasks import TaskStatus
 
-__all__ = ["ReadyQueue", "Row"]
+__all__ = ["ReadyQueue", "Row", "level"]
 
 PENDING: Final = TaskStatus.PENDING
 NOWHERE: Final = 0
@@ -350,7 +350,7 @@ class ReadyQueue:
         fit = [row for row in rows if row.place == READY and _wanted(want, row.record)]
         fit.sort(
             key=lambda row: (
-                -_level(row.record.priority, row.record.available_at, now, want.ageing),
+                -level(row.record.priority, row.record.available_at, now, want.ageing),
                 row.record.available_at,
                 row.record.seq,
             )
@@ -448,10 +448,10 @@ def _head(
 ) -> tuple[int, float, int, int, list[Entry]]:
     """Where a heap's head stands in claim order; `seq` decides before the rest is compared."""
     available_at, seq, _, _ = heap[0]
-    return -_level(priority, available_at, now, ageing), available_at, seq, priority, heap
+    return -level(priority, available_at, now, ageing), available_at, seq, priority, heap
 
 
-def _level(priority: int, available_at: float, now: float, ageing: float | None) -> int:
+def level(priority: int, available_at: float, now: float, ageing: float | None) -> int:
     """The effective level: one more per ageing interval waited, at most the highest."""
     waited = now - available_at
     if ageing is None or waited <= 0:

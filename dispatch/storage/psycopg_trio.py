@@ -1,0 +1,680 @@
+"""PostgreSQL on trio: psycopg 3's connection driven by trio's own waiting, a pool, a listener.
+
+The one file that imports psycopg; who needs its other names takes `psycopg`
+from here. Theory of operation:
+
+psycopg writes each exchange with the server as a generator that yields when it
+would block ("wait until the socket is readable"). `TrioConnection.wait` drives
+it, and is all that has to be known of the event loop. A cancellation can only
+come while the generator is suspended, the statement running on the server. It
+is then stopped *there*: the server is asked to cancel it, and what it still
+answers is read, shielded, for at most `grace_s`. From that answer we know:
+
+- it was stopped: `Cancelled` goes on, and the statement had no effect;
+- it had ended before: its result is returned as if nothing had happened, and
+  the next checkpoint is cancelled instead;
+- no answer, or cut in the middle of a COPY: the connection is closed. Only then
+  is the effect unknown, and whoever looks at the connection sees that.
+
+BEGIN, SAVEPOINT, COMMIT and ROLLBACK are not stopped but waited for, as long:
+a COMMIT is never cut in two, and a cancelled block is rolled back.
+"""
+
+from __future__ import annotations
+
+import logging
+import random as random_module
+import select
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from contextlib import (
+    AbstractAsyncContextManager,
+    aclosing,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Final, NoReturn, Self, TypeVar
+
+import attrs
+import trio
+
+from dispatch.errors import ClosedError, InvalidConfigError, MissingExtraError, StorageError
+
+try:
+    import psycopg
+except ImportError as _missing:
+    raise MissingExtraError(
+        "PostgreSQL needs psycopg: pip install 'trio-dispatch[postgres]'"
+    ) from _missing
+
+from psycopg.abc import AdaptContext, ConnDict, ConnParam, PQGen  # noqa: TC002 - after the guard
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import Conninfo, PipelineStatus, TransactionStatus
+from psycopg.rows import AsyncRowFactory, Row
+from psycopg.sql import SQL, Identifier
+from psycopg.waiting import Ready, Wait
+
+__all__ = [
+    "PoolStatistics",
+    "TrioConnection",
+    "TrioPool",
+    "backoff_s",
+    "listen",
+    "psycopg",
+    "redacted",
+    "storage_errors",
+]
+
+RV = TypeVar("RV")
+
+log = logging.getLogger("dispatch.storage.postgres")
+
+DEFAULTS: Final[ConnDict] = {
+    # A silent network ends a connect within 10 s a host, unanswered data within
+    # 10 s, and an idle connection within 10 + 3 * 5 s: never the two hours of TCP.
+    "connect_timeout": 10,
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "client_encoding": "UTF8",
+    "fallback_application_name": "trio-dispatch",
+}
+"""What a connection is opened with, unless the connection string or the environment says else."""
+
+DEFAULT_OPTIONS: Final = "-c statement_timeout=30s"
+"""Settings of the session; `options` of the connection string come after them and win."""
+
+AGAIN_S: Final = 0.1
+"""A request to cancel that hit nothing, between two statements of one step, is sent again."""
+
+TURN: Final = 64
+"""Writes in a row, each found possible at once, before other trio tasks get their turn."""
+
+HOPELESS: Final = (
+    "authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    '" does not exist',
+    "permission denied for database",
+)
+
+_to_its_end: ContextVar[bool] = ContextVar("_to_its_end", default=False)
+"""True where a cancellation waits for the exchange instead of stopping it."""
+
+
+class _Lock:
+    """trio's lock, except that taking it while it is free is no checkpoint.
+
+    psycopg takes it to roll back a block that is being cancelled.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = trio.Lock()
+
+    async def __aenter__(self) -> None:
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+class _Uncut:
+    """Enters and leaves another context manager with cancellations waiting for the exchange."""
+
+    __slots__ = ("_inner",)
+
+    def __init__(self, inner: AbstractAsyncContextManager[Any, bool | None]) -> None:
+        self._inner = inner
+
+    async def __aenter__(self) -> None:
+        with _cancelled_at_its_end():
+            await self._inner.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        with _cancelled_at_its_end():
+            return await self._inner.__aexit__(kind, error, trace)
+
+
+@contextmanager
+def _cancelled_at_its_end() -> Generator[None]:
+    token = _to_its_end.set(True)
+    try:
+        yield
+    finally:
+        _to_its_end.reset(token)
+
+
+class TrioConnection(psycopg.AsyncConnection[Row]):
+    """psycopg's `AsyncConnection` for trio: the same methods, cursors, pipelines, COPY, notifies.
+
+    Differences: deadlines are cancel scopes, so `notifies` takes no `timeout`;
+    `connect` takes no `context` (register adapters on `.adapters`). Whatever
+    talks to the server is a checkpoint; BEGIN, COMMIT and ROLLBACK are one
+    only in that other trio tasks run. What a cancellation leaves is said at
+    the top of this module. In a pipeline outside a transaction, statements
+    sent before the cancelled one may have taken effect. Usable from one trio
+    task at a time; a second waits for the first.
+    """
+
+    grace_s: float = 0.5
+    """Seconds that the server has to answer after a cancellation, before the connection is closed."""
+
+    def __init__(self, pgconn: psycopg.pq.abc.PGconn, *args: Any, **kwargs: Any) -> None:
+        super().__init__(pgconn, *args, **kwargs)
+        # psycopg uses it as an asynchronous context manager, and in no other way.
+        self.lock = _Lock()  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue, reportIncompatibleVariableOverride]
+        self._writes = 0
+
+    @classmethod
+    async def connect(
+        cls,
+        conninfo: str = "",
+        *,
+        autocommit: bool = False,
+        prepare_threshold: int | None = 5,
+        context: AdaptContext | None = None,
+        row_factory: AsyncRowFactory[Row] | None = None,
+        cursor_factory: type[psycopg.AsyncCursor[Row]] | None = None,
+        **kwargs: ConnParam,
+    ) -> Self:
+        """Open a connection; `conninfo` and `kwargs` are libpq's, `DEFAULTS` fill in.
+
+        Raises psycopg's errors, none with a password in its message. Cancelled,
+        it leaves no connection behind: one that a thread is still opening is
+        closed as soon as it is open.
+        """
+        if context is not None:
+            raise psycopg.NotSupportedError("TrioConnection.connect: register on .adapters instead")
+        pgconn = await _opened(_parameters(conninfo, kwargs))
+        self = cls(pgconn)
+        try:
+            await self.set_autocommit(autocommit)
+        except BaseException:
+            await self.close()
+            raise
+        if row_factory is not None:
+            self.row_factory = row_factory
+        if cursor_factory is not None:
+            self.cursor_factory = cursor_factory
+        self.prepare_threshold = prepare_threshold
+        return self
+
+    async def wait(
+        self, gen: PQGen[RV], interval: float = 0.0, timeout: float | None = None  # noqa: ASYNC109 - psycopg's
+    ) -> RV:
+        """Drive one exchange with the server to its end; psycopg calls this for every one.
+
+        `interval` is psycopg's, for loops that look for interrupts; trio needs
+        none. See the top of this module for cancellation.
+        """
+        if timeout is not None:
+            raise psycopg.NotSupportedError("TrioConnection: take a cancel scope for a timeout")
+        if self.closed or (self._at_rest() and not _to_its_end.get()):
+            # Nothing was sent yet: cheaper than asking the server to forget it. Amid a
+            # COPY or a pipeline the exchange may be what cleans up, and must be begun.
+            await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            want = next(gen)
+            while True:
+                try:
+                    ready = await self._ready(want)
+                except trio.Cancelled:
+                    ended = await self._stop(gen, want)
+                    if ended is None:
+                        raise
+                    return ended[0]
+                want = gen.send(ready)
+        except StopIteration as end:
+            result: RV = end.value
+            return result
+        except KeyboardInterrupt:
+            self._drop()  # raised at any place: what the generator had done is unknown
+            raise
+
+    async def _stop(self, gen: PQGen[RV], want: int) -> tuple[RV] | None:
+        """End an exchange that was cancelled; its result, if it had ended before it was stopped."""
+        asking = not _to_its_end.get()
+        if asking and self.pgconn.transaction_status != TransactionStatus.ACTIVE:
+            gen.close()  # it only listened
+            return None
+        try:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + self.grace_s):
+                while True:
+                    if asking:
+                        with suppress(psycopg.Error):
+                            await self.cancel_safe(timeout=self.grace_s)
+                    with trio.move_on_after(AGAIN_S):
+                        while True:  # interrupted only in waiting: `want` stays the last wish
+                            want = gen.send(await self._ready(want))
+        except StopIteration as end:
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE and not self._pipelined():
+                self._drop()  # one step of a COPY or a stream, the rest of which nobody will read
+                return None
+            return (end.value,)
+        except psycopg.Error:
+            return None  # stopped, as asked; or failed, which is no more effect than that
+        self._drop()
+        return None
+
+    async def _ready(self, want: int) -> int:
+        """Wait until the socket is what a generator wants; for both wishes, either will do."""
+        fd = self.pgconn.socket
+        try:
+            if want == Wait.R:
+                await trio.lowlevel.wait_readable(fd)
+                return Ready.R
+            # A socket is nearly always writable: looking costs a tenth of waiting.
+            self._writes += 1
+            if self._writes % TURN == 0:
+                await trio.lowlevel.checkpoint()
+            while not (ready := self._possible(want)):
+                # Its buffer is full. Wanting both, look for input every 5 ms: the server may
+                # wait for us to read. A nursery would cost more and raise groups.
+                with trio.CancelScope() as scope:
+                    if want & Wait.R:
+                        scope.deadline = trio.current_time() + 0.005
+                    await trio.lowlevel.wait_writable(fd)
+            return ready
+        except (OSError, trio.ClosedResourceError) as exc:
+            raise psycopg.OperationalError("the connection was closed while it was used") from exc
+
+    def _possible(self, want: int) -> int:
+        """Which of the wishes the socket grants now; an error grants both, to be met there."""
+        look = select.poll()
+        look.register(
+            self.pgconn.socket,
+            (select.POLLIN if want & Wait.R else 0) | (select.POLLOUT if want & Wait.W else 0),
+        )
+        ready = 0
+        for _, events in look.poll(0):
+            if events & ~select.POLLOUT:
+                ready |= Ready.R
+            if events & ~select.POLLIN:
+                ready |= Ready.W
+        return ready & want
+
+    def _pipelined(self) -> bool:
+        return self.pgconn.pipeline_status != PipelineStatus.OFF
+
+    def _at_rest(self) -> bool:
+        return (
+            self.pgconn.transaction_status != TransactionStatus.ACTIVE and not self._pipelined()
+        )
+
+    @property
+    def reusable(self) -> bool:
+        """Open, outside any transaction, COPY or pipeline, and with nothing unread."""
+        return (
+            not self.closed
+            and self.pgconn.transaction_status == TransactionStatus.IDLE
+            and not self._pipelined()
+            and not self._possible(Wait.R)
+        )
+
+    def _drop(self) -> None:
+        if not self.closed:
+            trio.lowlevel.notify_closing(self.pgconn.socket)
+            self.pgconn.finish()
+
+    async def close(self) -> None:
+        """Close the connection; a statement of another trio task on it fails. No checkpoint."""
+        if not self.closed:
+            # epoll forgets a closed descriptor silently: whoever waits for it is woken first.
+            trio.lowlevel.notify_closing(self.pgconn.socket)
+            await super().close()
+
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - psycopg's
+        """Ask the server to cancel what this connection runs; nothing, if it is closed.
+
+        Not cancellable: it ends after at most `timeout` seconds, then raising
+        `psycopg.errors.CancellationTimeout`. The answer to what ran tells
+        whether it was cancelled.
+        """
+        if self.closed:
+            return
+        # Over a connection of its own, by the same encryption where libpq can. Both kinds
+        # hold a copy of what they need: this connection may be closed meanwhile.
+        if psycopg.capabilities.has_cancel_safe():
+            request = self.pgconn.cancel_conn().blocking
+        else:
+            request = self.pgconn.get_cancel().cancel
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + timeout):
+            await trio.to_thread.run_sync(
+                request, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
+            )
+            return
+        raise psycopg.errors.CancellationTimeout(f"no answer within {timeout:g} s")
+
+    async def commit(self) -> None:
+        """Commit the open transaction, if any. Cancelled, it waits for the answer, `grace_s` long."""
+        with _cancelled_at_its_end():
+            await super().commit()
+
+    async def rollback(self) -> None:
+        """Roll the open transaction back, if any. Works in a cancelled scope, for `grace_s`."""
+        with _cancelled_at_its_end():
+            await super().rollback()
+
+    @asynccontextmanager
+    async def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> AsyncGenerator[psycopg.AsyncTransaction]:
+        """A block that commits at its end, or rolls back if it is left by an exception.
+
+        Inside another it is a savepoint. Left by `Cancelled`, it is rolled back.
+        """
+        block = psycopg.AsyncTransaction(self, savepoint_name, force_rollback)
+        if self._pipelined():
+            # The inner one sends and awaits what the block queued, and can be stopped;
+            # the outer one sends COMMIT or ROLLBACK.
+            async with _Uncut(self.pipeline()), _Uncut(block), self.pipeline():
+                yield block
+        else:
+            async with _Uncut(block):
+                yield block
+
+    def notifies(
+        self, *, timeout: float | None = None, stop_after: int | None = None
+    ) -> AsyncGenerator[psycopg.Notify]:
+        """Notifications as they come, as psycopg's; with no `timeout`, which is a cancel scope's.
+
+        Waiting costs nothing. Close the generator (`contextlib.aclosing`): it
+        holds the connection.
+        """
+        if timeout is not None:
+            raise psycopg.NotSupportedError("TrioConnection: take a cancel scope for a timeout")
+        return super().notifies(stop_after=stop_after)
+
+
+async def _opened(parameters: ConnDict) -> psycopg.pq.abc.PGconn:
+    """Connect by the synchronous driver in a thread, and take its connection over.
+
+    Names, several hosts, TLS and time limits stay psycopg's business.
+    """
+    lock = threading.Lock()
+    opened: list[psycopg.Connection[Any]] = []
+    given_up = False
+
+    def attempt() -> None:
+        connection = psycopg.Connection.connect(make_conninfo("", **parameters))
+        with lock:
+            if not given_up:
+                opened.append(connection)
+                return
+        connection.close()
+
+    try:
+        await trio.to_thread.run_sync(
+            attempt, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
+        )
+    except psycopg.Error as exc:
+        text = _without_secrets(str(exc), parameters)
+        if text == str(exc):
+            raise exc.with_traceback(None) from None
+        raise type(exc)(text) from None
+    except BaseException:
+        with lock:
+            given_up = True
+            for connection in opened:
+                connection.close()
+        raise
+    pgconn = opened[0].pgconn
+    del opened[0].pgconn  # else its destructor warns that it was left open
+    return pgconn
+
+
+def _parameters(conninfo: str, kwargs: dict[str, ConnParam]) -> ConnDict:
+    given = _parsed(conninfo, kwargs)
+    # Those of the environment, and of a service that it names.
+    around: ConnDict = {
+        each.keyword.decode(): each.val.decode() for each in Conninfo.get_defaults() if each.val
+    }
+    params: ConnDict = {name: around.get(name, value) for name, value in DEFAULTS.items()}
+    params.update(given)
+    params["options"] = f"{DEFAULT_OPTIONS} {given.get('options', around.get('options', ''))}"
+    return params
+
+
+def _parsed(conninfo: str, kwargs: dict[str, ConnParam]) -> ConnDict:
+    try:
+        return conninfo_to_dict(conninfo, **kwargs)
+    except psycopg.Error:
+        # libpq's message quotes what it stumbled over, often a piece of the password.
+        raise psycopg.ProgrammingError(
+            "the connection string cannot be read: wanted postgresql://user:password@host:port/name "
+            "with reserved characters percent-encoded, or host=... user=... pairs"
+        ) from None
+
+
+def _secrets(parameters: ConnDict) -> dict[str, str]:
+    """The values that libpq marks as not for display, by name."""
+    hidden = {each.keyword.decode() for each in Conninfo.get_defaults() if each.dispchar == b"*"}
+    return {name: str(value) for name, value in parameters.items() if name in hidden and value}
+
+
+def _without_secrets(text: str, parameters: ConnDict) -> str:
+    for secret in _secrets(parameters).values():
+        text = text.replace(secret, "***")
+    return text
+
+
+def redacted(conninfo: str) -> str:
+    """A connection string for people: without its password and other secrets."""
+    try:
+        params = _parsed(conninfo, {})
+    except psycopg.Error:
+        return "(unreadable)"
+    for name in _secrets(params):
+        del params[name]
+    return make_conninfo("", **params) or "(libpq's defaults)"
+
+
+@contextmanager
+def storage_errors(doing: str) -> Generator[None]:
+    """Turn psycopg's errors into StorageError (1021), whose message begins with `doing`."""
+    try:
+        yield
+    except psycopg.Error as exc:
+        raise StorageError(f"{doing}: {brief(exc)}") from exc
+
+
+def brief(error: psycopg.Error) -> str:
+    """An error in one line, with its SQLSTATE: without the detail, which may quote stored rows."""
+    text = error.diag.message_primary or " ".join(str(error).split()) or type(error).__name__
+    return f"{text} ({error.sqlstate})" if error.sqlstate else text
+
+
+def backoff_s(failures: int, random: Callable[[], float]) -> float:
+    """Seconds before the next attempt to connect, after so many failed in a row.
+
+    wait = min(1, 0.05 * 2 ** (failures - 1)) * (0.5 + 0.5 * random()): with
+    random() drawn from [0, 1) that is 25-50 ms, 50-100 ms, ... 0.5-1 s.
+    """
+    return float(min(1.0, 0.05 * 2 ** min(failures - 1, 10)) * (0.5 + 0.5 * random()))
+
+
+@attrs.frozen
+class PoolStatistics:
+    """How many connections a pool may have, has open, and has lent."""
+
+    size: int
+    open: int
+    lent: int
+
+
+class TrioPool:
+    """Up to `size` connections to one database, opened when they are first needed.
+
+    Lent in the reverse order of their return, so that a burst's extra ones
+    rest. Kept after use only if `reusable`; all others are closed, and
+    replaced when they are needed, as are those whose server has gone. They are
+    in autocommit unless told: `transaction()` is for several statements.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        size: int = 4,
+        *,
+        autocommit: bool = True,
+        prepare_threshold: int | None = 5,
+        patience_s: float = 3.0,
+        random: Callable[[], float] = random_module.random,
+    ) -> None:
+        if size < 1:
+            raise InvalidConfigError(f"TrioPool: size must be at least 1, got {size!r}")
+        self._conninfo = conninfo
+        self._autocommit = autocommit
+        self._prepare_threshold = prepare_threshold
+        self._patience_s = patience_s
+        self._random = random
+        self._size = size
+        self._lent = 0
+        self._slots = trio.Semaphore(size)
+        self._rest: list[TrioConnection] = []
+        self._closed = False
+        self.where = redacted(conninfo)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncGenerator[TrioConnection]:
+        """Lend a connection for the block; waits for one while all are lent. A checkpoint.
+
+        Raises ClosedError (1013), and StorageError (1021) for whatever
+        psycopg raises in the block, and if no connection can be opened: that
+        is tried for `patience_s` seconds, each time after `backoff_s`, or once
+        where waiting cannot help. Cancelled anywhere, nothing stays lent.
+        """
+        async with self._slots:
+            self._lent += 1
+            try:
+                connection = await self._take()
+                try:
+                    with storage_errors(self.where):
+                        yield connection
+                finally:
+                    if connection.reusable and not self._closed:
+                        self._rest.append(connection)
+                    else:
+                        await connection.close()
+            finally:
+                self._lent -= 1
+
+    async def _take(self) -> TrioConnection:
+        if self._closed:
+            raise ClosedError(f"{self!r}: lends nothing any more")
+        while self._rest:
+            connection = self._rest.pop()
+            # At rest the server has nothing to say but its farewell, so whatever can be
+            # read means a restart, a kill, or settings that a new one starts with.
+            if connection.reusable:
+                return connection
+            await connection.close()
+        return await self._open()
+
+    async def _open(self) -> TrioConnection:
+        why = "no answer"
+        with trio.move_on_after(self._patience_s):
+            failures = 0
+            while True:
+                try:
+                    return await TrioConnection.connect(
+                        self._conninfo,
+                        autocommit=self._autocommit,
+                        prepare_threshold=self._prepare_threshold,
+                    )
+                except psycopg.Error as exc:
+                    why = brief(exc)
+                    if _is_hopeless(exc):
+                        raise StorageError(f"{self.where}: {why}") from exc
+                failures += 1
+                await trio.sleep(backoff_s(failures, self._random))
+        raise StorageError(f"{self.where}: no connection within {self._patience_s:g} s: {why}")
+
+    async def aclose(self) -> None:
+        """Close the connections at rest, and each lent one on its return. Harmless to repeat."""
+        self._closed = True
+        for connection in self._rest:
+            await connection.close()
+        self._rest.clear()
+        await trio.lowlevel.checkpoint()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def statistics(self) -> PoolStatistics:
+        """What it holds at this moment."""
+        return PoolStatistics(self._size, len(self._rest) + self._lent, self._lent)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"lent={self._lent}/{self._size}"
+        return f"<TrioPool {self.where!r} {state}>"
+
+
+def _is_hopeless(error: psycopg.Error) -> bool:
+    """Whether connecting again cannot help: a wrong string, or refused for who or what is asked for.
+
+    A failed connect has no SQLSTATE, only the server's text, and that perhaps
+    in its own language: then it is tried again, to the same end.
+    """
+    text = str(error)
+    return isinstance(error, psycopg.ProgrammingError) or any(sign in text for sign in HOPELESS)
+
+
+async def listen(
+    conninfo: str,
+    channels: Iterable[str],
+    *,
+    on_notify: Callable[[str, str], None],
+    on_reconnect: Callable[[], None],
+    random: Callable[[], float] = random_module.random,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Call `on_notify(channel, payload)` for each notification on `channels`, until cancelled.
+
+    Runs on a connection of its own; waiting costs nothing. `started()` is
+    called once it listens. When the connection is lost it opens another,
+    after `backoff_s`, for as long as it takes, and then calls `on_reconnect()`,
+    since what was notified meanwhile is lost. Neither may block or raise.
+    """
+    failures = 0
+    started = False
+    while True:
+        try:
+            connection = await TrioConnection.connect(conninfo, autocommit=True)
+            try:
+                for channel in channels:
+                    await connection.execute(SQL("LISTEN {}").format(Identifier(channel)))
+                if started:
+                    log.info("listening again to %s", redacted(conninfo))
+                    on_reconnect()
+                else:
+                    task_status.started()
+                    started = True
+                failures = 0
+                async with aclosing(connection.notifies()) as notifications:
+                    async for each in notifications:
+                        on_notify(each.channel, each.payload)
+            finally:
+                await connection.close()
+        except psycopg.Error as exc:
+            failures += 1
+            level = logging.WARNING if failures == 1 else logging.DEBUG
+            log.log(level, "not listening to %s, trying again: %s", redacted(conninfo), brief(exc))
+        await trio.sleep(backoff_s(failures, random))

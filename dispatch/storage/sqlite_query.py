@@ -1,0 +1,288 @@
+"""The query tree in SQL, and the reads that answer it.
+
+`condition` translates a tree to an expression that is never NULL, so that `Not`
+means what it says. It is tested against `dispatch.storage.query.matches`.
+
+A page goes by `seq`. Where the tree names statuses or queues, each pair of queue
+and status is one range of the `status` index, already in order of storing; the
+pages of all ranges are merged. So the newest dead letters of a queue are found
+among a million finished tasks without passing them.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any, Final, Literal
+
+from dispatch import lifecycle
+from dispatch.errors import InvalidConfigError
+from dispatch.records import AttemptRecord, TaskRecord
+from dispatch.storage.protocol import Page
+from dispatch.storage.query import (
+    All,
+    AnyOf,
+    Attempt,
+    Crons,
+    Header,
+    Ids,
+    Keys,
+    Not,
+    Order,
+    Payload,
+    Priorities,
+    Queues,
+    Statuses,
+    Tags,
+    Time,
+    Types,
+    Where,
+)
+from dispatch.storage.sqlite_rows import COLUMNS, attempt_of, record_of, success_of
+from dispatch.tasks import TaskStatus
+
+__all__ = ["condition", "count", "find", "history", "records", "sequences"]
+
+Sql = tuple[str, list[Any]]
+"""An expression and its parameters."""
+
+SHOWN: Final = "CASE WHEN status = 'pending' AND available_at > ? THEN 'later' ELSE status END"
+MOST_RANGES: Final = 400
+"""Beyond so many pairs of queue and status a plain scan is as good."""
+
+
+def condition(where: Where, now: float) -> Sql:
+    """The tree as one SQL expression over `dispatch_tasks`, 0 or 1 and never NULL."""
+    match where:
+        case All(parts):
+            return _joined(parts, now, " AND ", "1")
+        case AnyOf(parts):
+            return _joined(parts, now, " OR ", "0")
+        case Not(part):
+            sql, values = condition(part, now)
+            return f"NOT ({sql})", values
+        case Ids():
+            return _among("id", where.values)
+        case Queues():
+            return _among("queue", where.values)
+        case Types():
+            return _among("type", where.values)
+        case Keys():
+            sql, values = _among("key", where.values)
+            return f"(key IS NOT NULL AND {sql})", values
+        case Crons():
+            sql, values = _among("cron", where.values)
+            return f"(cron IS NOT NULL AND {sql})", values
+        case Statuses():
+            return _statuses(where.values, now)
+        case Tags():
+            return _tags(where)
+        case Header(name, value):
+            sql = "EXISTS (SELECT 1 FROM json_each(coalesce(headers, '{}')) AS h WHERE h.key = ?"
+            return (f"{sql})", [name]) if value is None else (f"{sql} AND h.value = ?)", [name, value])
+        case Payload(path, value):
+            return "dispatch_payload_has(payload, ?, ?)", [json.dumps(path), json.dumps(value)]
+        case Priorities(least, most):
+            return "(priority BETWEEN ? AND ?)", [least, most]
+        case Attempt(least, most):
+            if most is None:
+                return "(attempt >= ?)", [least]
+            return "(attempt BETWEEN ? AND ?)", [least, most]
+        case Time(field, since, until):
+            terms, values = [f"{field} IS NOT NULL"], list[Any]()
+            for bound, operator in ((since, ">="), (until, "<")):
+                if bound is not None:
+                    terms.append(f"{field} {operator} ?")
+                    values.append(bound)
+            return f"({' AND '.join(terms)})", values
+        case _:
+            raise InvalidConfigError(f"not a query: {where!r}; build one from dispatch.storage.query")
+
+
+def _joined(parts: Sequence[Where], now: float, word: str, empty: str) -> Sql:
+    if len(parts) == 1:
+        return condition(parts[0], now)
+    terms: list[str] = []
+    values: list[Any] = []
+    for part in parts:
+        sql, given = condition(part, now)
+        terms.append(sql)
+        values += given
+    return (f"({word.join(terms)})" if terms else empty), values
+
+
+def _among(column: str, values: frozenset[str]) -> Sql:
+    if len(values) > 50:
+        return f"({column} IN (SELECT value FROM json_each(?)))", [json.dumps(sorted(values))]
+    return f"({column} IN ({', '.join('?' * len(values))}))", sorted(values)
+
+
+def _statuses(values: frozenset[str], now: float) -> Sql:
+    terms: list[str] = []
+    given: list[Any] = []
+    plain = sorted(values - {"due", "later", "retrying"})
+    if plain:
+        terms.append(f"status IN ({', '.join('?' * len(plain))})")
+        given += plain
+    if "due" in values:
+        terms.append("(status = 'pending' AND available_at <= ?)")
+        given.append(now)
+    if "later" in values:
+        terms.append("(status = 'pending' AND available_at > ?)")
+        given.append(now)
+    if "retrying" in values:
+        terms.append("(status = 'pending' AND attempt > 0)")
+    return (f"({' OR '.join(terms)})" if terms else "0"), given
+
+
+def _tags(where: Tags) -> Sql:
+    carried = "EXISTS (SELECT 1 FROM json_each(coalesce(tags, '[]')) AS t WHERE t.value"
+    terms = [f"{carried} = ?)" for _ in where.all_of]
+    values: list[Any] = sorted(where.all_of)
+    if where.any_of is not None:
+        terms.append(f"{carried} IN (SELECT value FROM json_each(?)))")
+        values.append(json.dumps(sorted(where.any_of)))
+    return (f"({' AND '.join(terms)})" if terms else "1"), values
+
+
+# ---- reads --------------------------------------------------------------------
+
+
+def records(db: sqlite3.Connection, sql: str, values: Sequence[Any] = ()) -> list[TaskRecord]:
+    """The tasks that the rest of a SELECT names."""
+    # S608 here and below: the texts come from this package, every value is bound.
+    return [record_of(row) for row in db.execute(f"SELECT {COLUMNS} FROM dispatch_tasks {sql}", values)]  # noqa: S608
+
+
+def sequences(
+    db: sqlite3.Connection,
+    where: Where,
+    now: float,
+    *,
+    order: Order = Order.OLDEST,
+    limit: int,
+    after: int | None = None,
+) -> list[int]:
+    """The `seq` of at most `limit` matching tasks beyond `after`, in order."""
+    sql, values = condition(where, now)
+    if after is not None:
+        sql += f" AND seq {'>' if order is Order.OLDEST else '<'} ?"
+        values = [*values, after]
+    direction = "ASC" if order is Order.OLDEST else "DESC"
+    tail = f"{sql} ORDER BY seq {direction} LIMIT ?"
+    ranges = _ranges(db, where)
+    if ranges is None:
+        # A leading `+` would keep a rare condition's index out; none is better than seq here.
+        found = db.execute(f"SELECT seq FROM dispatch_tasks WHERE {tail}", [*values, limit])  # noqa: S608
+        return [seq for (seq,) in found]
+    merged: list[int] = []
+    statement = (
+        "SELECT seq FROM dispatch_tasks INDEXED BY dispatch_status "  # noqa: S608
+        f"WHERE queue = ? AND status = ? AND {tail}"
+    )
+    for queue, status in ranges:
+        merged += [seq for (seq,) in db.execute(statement, [queue, status, *values, limit])]
+    merged.sort(reverse=order is Order.NEWEST)
+    return merged[:limit]
+
+
+def _ranges(db: sqlite3.Connection, where: Where) -> list[tuple[str, str]] | None:
+    """The pairs of queue and status in which every match lies; None if that is no help."""
+    queues: frozenset[str] | None = None
+    statuses: frozenset[str] | None = None
+    for part in where.parts if isinstance(where, All) else (where,):
+        if isinstance(part, Ids):
+            return None
+        if isinstance(part, Queues):
+            queues = part.values if queues is None else queues & part.values
+        elif isinstance(part, Statuses):
+            shown = frozenset(
+                "pending" if value in ("due", "later", "retrying") else value for value in part.values
+            )
+            statuses = shown if statuses is None else statuses & shown
+    if queues is None and statuses is None:
+        return None
+    if queues is None:
+        queues = frozenset(name for (name,) in db.execute("SELECT name FROM dispatch_queues"))
+    if statuses is None:
+        statuses = frozenset(status.value for status in TaskStatus)
+    pairs = list(product(sorted(queues), sorted(statuses)))
+    return pairs if len(pairs) <= MOST_RANGES else None
+
+
+def find(
+    db: sqlite3.Connection, where: Where, now: float, *, order: Order, limit: int, after: str | None
+) -> Page:
+    """A page; see `TaskStore.find`."""
+    if limit <= 0:
+        return Page([], after)
+    found = sequences(
+        db, where, now, order=order, limit=limit + 1, after=None if after is None else _seq(after)
+    )
+    direction = "ASC" if order is Order.OLDEST else "DESC"
+    page = records(
+        db,
+        f"WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq {direction}",
+        (json.dumps(found[:limit]),),
+    )
+    return Page(page, str(page[-1].seq) if len(found) > limit and page else None)
+
+
+def _seq(cursor: str) -> int:
+    try:
+        return int(cursor)
+    except ValueError:
+        message = f"find: after must be the cursor of a page, got {cursor!r}"
+        raise InvalidConfigError(message) from None
+
+
+def count(
+    db: sqlite3.Connection,
+    where: Where,
+    now: float,
+    *,
+    by: Sequence[Literal["queue", "type", "status"]],
+    bound: int | None,
+) -> dict[tuple[str, ...], int]:
+    """Grouped counts; see `TaskStore.count`."""
+    sql, values = condition(where, now)
+    names = [SHOWN if name == "status" else name for name in by]
+    shown: list[Any] = [now] * by.count("status")
+    selected = ", ".join(f"{name} AS g{at}" for at, name in enumerate(names)) or "1"
+    source = f"SELECT {selected} FROM dispatch_tasks WHERE {sql}"  # noqa: S608
+    given = [*shown, *values]
+    if bound is not None:
+        if bound <= 0:
+            return {}
+        source += " LIMIT ?"
+        given.append(bound)
+    groups = ", ".join(f"g{at}" for at in range(len(names)))
+    if not names:
+        ((total,),) = db.execute(f"SELECT count(*) FROM ({source})", given)  # noqa: S608
+        return {(): total} if total else {}
+    rows = db.execute(f"SELECT {groups}, count(*) FROM ({source}) GROUP BY {groups}", given)  # noqa: S608
+    return {tuple(row[:-1]): row[-1] for row in rows}
+
+
+def history(db: sqlite3.Connection, task_id: str) -> list[AttemptRecord]:
+    """Every run of a task, oldest first; see `TaskStore.history`."""
+    found = records(db, "WHERE id = ?", (task_id,))
+    if not found:
+        return []
+    past = db.execute(
+        "SELECT epoch, attempt, worker, started_at, finished_at, outcome, error"
+        " FROM dispatch_attempts WHERE task = ? ORDER BY epoch",
+        (found[0].seq,),
+    )
+    runs = [attempt_of(task_id, row) for row in past]
+    runs += [run for run in _in_the_row(found[0])]
+    return runs
+
+
+def _in_the_row(record: TaskRecord) -> Iterator[AttemptRecord]:
+    """The run that the task's own row tells of, if it does: a running one, or a success."""
+    for run in (success_of(record), lifecycle.current_run(record)):
+        if run is not None:
+            yield run

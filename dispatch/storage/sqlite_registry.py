@@ -1,0 +1,282 @@
+"""Queues, workers and cron entries in SQLite: each step, synchronous, inside a transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+import attrs
+
+from dispatch.records import NewTask
+from dispatch.storage.protocol import (
+    AdvanceAnswer,
+    CronRecord,
+    EnqueueAnswer,
+    Keep,
+    PutAnswer,
+    QueueRecord,
+    TopicKind,
+    WorkerRecord,
+)
+from dispatch.storage.sqlite_tasks import SqliteTasks
+from dispatch.storage.texts import template_from_text, template_to_text
+
+__all__ = ["SqliteRegistry"]
+
+LATELY_S: Final = 60.0
+"""A worker not seen for so long is not listed."""
+FORGOTTEN_S: Final = 3_600.0
+"""A worker not seen for so long is deleted."""
+
+
+class SqliteRegistry:
+    """The records beside the tasks, on the connection of `tasks`."""
+
+    def __init__(self, tasks: SqliteTasks) -> None:
+        self._tasks = tasks
+        self._db = tasks.db
+
+    # ---- queues ----------------------------------------------------------
+
+    def declare(self, given: Sequence[QueueRecord], now: float) -> None:
+        """See `ControlStore.declare`."""
+        known = {record.name: record for record in self.queues()}
+        for queue in given:
+            kept = known.get(queue.name)
+            if kept is None:
+                record = attrs.evolve(queue, paused=False, concurrency=None)
+            else:
+                record = attrs.evolve(queue, paused=kept.paused, concurrency=kept.concurrency)
+                if record == kept:
+                    continue
+            self._db.execute(
+                "INSERT INTO dispatch_queues"
+                " (name, keyed, on_retry, max_waiting, overflow, max_running, rate, paused)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, 0)"
+                " ON CONFLICT (name) DO UPDATE SET keyed = excluded.keyed, on_retry = excluded.on_retry,"
+                " max_waiting = excluded.max_waiting, overflow = excluded.overflow,"
+                " max_running = excluded.max_running, rate = excluded.rate, tokens = NULL",
+                (
+                    record.name,
+                    record.keyed,
+                    record.on_retry,
+                    record.max_waiting,
+                    record.overflow,
+                    record.max_running,
+                    None if record.rate is None else json.dumps(record.rate),
+                ),
+            )
+            known[queue.name] = record
+            self._tasks.forget()
+            if kept is not None:
+                if (kept.keyed, kept.on_retry) != (record.keyed, record.on_retry):
+                    self._tasks.rebuild(record.name, now)
+                self._tasks.touched.add((TopicKind.CONTROL, record.name))
+                self._tasks.touched.add((TopicKind.ROOM, record.name))
+            self._tasks.touched.add((TopicKind.QUEUE, record.name))
+
+    def queues(self) -> list[QueueRecord]:
+        """See `ControlStore.queues`."""
+        rows = self._db.execute(
+            "SELECT name, keyed, on_retry, max_waiting, overflow, max_running, rate, paused, concurrency"
+            " FROM dispatch_queues ORDER BY name"
+        )
+        return [
+            QueueRecord(
+                name=name,
+                keyed=bool(keyed),
+                on_retry=on_retry,
+                max_waiting=max_waiting,
+                overflow=overflow,
+                max_running=max_running,
+                rate=None if rate is None else tuple(json.loads(rate)),
+                paused=bool(paused),
+                concurrency=concurrency,
+            )
+            for name, keyed, on_retry, max_waiting, overflow, max_running, rate, paused, concurrency in rows
+        ]
+
+    def alter_queue(self, name: str, paused: bool | None, concurrency: int | Keep | None) -> bool:
+        """See `ControlStore.alter_queue`."""
+        changes: dict[str, Any] = {}
+        if paused is not None:
+            changes["paused"] = paused
+        if not isinstance(concurrency, Keep):
+            changes["concurrency"] = concurrency
+        if changes:
+            columns = ", ".join(f"{column} = ?" for column in changes)
+            self._db.execute(
+                f"UPDATE dispatch_queues SET {columns} WHERE name = ?",  # noqa: S608
+                (*changes.values(), name),
+            )
+            self._tasks.forget()
+        if self._tasks.queue(name) is None:
+            return False
+        self._tasks.touched |= {(TopicKind.CONTROL, name), (TopicKind.QUEUE, name)}
+        return True
+
+    # ---- workers ---------------------------------------------------------
+
+    def beat(self, worker: WorkerRecord, now: float) -> None:
+        """See `ControlStore.beat`."""
+        self._db.execute("DELETE FROM dispatch_workers WHERE seen_at < ?", (now - FORGOTTEN_S,))
+        self._db.execute(
+            "INSERT OR REPLACE INTO dispatch_workers VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                worker.id,
+                worker.host,
+                worker.pid,
+                worker.started_at,
+                now,
+                json.dumps(worker.queues),
+                json.dumps(worker.running),
+            ),
+        )
+
+    def workers(self, now: float) -> list[WorkerRecord]:
+        """See `ControlStore.workers`: those seen within a minute."""
+        rows = self._db.execute(
+            "SELECT id, host, pid, started_at, seen_at, queues, running FROM dispatch_workers"
+            " WHERE seen_at >= ? ORDER BY id",
+            (now - LATELY_S,),
+        )
+        return [
+            WorkerRecord(
+                id=id_,
+                host=host,
+                pid=pid,
+                started_at=started_at,
+                seen_at=seen_at,
+                queues=tuple(json.loads(queues)),
+                running=tuple(json.loads(running)),
+            )
+            for id_, host, pid, started_at, seen_at, queues, running in rows
+        ]
+
+    def forget(self, worker: str) -> None:
+        """See `ControlStore.forget`."""
+        self._db.execute("DELETE FROM dispatch_workers WHERE id = ?", (worker,))
+
+    # ---- cron entries ----------------------------------------------------
+
+    def put_cron(self, entry: CronRecord, now: float, *, replace: bool) -> PutAnswer:
+        """See `CronStore.put_cron`; a replaced entry keeps `total`, `created_at`, its pause and the
+        last tick decided, so that no tick is decided twice."""
+        found = self.crons(entry.name)
+        if not found:
+            self._write(attrs.evolve(entry, created_at=now, seen_at=now))
+            return PutAnswer.CREATED
+        (known,) = found
+        if known.definition == entry.definition and known.template == entry.template:
+            self._db.execute("UPDATE dispatch_crons SET seen_at = ? WHERE name = ?", (now, entry.name))
+            return PutAnswer.SAME
+        if not replace:
+            return PutAnswer.CONFLICT
+        self._write(
+            attrs.evolve(
+                entry,
+                last_slot=known.last_slot if entry.last_slot is None else entry.last_slot,
+                paused_reason=known.paused_reason,
+                total=known.total,
+                created_at=known.created_at,
+                seen_at=now,
+            )
+        )
+        return PutAnswer.REPLACED
+
+    def _write(self, entry: CronRecord) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO dispatch_crons"
+            " (name, definition, template, declared, paused_reason, last_slot, next_slot, total,"
+            " created_at, seen_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                entry.name,
+                entry.definition,
+                template_to_text(entry.template),
+                entry.declared,
+                entry.paused_reason,
+                entry.last_slot,
+                entry.next_slot,
+                entry.total,
+                entry.created_at,
+                entry.seen_at,
+            ),
+        )
+        self._tasks.touched.add((TopicKind.CRON, ""))
+
+    def crons(self, name: str | None = None) -> list[CronRecord]:
+        """See `CronStore.crons`."""
+        rows = self._db.execute(
+            "SELECT name, definition, template, declared, paused_reason, last_slot, next_slot, total,"
+            " created_at, seen_at FROM dispatch_crons WHERE ? IS NULL OR name = ? ORDER BY name",
+            (name, name),
+        )
+        return [
+            CronRecord(
+                name=name,
+                definition=definition,
+                template=template_from_text(template),
+                declared=bool(declared),
+                paused_reason=paused_reason,
+                last_slot=last_slot,
+                next_slot=next_slot,
+                total=total,
+                created_at=created_at,
+                seen_at=seen_at,
+            )
+            for (
+                name,
+                definition,
+                template,
+                declared,
+                paused_reason,
+                last_slot,
+                next_slot,
+                total,
+                created_at,
+                seen_at,
+            ) in rows
+        ]
+
+    def alter_cron(self, name: str, paused_reason: str | None) -> bool:
+        """See `CronStore.alter_cron`."""
+        return self._changed(
+            "UPDATE dispatch_crons SET paused_reason = ? WHERE name = ?", (paused_reason, name)
+        )
+
+    def remove_cron(self, name: str) -> bool:
+        """See `CronStore.remove_cron`."""
+        return self._changed("DELETE FROM dispatch_crons WHERE name = ?", (name,))
+
+    def _changed(self, sql: str, values: tuple[Any, ...]) -> bool:
+        if not self._db.execute(sql, values).rowcount:
+            return False
+        self._tasks.touched.add((TopicKind.CRON, ""))
+        return True
+
+    def advance_cron(
+        self,
+        name: str,
+        now: float,
+        *,
+        expected: float | None,
+        last_slot: float,
+        next_slot: float | None,
+        tasks: Sequence[NewTask],
+    ) -> AdvanceAnswer:
+        """See `CronStore.advance_cron`; `total` grows by the tasks really stored."""
+        found = self.crons(name)
+        if not found:
+            return AdvanceAnswer.GONE
+        (entry,) = found
+        if entry.paused_reason is not None:
+            return AdvanceAnswer.PAUSED
+        if entry.last_slot != expected:
+            return AdvanceAnswer.MOVED
+        stored = [self._tasks.store(new, now).answer for new in tasks]
+        self._db.execute(
+            "UPDATE dispatch_crons SET last_slot = ?, next_slot = ?, total = total + ? WHERE name = ?",
+            (last_slot, next_slot, stored.count(EnqueueAnswer.CREATED), name),
+        )
+        return AdvanceAnswer.ADVANCED

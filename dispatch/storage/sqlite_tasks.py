@@ -1,0 +1,798 @@
+"""Tasks in SQLite: each step of a task's life, synchronous, inside a transaction.
+
+Theory of operation. The three steps that every task passes (store, claim,
+succeed) are single statements. Everything rarer (failures, rescues, changes by
+hand) reads the row, has `dispatch.lifecycle` decide, and writes it back; there
+is one writer at a time, so nothing can come between.
+
+`touched` gathers what bells are to be rung for; `SqliteTasks` belongs to one
+connection and remembers lanes and queues as long as `PRAGMA data_version` says
+that no other connection has written.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from dispatch import lifecycle
+from dispatch.lifecycle import SettleAnswer
+from dispatch.records import AttemptRecord, Claim, NewTask, TaskRecord, Transition, TransitionKind
+from dispatch.storage.changes import replacement
+from dispatch.storage.protocol import (
+    Claimed,
+    EnqueueAnswer,
+    EnqueueResult,
+    RenewAnswer,
+    SettleResult,
+    TopicKind,
+    Want,
+)
+from dispatch.storage.ready import level
+from dispatch.storage.sqlite_query import records
+from dispatch.storage.sqlite_rows import headers_of, headers_text, tags_of, tags_text
+from dispatch.storage.sqlite_schema import Place
+from dispatch.storage.texts import unique_to_text
+from dispatch.tasks import OnClash, TaskStatus
+
+__all__ = ["SqliteTasks"]
+
+HISTORY_LIMIT: Final = 1_000
+"""Runs kept per task; of a longer history the oldest go."""
+LEVELS: Final = (3, 2, 1, 0)
+NONE, READY, BEHIND, ASIDE, RUNNING = (int(place) for place in Place)
+
+INSERT: Final = (
+    "INSERT INTO dispatch_tasks (id, queue, type, payload, version, key, headers, timeout, max_retry,"
+    " priority, tags, unique_key, unique_rule, cron, slot, status, created_at, available_at, lane, place)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'pending', ?, ?, ?, ?)"
+    " ON CONFLICT (id) DO NOTHING"
+)
+HEADS: Final = (
+    "SELECT available_at, seq FROM dispatch_tasks INDEXED BY dispatch_ready"
+    " WHERE lane = ? AND priority = ? AND place = 1 ORDER BY available_at, seq LIMIT ?"
+)
+TAGGED_HEADS: Final = (
+    "SELECT available_at, seq FROM dispatch_tasks INDEXED BY dispatch_tagged"
+    " WHERE lane = ? AND tags = ? AND priority = ? AND place = 1 AND tags IS NOT NULL"
+    " ORDER BY available_at, seq LIMIT ?"
+)
+LATER: Final = (
+    "SELECT available_at FROM dispatch_tasks INDEXED BY dispatch_ready"
+    " WHERE lane = ? AND priority = ? AND place = 1 AND available_at > ? ORDER BY available_at LIMIT 1"
+)
+TAGS_OF_LANE: Final = (
+    "WITH RECURSIVE found (tags) AS ("
+    " SELECT min(tags) FROM dispatch_tasks WHERE lane = :lane AND place = 1 AND tags IS NOT NULL"
+    " UNION ALL SELECT (SELECT min(tags) FROM dispatch_tasks WHERE lane = :lane AND place = 1"
+    " AND tags IS NOT NULL AND tags > found.tags) FROM found WHERE found.tags IS NOT NULL)"
+    " SELECT tags FROM found WHERE tags IS NOT NULL"
+)
+CLAIM: Final = (
+    "UPDATE dispatch_tasks SET status = 'running', place = 4, attempt = attempt + 1, epoch = epoch + 1,"
+    " worker = ?, started_at = ?, finished_at = NULL, lease_until = ?,"
+    " retry_limit = coalesce(max_retry, ?), retry = ?, on_interrupt = ?, progress = NULL WHERE {}"
+    " RETURNING seq, id, epoch, queue, type, version, payload, key, headers, priority, tags, timeout,"
+    " max_retry, attempt, retry_limit, created_at, available_at, last_error, cron"
+)
+CLAIM_ONE: Final = CLAIM.format("seq = ?")
+CLAIM_MANY: Final = CLAIM.format("seq IN (SELECT value FROM json_each(?))")
+SUCCEED: Final = (
+    "UPDATE dispatch_tasks SET status = 'succeeded', place = 0, finished_at = ?, lease_until = NULL,"
+    " result = ?, last_error = NULL, cancel_reason = NULL"
+    " WHERE id = ? AND epoch = ? AND status = 'running' RETURNING queue, key, available_at"
+)
+EXPIRED: Final = (
+    "queue IN (SELECT name FROM dispatch_queues) AND status = 'running' AND lease_until < ?"
+)
+SAVE: Final = (
+    "UPDATE dispatch_tasks SET type = ?, payload = ?, version = ?, headers = ?, timeout = ?, max_retry = ?,"
+    " priority = ?, tags = ?, status = ?, attempt = ?, epoch = ?, available_at = ?, started_at = ?,"
+    " finished_at = ?, worker = ?, lease_until = ?, retry_limit = ?, retry = ?, on_interrupt = ?,"
+    " cancel_reason = ?, last_error = ?, failure_reason = ?, result = ?, progress = ?, key = ?,"
+    " lane = ?, place = ? WHERE seq = ?"
+)
+
+
+class Queue(NamedTuple):
+    """What steps need to know of a declared queue."""
+
+    name: str
+    keyed: bool
+    on_retry: str
+    max_waiting: int | None
+    max_running: int | None
+    rate: tuple[int, float] | None
+    paused: bool
+
+
+class Lane(NamedTuple):
+    """One kind of tasks of a queue."""
+
+    number: int
+    type: str
+    version: int
+    tagged: bool
+
+
+class SqliteTasks:
+    """The task steps on one connection; the caller holds the write transaction."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.db = connection
+        self.touched: set[tuple[TopicKind, str]] = set()
+        self.ended: list[str] = []
+        """The ids of the tasks that became terminal."""
+        self._queues: dict[str, Queue | None] = {}
+        self._lanes: dict[str, list[Lane]] = {}
+        self._version = -1
+
+    def begin(self) -> None:
+        """A transaction has begun: forget what another connection may have changed."""
+        self.touched.clear()
+        self.ended.clear()
+        (version,) = self.db.execute("PRAGMA data_version").fetchone()
+        if version != self._version:
+            self.forget()
+            self._version = version
+
+    def forget(self) -> None:
+        """Forget what is remembered of queues and lanes: after a rollback, or a declaration."""
+        self._queues.clear()
+        self._lanes.clear()
+
+    # ---- publishing ------------------------------------------------------
+
+    def enqueue(
+        self, tasks: Sequence[NewTask], now: float, *, bounded: bool, by: tuple[str, int] | None
+    ) -> list[EnqueueResult]:
+        """See `TaskStore.enqueue`."""
+        if by is not None and self.fence(*by) is not SettleAnswer.APPLIED:
+            return [EnqueueResult(EnqueueAnswer.CLAIM_LOST, new.id) for new in tasks]
+        if len(tasks) > 1 and (plain := self._plain_queue(tasks, bounded)) is not None:
+            return self._store_many(tasks, now, plain)
+        return [self.store(new, now, bounded) for new in tasks]
+
+    def _plain_queue(self, tasks: Sequence[NewTask], bounded: bool) -> Queue | None:
+        """The queue of a batch in which no task depends on another stored one."""
+        queue = self.queue(tasks[0].queue)
+        if queue is None or (bounded and queue.max_waiting is not None):
+            return None
+        for new in tasks:
+            if new.queue != queue.name or new.unique is not None or (queue.keyed and new.key is not None):
+                return None
+        return queue
+
+    def _store_many(self, tasks: Sequence[NewTask], now: float, queue: Queue) -> list[EnqueueResult]:
+        (last,) = self.db.execute("SELECT max(seq) FROM dispatch_tasks").fetchone()
+        due = [_due(new, now) for new in tasks]
+        stored = self.db.executemany(
+            INSERT, [self._values(new, now, at, READY) for new, at in zip(tasks, due, strict=True)]
+        ).rowcount
+        self.touched.add((TopicKind.QUEUE, queue.name))
+        if stored == len(tasks):
+            return [
+                EnqueueResult(EnqueueAnswer.CREATED, new.id, now, at)
+                for new, at in zip(tasks, due, strict=True)
+            ]
+        results: list[EnqueueResult] = []
+        seen: set[str] = set()
+        for new in tasks:
+            record = self.load(new.id)
+            assert record is not None
+            fresh = record.seq > (last or 0) and new.id not in seen
+            seen.add(new.id)
+            results.append(_known(EnqueueAnswer.CREATED if fresh else EnqueueAnswer.EXISTING, new, record))
+        return results
+
+    def store(self, new: NewTask, now: float, bounded: bool = False) -> EnqueueResult:
+        """Store one task, or not."""
+        queue = self.queue(new.queue)
+        if queue is None:
+            stored = self.load(new.id)
+            if stored is not None:
+                return _known(EnqueueAnswer.EXISTING, new, stored)
+            return EnqueueResult(EnqueueAnswer.UNKNOWN_QUEUE, new.id)
+        available_at = _due(new, now)
+        bounded = bounded and queue.max_waiting is not None and available_at <= now
+        clashes: list[TaskRecord] = []
+        if new.unique is not None or bounded:
+            stored = self.load(new.id)
+            if stored is not None:
+                return _known(EnqueueAnswer.EXISTING, new, stored)
+            if new.unique is not None:
+                clashes = self._clashes(new, available_at)
+                if clashes and new.unique.on_clash is not OnClash.SUPERSEDE:
+                    return self._clash(new, clashes, available_at, now)
+            if bounded and self._full(queue, clashes, now):
+                return EnqueueResult(EnqueueAnswer.FULL, new.id)
+        for clash in clashes:
+            self.cancel(clash, now, f"superseded by task {new.id}")
+        place = READY
+        if queue.keyed and new.key is not None and self._taken(new.queue, new.key):
+            place = BEHIND
+        if not self.db.execute(INSERT, self._values(new, now, available_at, place)).rowcount:
+            stored = self.load(new.id)
+            assert stored is not None
+            return _known(EnqueueAnswer.EXISTING, new, stored)
+        self.touched.add((TopicKind.QUEUE, new.queue))
+        return EnqueueResult(EnqueueAnswer.CREATED, new.id, now, available_at)
+
+    def _values(self, new: NewTask, now: float, available_at: float, place: int) -> tuple[Any, ...]:
+        unique = new.unique
+        return (
+            new.id,
+            new.queue,
+            new.type,
+            new.payload,
+            new.version,
+            new.key,
+            headers_text(new.headers),
+            new.timeout,
+            new.max_retry,
+            int(new.priority),
+            tags_text(new.tags),
+            None if unique is None else unique.key,
+            unique_to_text(unique),
+            new.cron,
+            new.slot,
+            now,
+            available_at,
+            self._lane(new.queue, new.type, new.version, bool(new.tags)),
+            place,
+        )
+
+    def _clashes(self, new: NewTask, available_at: float) -> list[TaskRecord]:
+        """The stored tasks that clash, oldest first."""
+        unique = new.unique
+        assert unique is not None
+        return [
+            record
+            for record in records(self.db, "WHERE unique_key = ? ORDER BY seq", (unique.key,))
+            if record.status in unique.statuses
+            and (unique.within is None or abs(record.available_at - available_at) <= unique.within)
+        ]
+
+    def _clash(
+        self, new: NewTask, clashes: list[TaskRecord], available_at: float, now: float
+    ) -> EnqueueResult:
+        unique = new.unique
+        assert unique is not None
+        if unique.on_clash is OnClash.REJECT:
+            return _known(EnqueueAnswer.REJECTED, new, clashes[0])
+        if unique.on_clash is OnClash.REPLACE:
+            for record in clashes:
+                if record.status in unique.replace_in:
+                    self.rewrite(record, replacement(new, unique.replace, available_at), now)
+                    return _known(EnqueueAnswer.REPLACED, new, record)
+        return _known(EnqueueAnswer.EXISTING, new, clashes[0])
+
+    def _full(self, queue: Queue, superseded: Iterable[TaskRecord], now: float) -> bool:
+        """Whether one more due task would put the queue over its bound: a bounded count."""
+        assert queue.max_waiting is not None
+        leaving = sum(
+            record.status is TaskStatus.PENDING
+            and record.available_at <= now
+            and record.queue == queue.name
+            for record in superseded
+        )
+        (waiting,) = self.db.execute(
+            "SELECT count(*) FROM (SELECT 1 FROM dispatch_tasks INDEXED BY dispatch_status"
+            " WHERE queue = ? AND status = 'pending' AND available_at <= ? LIMIT ?)",
+            (queue.name, now, queue.max_waiting + leaving),
+        ).fetchone()
+        return waiting - leaving >= queue.max_waiting
+
+    # ---- runs ------------------------------------------------------------
+
+    def claim(self, wants: Sequence[Want], *, worker: str, lease: float | None, now: float) -> Claimed:
+        """See `TaskStore.claim`."""
+        claims: list[Claim] = []
+        next_due: float | None = None
+        for want in wants:
+            queue = self.queue(want.queue)
+            if queue is None or queue.paused:
+                continue
+            if queue.keyed and queue.on_retry == "yield":
+                self._mature(queue, now)
+            free, open_at = self._free(queue, want.limit, now)
+            chosen, due = self._choose(queue, want, free, now)
+            if chosen:
+                claims += self._start(chosen, want, worker, lease, now)
+                if queue.rate is not None:
+                    self._spend(queue, len(chosen))
+                if queue.max_waiting is not None:
+                    self.touched.add((TopicKind.ROOM, queue.name))
+            if open_at is not None and len(chosen) == free and (due is None or open_at < due):
+                due = open_at
+            if due is not None and (next_due is None or due < next_due):
+                next_due = due
+        return Claimed(claims, next_due)
+
+    def _free(self, queue: Queue, limit: int, now: float) -> tuple[int, float | None]:
+        """How many the queue's fleet-wide limits leave of `limit`; and when the rate allows more."""
+        if queue.max_running is not None:
+            (running,) = self.db.execute(
+                "SELECT count(*) FROM (SELECT 1 FROM dispatch_tasks INDEXED BY dispatch_status"
+                " WHERE queue = ? AND status = 'running' LIMIT ?)",
+                (queue.name, queue.max_running),
+            ).fetchone()
+            limit = min(limit, queue.max_running - running)
+        if queue.rate is None:
+            return limit, None
+        count, seconds = queue.rate
+        tokens, since = self.db.execute(
+            "SELECT tokens, tokens_at FROM dispatch_queues WHERE name = ?", (queue.name,)
+        ).fetchone()
+        tokens = count if tokens is None else min(count, tokens + max(now - since, 0.0) * count / seconds)
+        self.db.execute(
+            "UPDATE dispatch_queues SET tokens = ?, tokens_at = ? WHERE name = ?", (tokens, now, queue.name)
+        )
+        allowed = int(tokens + 1e-6)
+        if allowed >= limit:
+            return limit, None
+        return allowed, now + (allowed + 1 - tokens) * seconds / count
+
+    def _spend(self, queue: Queue, count: int) -> None:
+        self.db.execute("UPDATE dispatch_queues SET tokens = tokens - ? WHERE name = ?", (count, queue.name))
+
+    def _choose(
+        self, queue: Queue, want: Want, limit: int, now: float
+    ) -> tuple[list[int], float | None]:
+        """The rows to start, in claim order, and when the next one falls due."""
+        lanes = [
+            lane
+            for lane in self._lanes_of(want.queue)
+            if (want.types is None or want.types.get(lane.type, 0) >= lane.version)
+            and not (lane.tagged and want.tags is not None and not want.tags)
+        ]
+        if want.ids is not None:
+            return self._choose_named(want, lanes, limit, now)
+        found: list[tuple[int, float, int]] = []
+        next_due: float | None = None
+        rows: list[tuple[float, int]]
+        for lane in lanes:
+            for statement, prefix in self._ranges(lane, want):
+                for priority in LEVELS:
+                    rows = self.db.execute(statement, (*prefix, priority, limit + 1)).fetchall()
+                    for at, (available_at, seq) in enumerate(rows):
+                        if available_at > now:
+                            if next_due is None or available_at < next_due:
+                                next_due = available_at
+                            break
+                        if at == limit:
+                            next_due = self._later(lane, priority, now, next_due)
+                            break
+                        found.append((-level(priority, available_at, now, want.ageing), available_at, seq))
+        if queue.keyed and queue.on_retry == "yield":
+            (aside,) = self.db.execute(
+                "SELECT min(available_at) FROM dispatch_tasks INDEXED BY dispatch_aside"
+                " WHERE queue = ? AND place = 3",
+                (queue.name,),
+            ).fetchone()
+            if aside is not None and (next_due is None or aside < next_due):
+                next_due = aside
+        found.sort()
+        return [seq for _, _, seq in found[: max(limit, 0)]], next_due
+
+    def _ranges(self, lane: Lane, want: Want) -> list[tuple[str, tuple[Any, ...]]]:
+        """The ranges of one lane that the want's tags allow: a statement and how its values begin."""
+        if not lane.tagged or want.tags is None:
+            return [(HEADS, (lane.number,))]
+        texts = [text for (text,) in self.db.execute(TAGS_OF_LANE, {"lane": lane.number})]
+        return [
+            (TAGGED_HEADS, (lane.number, text)) for text in texts if want.tags.issuperset(tags_of(text))
+        ]
+
+    def _later(self, lane: Lane, priority: int, now: float, next_due: float | None) -> float | None:
+        row = self.db.execute(LATER, (lane.number, priority, now)).fetchone()
+        return next_due if row is None or (next_due is not None and next_due < row[0]) else row[0]
+
+    def _choose_named(
+        self, want: Want, lanes: list[Lane], limit: int, now: float
+    ) -> tuple[list[int], float | None]:
+        numbers = {lane.number for lane in lanes}
+        found: list[tuple[int, float, int]] = []
+        later: list[float] = []
+        for seq, lane, tags, place, priority, available_at, status in self.db.execute(
+            "SELECT seq, lane, tags, place, priority, available_at, status FROM dispatch_tasks"
+            " WHERE id IN (SELECT value FROM json_each(?)) AND queue = ?",
+            (json.dumps(sorted(want.ids or ())), want.queue),
+        ):
+            if status == "pending" and available_at > now:
+                later.append(available_at)
+            elif (
+                place == READY
+                and lane in numbers
+                and (want.tags is None or want.tags.issuperset(tags_of(tags)))
+            ):
+                found.append((-level(priority, available_at, now, want.ageing), available_at, seq))
+        found.sort()
+        return [seq for _, _, seq in found[: max(limit, 0)]], min(later, default=None)
+
+    def _start(
+        self, chosen: list[int], want: Want, worker: str, lease: float | None, now: float
+    ) -> list[Claim]:
+        until = None if lease is None else now + lease
+        one = len(chosen) == 1
+        rows = self.db.execute(
+            CLAIM_ONE if one else CLAIM_MANY,
+            (
+                worker,
+                now,
+                until,
+                want.max_retry,
+                want.retry,
+                want.on_interrupt,
+                chosen[0] if one else json.dumps(chosen),
+            ),
+        ).fetchall()
+        if not one:
+            order = {seq: at for at, seq in enumerate(chosen)}
+            rows.sort(key=lambda row: order[row[0]])  # RETURNING has no order
+        return [_claim(row, want.timeout, now) for row in rows]
+
+    def renew(self, claims: Sequence[tuple[str, int]], *, lease: float | None, now: float) -> list[RenewAnswer]:
+        """See `TaskStore.renew`."""
+        answers: list[RenewAnswer] = []
+        for id_, epoch in claims:
+            # max() of a NULL is NULL: a run without a lease stays without.
+            row = self.db.execute(
+                "UPDATE dispatch_tasks SET lease_until = max(lease_until, coalesce(?, lease_until))"
+                " WHERE id = ? AND epoch = ? AND status = 'running' RETURNING cancel_reason",
+                (None if lease is None else now + lease, id_, epoch),
+            ).fetchone()
+            answers.append(RenewAnswer(id_, epoch, row is not None, None if row is None else row[0]))
+        return answers
+
+    def fence(self, task_id: str, epoch: int) -> SettleAnswer:
+        """Whether a run still holds its task."""
+        return lifecycle.fence(self.load(task_id), epoch)
+
+    def settle(self, transitions: Sequence[Transition], now: float) -> list[SettleResult]:
+        """See `TaskStore.settle`."""
+        return [self._settle(transition, now) for transition in transitions]
+
+    def _settle(self, transition: Transition, now: float) -> SettleResult:
+        if transition.kind is TransitionKind.DONE:
+            row = self.db.execute(
+                SUCCEED, (now, transition.result, transition.id, transition.epoch)
+            ).fetchone()
+            if row is not None:
+                queue, key, available_at = row
+                self._over(transition.id, queue, key, now)
+                for new in transition.spawn:
+                    self.store(new, now)
+                return SettleResult(
+                    transition.id,
+                    transition.epoch,
+                    SettleAnswer.APPLIED,
+                    TaskStatus.SUCCEEDED,
+                    available_at,
+                )
+        record = self.load(transition.id)
+        answer = lifecycle.fence(record, transition.epoch)
+        if record is None or answer is not SettleAnswer.APPLIED:
+            return SettleResult(transition.id, transition.epoch, answer)
+        self.write_attempt(record.seq, lifecycle.settle(record, transition, now))
+        self.run_ended(record, now)
+        for new in transition.spawn:
+            self.store(new, now)
+        return SettleResult(
+            record.id, record.epoch, answer, record.status, record.available_at, record.failure_reason
+        )
+
+    def run_ended(self, record: TaskRecord, now: float) -> None:
+        """Write back a row whose run has ended, and let the next of its key step forward."""
+        if record.status.is_terminal:
+            self.save(record, NONE)
+            self._over(record.id, record.queue, record.key, now)
+        else:
+            self.replace(record, now)
+            self._freed(record.queue)
+
+    def _over(self, task_id: str, queue: str, key: str | None, now: float) -> None:
+        """A run ended for good."""
+        self.ended.append(task_id)
+        self.touched.add((TopicKind.DONE, queue))
+        self.step(queue, key, now)
+        self._freed(queue)
+
+    def _freed(self, name: str) -> None:
+        queue = self.queue(name)
+        if queue is not None and queue.max_running is not None:
+            self.touched.add((TopicKind.QUEUE, name))
+
+    def expired(self, now: float) -> bool:
+        """Whether there is anything to rescue."""
+        return bool(records(self.db, f"WHERE {EXPIRED} LIMIT 1", (now,)))
+
+    def rescue(self, limit: int, now: float) -> list[TaskRecord]:
+        """See `TaskStore.rescue`."""
+        rescued = records(
+            self.db,
+            f"WHERE {EXPIRED} ORDER BY lease_until, seq LIMIT ?",
+            (now, limit),
+        )
+        for record in rescued:
+            self.write_attempt(record.seq, lifecycle.rescue(record, now))
+            self.run_ended(record, now)
+        return rescued
+
+    def progress(self, task_id: str, epoch: int, data: bytes) -> bool:
+        """See `TaskStore.progress`."""
+        return bool(
+            self.db.execute(
+                "UPDATE dispatch_tasks SET progress = ? WHERE id = ? AND epoch = ? AND status = 'running'",
+                (data, task_id, epoch),
+            ).rowcount
+        )
+
+    def write_attempt(self, seq: int, run: AttemptRecord) -> None:
+        """Keep an ended run in the history."""
+        self.db.execute(
+            "INSERT OR REPLACE INTO dispatch_attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                seq,
+                run.epoch,
+                run.attempt,
+                run.worker,
+                run.started_at,
+                run.finished_at,
+                run.outcome.value,
+                run.error,
+            ),
+        )
+        if run.epoch > HISTORY_LIMIT:  # a task that snoozes for ever
+            self.db.execute(
+                "DELETE FROM dispatch_attempts WHERE task = ? AND epoch NOT IN"
+                " (SELECT epoch FROM dispatch_attempts WHERE task = ? ORDER BY epoch DESC LIMIT ?)",
+                (seq, seq, HISTORY_LIMIT),
+            )
+
+    # ---- single rows -----------------------------------------------------
+
+    def load(self, task_id: str) -> TaskRecord | None:
+        """A task, whole."""
+        found = records(self.db, "WHERE id = ?", (task_id,))
+        return found[0] if found else None
+
+    def save(self, record: TaskRecord, place: int) -> None:
+        """Write a task back, all that can change of it."""
+        self.db.execute(
+            SAVE,
+            (
+                record.type,
+                record.payload,
+                record.version,
+                headers_text(record.headers),
+                record.timeout,
+                record.max_retry,
+                int(record.priority),
+                tags_text(record.tags),
+                record.status.value,
+                record.attempt,
+                record.epoch,
+                record.available_at,
+                record.started_at,
+                record.finished_at,
+                record.worker,
+                record.lease_until,
+                record.limit,
+                record.retry,
+                record.on_interrupt,
+                record.cancel_reason,
+                record.last_error,
+                None if record.failure_reason is None else record.failure_reason.value,
+                record.result,
+                record.progress,
+                record.key,
+                self._lane(record.queue, record.type, record.version, bool(record.tags)),
+                place,
+                record.seq,
+            ),
+        )
+
+    def rewrite(self, record: TaskRecord, fields: Mapping[str, object], now: float) -> None:
+        """Write fields that are not state, and find a pending row's place anew."""
+        for name, value in fields.items():
+            setattr(record, name, value)
+        if record.status is TaskStatus.PENDING:
+            self.replace(record, now)
+        else:
+            self.save(record, RUNNING if record.status is TaskStatus.RUNNING else NONE)
+
+    def replace(self, record: TaskRecord, now: float) -> None:
+        """Write back a row that is pending (again), and find its place."""
+        queue = self.queue(record.queue)
+        if queue is None or not queue.keyed or record.key is None:
+            self.save(record, READY)
+        else:
+            yields = queue.on_retry == "yield" and record.epoch > 0 and record.available_at > now
+            self.save(record, ASIDE if yields else BEHIND)
+            self._promote(record.queue, record.key)
+        self.touched.add((TopicKind.QUEUE, record.queue))
+        if queue is not None and queue.max_waiting is not None:
+            self.touched.add((TopicKind.ROOM, record.queue))
+
+    def cancel(self, record: TaskRecord, now: float, reason: str) -> bool:
+        """Cancel a waiting or held task, ask a running one to stop; whether anything changed."""
+        if not lifecycle.cancel(record, now, reason):
+            return False
+        if record.status is TaskStatus.RUNNING:
+            self.save(record, RUNNING)
+            self.touched.add((TopicKind.CONTROL, record.queue))
+            return True
+        self.save(record, NONE)
+        self.left(record, now)
+        self.ended.append(record.id)
+        self.touched.add((TopicKind.DONE, record.queue))
+        return True
+
+    def left(self, record: TaskRecord, now: float) -> None:
+        """A waiting task waits no more: there is room, and the next of its key steps forward."""
+        self.step(record.queue, record.key, now)
+        self.touched.add((TopicKind.QUEUE, record.queue))
+        queue = self.queue(record.queue)
+        if queue is not None and queue.max_waiting is not None:
+            self.touched.add((TopicKind.ROOM, record.queue))
+
+    # ---- keys ------------------------------------------------------------
+
+    def step(self, name: str, key: str | None, now: float) -> None:
+        """Let the next of a key step forward, if it is a keyed queue's."""
+        if key is None:
+            return
+        queue = self.queue(name)
+        if queue is not None and queue.keyed:
+            self._promote(name, key)
+            self.touched.add((TopicKind.QUEUE, name))
+
+    def _taken(self, queue: str, key: str) -> bool:
+        """Whether a task of this key runs, or waits in line."""
+        return (
+            self.db.execute(
+                "SELECT 1 FROM dispatch_tasks INDEXED BY dispatch_keys"
+                " WHERE queue = ? AND key = ? AND place IN (1, 2, 4) AND place > 0 LIMIT 1",
+                (queue, key),
+            ).fetchone()
+            is not None
+        )
+
+    def _promote(self, queue: str, key: str) -> None:
+        """Make the first in line READY and nobody else, unless one of the key runs."""
+        first = (
+            "SELECT min(seq) FROM dispatch_tasks INDEXED BY dispatch_keys"
+            " WHERE queue = ? AND key = ? AND place = ? AND place > 0"
+        )
+        (running,) = self.db.execute(first, (queue, key, RUNNING)).fetchone()
+        (ready,) = self.db.execute(first, (queue, key, READY)).fetchone()
+        head = None
+        if running is None:
+            (behind,) = self.db.execute(first, (queue, key, BEHIND)).fetchone()
+            head = min((seq for seq in (ready, behind) if seq is not None), default=None)
+        if ready is not None and ready != head:
+            self._put(ready, BEHIND)
+        if head is not None and head != ready:
+            self._put(head, READY)
+
+    def _put(self, seq: int, place: int) -> None:
+        self.db.execute("UPDATE dispatch_tasks SET place = ? WHERE seq = ?", (place, seq))
+
+    def _mature(self, queue: Queue, now: float) -> None:
+        """Retries that stepped aside and are due take their place in line again."""
+        due = self.db.execute(
+            "SELECT seq, key FROM dispatch_tasks INDEXED BY dispatch_aside"
+            " WHERE queue = ? AND place = 3 AND available_at <= ?",
+            (queue.name, now),
+        ).fetchall()
+        for seq, key in due:
+            self._put(seq, BEHIND)
+            self._promote(queue.name, key)
+
+    def rebuild(self, name: str, now: float) -> None:
+        """Find every place of a queue anew: it was declared keyed, or not so any more."""
+        self.forget()
+        queue = self.queue(name)
+        assert queue is not None
+        yields = queue.keyed and queue.on_retry == "yield"
+        self.db.execute(
+            "UPDATE dispatch_tasks SET place = CASE WHEN NOT :keyed OR key IS NULL THEN 1"
+            " WHEN :yields AND epoch > 0 AND available_at > :now THEN 3 ELSE 2 END"
+            " WHERE queue = :queue AND status = 'pending'",
+            {"keyed": queue.keyed, "yields": yields, "now": now, "queue": name},
+        )
+        if queue.keyed:
+            keys = self.db.execute(
+                "SELECT DISTINCT key FROM dispatch_tasks INDEXED BY dispatch_keys"
+                " WHERE queue = ? AND place > 0 AND key IS NOT NULL",
+                (name,),
+            ).fetchall()
+            for (key,) in keys:
+                self._promote(name, key)
+        self.touched.add((TopicKind.QUEUE, name))
+
+    # ---- queues and lanes ------------------------------------------------
+
+    def queue(self, name: str) -> Queue | None:
+        """What is declared of a queue; None if nothing is."""
+        if name not in self._queues:
+            row = self.db.execute(
+                "SELECT keyed, on_retry, max_waiting, max_running, rate, paused"
+                " FROM dispatch_queues WHERE name = ?",
+                (name,),
+            ).fetchone()
+            if row is None:
+                return None
+            keyed, on_retry, max_waiting, max_running, rate, paused = row
+            self._queues[name] = Queue(
+                name,
+                bool(keyed),
+                on_retry,
+                max_waiting,
+                max_running,
+                None if rate is None else tuple(json.loads(rate)),
+                bool(paused),
+            )
+        return self._queues[name]
+
+    def _lanes_of(self, queue: str) -> list[Lane]:
+        lanes = self._lanes.get(queue)
+        if lanes is None:
+            lanes = self._lanes[queue] = [
+                Lane(number, type_, version, bool(tagged))
+                for number, type_, version, tagged in self.db.execute(
+                    "SELECT lane, type, version, tagged FROM dispatch_lanes WHERE queue = ?", (queue,)
+                )
+            ]
+        return lanes
+
+    def _lane(self, queue: str, type_: str, version: int, tagged: bool) -> int:
+        for lane in self._lanes_of(queue):
+            if lane.type == type_ and lane.version == version and lane.tagged == tagged:
+                return lane.number
+        (number,) = self.db.execute(
+            "INSERT INTO dispatch_lanes (queue, type, version, tagged) VALUES (?, ?, ?, ?) RETURNING lane",
+            (queue, type_, version, tagged),
+        ).fetchone()
+        self._lanes[queue].append(Lane(number, type_, version, tagged))
+        return int(number)
+
+
+def _due(new: NewTask, now: float) -> float:
+    if new.available_at is not None:
+        return new.available_at
+    return round(now + new.delay, 6) if new.delay else now
+
+
+def _known(answer: EnqueueAnswer, new: NewTask, record: TaskRecord) -> EnqueueResult:
+    given = None if answer is EnqueueAnswer.CREATED else record
+    return EnqueueResult(answer, new.id, record.created_at, record.available_at, given)
+
+
+def _claim(row: tuple[Any, ...], timeout: float | None, now: float) -> Claim:
+    (_, id_, epoch, queue, type_, version, payload, key, headers, priority, tags, own_timeout) = row[:12]
+    (max_retry, attempt, limit, created_at, available_at, last_error, cron) = row[12:]
+    return Claim(
+        id_,
+        epoch,
+        queue,
+        type_,
+        version,
+        payload,
+        key,
+        headers_of(headers),
+        priority,
+        tags_of(tags),
+        timeout if own_timeout is None else own_timeout,
+        max_retry,
+        attempt,
+        limit,
+        created_at,
+        available_at,
+        now,
+        last_error,
+        cron,
+    )
