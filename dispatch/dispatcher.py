@@ -31,6 +31,7 @@ from dispatch.pool import PoolStatistics, TaskDispatcher
 from dispatch.publisher import TaskQueuePublisher
 from dispatch.registry import Registry
 from dispatch.storage.memory import MemoryStorage
+from dispatch.storage.opening import open_storage
 from dispatch.storage.protocol import Storage, Topic, TopicKind
 from dispatch.storage.query import All, AnyOf, Queues, Statuses, Types
 
@@ -227,11 +228,11 @@ class Dispatcher:
         for queue, type_name in self._registry.handlers:
             if queue not in paused:
                 by_queue.setdefault(queue, []).append(type_name)
-        runnable = AnyOf(
-            *(All(Queues(queue), Types(*types)) for queue, types in by_queue.items())
-        )
         where = AnyOf(
-            All(runnable, Statuses("pending")),
+            *(
+                All(Queues(queue), Types(*types), Statuses("pending"))
+                for queue, types in by_queue.items()
+            ),
             All(Queues(*self.consumer.queue_names), Statuses("running")),
         )
         return bool(sum((await self.storage.count(where, bound=1)).values()))
@@ -276,17 +277,22 @@ class Dispatcher:
 async def open_dispatcher(storage: Storage | str | None = None, **options: Any) -> AsyncGenerator[Dispatcher]:
     """Run a `Dispatcher` around a block; leaving the block ends it gracefully.
 
-    Without arguments everything is kept in memory. `options` are those of
+    Without arguments everything is kept in memory. `"sqlite:///jobs.db"` keeps
+    it in a file, `"postgresql://..."` in a database (see
+    `dispatch.storage.opening`); such a storage is opened and closed here, one
+    that you pass as a `Storage` is yours to close. `options` are those of
     `Dispatcher`. Leaving normally stops claiming, lets running handlers finish
     until `grace`, hands back the rest with their attempts, and says in
     `dispatcher.report` which. Leaving by an exception or a cancellation does
     the same with no grace.
     """
     if isinstance(storage, str):
-        raise InvalidConfigError(
-            f"open_dispatcher: {storage.partition(':')[0]!r} storages are not part of this version; "
-            "pass no argument for an in-memory one, or a Storage"
-        )
+        async with (
+            open_storage(storage, clock=options.get("clock")) as opened,
+            open_dispatcher(opened, **options) as dispatcher,
+        ):
+            yield dispatcher
+        return
     dispatcher = Dispatcher(storage, **options)
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:

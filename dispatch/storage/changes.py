@@ -11,7 +11,7 @@ from dispatch.records import NewTask, TaskRecord
 from dispatch.storage.protocol import KEEP, Change
 from dispatch.tasks import TaskStatus
 
-__all__ = ["NO_HEADERS", "frozen_headers", "group_value", "patched", "replacement", "would_change"]
+__all__ = ["NO_HEADERS", "frozen_headers", "group_value", "later_slot", "patched", "replacement", "would_change"]
 
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -78,3 +78,8 @@ def group_value(record: TaskRecord, name: Literal["queue", "type", "status"], no
     if record.status is TaskStatus.PENDING and record.available_at > now:
         return "later"
     return record.status.value
+
+
+def later_slot(one: float | None, other: float | None) -> float | None:
+    """The later of two slots of a cron entry; None is before all others."""
+    return one if other is None else other if one is None else max(one, other)

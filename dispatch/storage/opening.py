@@ -1,22 +1,76 @@
-"""Opening a storage by its URL."""
+"""Storages by their URL: what `open_dispatcher` and the command line are given."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
 
+from dispatch.clock import Clock
 from dispatch.errors import InvalidConfigError
 from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.protocol import Storage
+from dispatch.storage.sqlite import SqliteStorage
 
 __all__ = ["open_storage"]
 
+FORMS: Final = (
+    "memory:, sqlite:///jobs.db (relative; four slashes for an absolute path) or "
+    "postgresql://user@host/database"
+)
+
 
 @asynccontextmanager
-async def open_storage(url: str) -> AsyncGenerator[Storage]:
-    """The storage of a URL while the block runs. Raises InvalidConfigError and StorageError."""
-    scheme = url.partition(":")[0]
+async def open_storage(url: str, *, clock: Clock | None = None) -> AsyncGenerator[Storage]:
+    """Open the storage that `url` names, while the block is open.
+
+    - `memory:`
+    - `sqlite:///jobs.db`, relative to the working directory, or
+      `sqlite:////var/lib/jobs.db`; `?synchronous=normal` as for `SqliteStorage`.
+    - `postgresql://user:password@host/database`; `?schema=name` for another
+      schema than `dispatch`, the rest is libpq's.
+
+    Raises InvalidConfigError for anything else, StorageError if it cannot be
+    opened. A checkpoint.
+    """
+    scheme = url.partition(":")[0].lower()
     if scheme == "memory":
-        yield MemoryStorage()
+        yield MemoryStorage(clock)
+    elif scheme == "sqlite":
+        async with _sqlite(url, clock) as storage:
+            yield storage
+    elif scheme in ("postgresql", "postgres"):
+        # Imported here: the driver is an extra, and its absence names it.
+        from dispatch.storage.postgres import PostgresStorage
+
+        parts = urlsplit(url)
+        options = dict(parse_qsl(parts.query))
+        schema = options.pop("schema", "dispatch")
+        dsn = parts._replace(query="&".join(f"{name}={value}" for name, value in options.items()))
+        async with PostgresStorage(dsn.geturl(), schema=schema) as postgres:
+            yield postgres
     else:
-        raise InvalidConfigError(f"no storage is known by {scheme!r}; wanted is memory:")
+        raise InvalidConfigError(f"a storage is named by {FORMS}; got {_shown(url)!r}")
+
+
+def _sqlite(url: str, clock: Clock | None) -> SqliteStorage:
+    parts = urlsplit(url)
+    path = unquote(parts.path)[1:]  # sqlite:///a is the relative a, sqlite:////a the absolute /a
+    if parts.netloc or not path:
+        raise InvalidConfigError(
+            f"a SQLite file is named by sqlite:///jobs.db (relative) or sqlite:////var/jobs.db; got {url!r}"
+        )
+    options = dict(parse_qsl(parts.query))
+    synchronous = options.pop("synchronous", "full")
+    if options or synchronous not in ("full", "normal"):
+        raise InvalidConfigError(
+            f"{url!r}: the only option is synchronous=full or synchronous=normal"
+        )
+    return SqliteStorage(path, synchronous="normal" if synchronous == "normal" else "full", clock=clock)
+
+
+def _shown(url: str) -> str:
+    """The URL without what may be a password."""
+    head, at, tail = url.rpartition("@")
+    return f"{head.partition('://')[0]}://***@{tail}" if at else url

@@ -33,7 +33,7 @@ import trio
 from dispatch.bell import Bell
 from dispatch.clock import Clock
 from dispatch.errors import ClosedError, InvalidConfigError, StorageError
-from dispatch.records import AttemptRecord, NewTask, TaskRecord, Transition
+from dispatch.records import AttemptRecord, NewTask, Transition
 from dispatch.storage import sqlite_query, sqlite_repair
 from dispatch.storage.bells import Bells
 from dispatch.storage.protocol import (
@@ -438,8 +438,17 @@ class SqliteStorage(Storage):
     async def crons(self, name: str | None = None) -> list[CronRecord]:
         return await self._read(lambda _, __: self._registry.crons(name))
 
-    async def alter_cron(self, name: str, *, paused_reason: str | None) -> bool:
-        return await self._write(lambda ledger: ledger.registry.alter_cron(name, paused_reason))
+    async def alter_cron(
+        self,
+        name: str,
+        *,
+        paused_reason: str | None,
+        last_slot: float | None = None,
+        next_slot: float | None = None,
+    ) -> bool:
+        return await self._write(
+            lambda ledger: ledger.registry.alter_cron(name, paused_reason, last_slot, next_slot)
+        )
 
     async def remove_cron(self, name: str) -> bool:
         return await self._write(lambda ledger: ledger.registry.remove_cron(name))
@@ -452,6 +461,7 @@ class SqliteStorage(Storage):
         last_slot: float,
         next_slot: float | None,
         tasks: Sequence[NewTask],
+        definition: str | None = None,
     ) -> AdvanceAnswer:
         return await self._write(
             lambda ledger: ledger.registry.advance_cron(
@@ -461,6 +471,7 @@ class SqliteStorage(Storage):
                 last_slot=last_slot,
                 next_slot=next_slot,
                 tasks=tasks,
+                definition=definition,
             )
         )
 
@@ -524,7 +535,7 @@ class SqliteStorage(Storage):
             running = {
                 id_
                 for (id_,) in self._eye.execute(
-                    f"SELECT id FROM dispatch_tasks WHERE id IN ({marks}) AND finished_at IS NULL",  # noqa: S608
+                    f"SELECT id FROM dispatch_tasks WHERE id IN ({marks}) AND finished_at IS NULL",  # noqa: S608 - marks only
                     some,
                 )
             }

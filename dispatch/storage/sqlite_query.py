@@ -152,8 +152,7 @@ def _tags(where: Tags) -> Sql:
 
 def records(db: sqlite3.Connection, sql: str, values: Sequence[Any] = ()) -> list[TaskRecord]:
     """The tasks that the rest of a SELECT names."""
-    # S608 here and below: the texts come from this package, every value is bound.
-    return [record_of(row) for row in db.execute(f"SELECT {COLUMNS} FROM dispatch_tasks {sql}", values)]  # noqa: S608
+    return [record_of(row) for row in db.execute(f"SELECT {COLUMNS} FROM dispatch_tasks {sql}", values)]
 
 
 def sequences(
@@ -174,12 +173,11 @@ def sequences(
     tail = f"{sql} ORDER BY seq {direction} LIMIT ?"
     ranges = _ranges(db, where)
     if ranges is None:
-        # A leading `+` would keep a rare condition's index out; none is better than seq here.
-        found = db.execute(f"SELECT seq FROM dispatch_tasks WHERE {tail}", [*values, limit])  # noqa: S608
+        found = db.execute(f"SELECT seq FROM dispatch_tasks WHERE {tail}", [*values, limit])
         return [seq for (seq,) in found]
     merged: list[int] = []
     statement = (
-        "SELECT seq FROM dispatch_tasks INDEXED BY dispatch_status "  # noqa: S608
+        "SELECT seq FROM dispatch_tasks INDEXED BY dispatch_status "
         f"WHERE queue = ? AND status = ? AND {tail}"
     )
     for queue, status in ranges:
@@ -251,7 +249,7 @@ def count(
     names = [SHOWN if name == "status" else name for name in by]
     shown: list[Any] = [now] * by.count("status")
     selected = ", ".join(f"{name} AS g{at}" for at, name in enumerate(names)) or "1"
-    source = f"SELECT {selected} FROM dispatch_tasks WHERE {sql}"  # noqa: S608
+    source = f"SELECT {selected} FROM dispatch_tasks WHERE {sql}"
     given = [*shown, *values]
     if bound is not None:
         if bound <= 0:
@@ -260,9 +258,9 @@ def count(
         given.append(bound)
     groups = ", ".join(f"g{at}" for at in range(len(names)))
     if not names:
-        ((total,),) = db.execute(f"SELECT count(*) FROM ({source})", given)  # noqa: S608
+        ((total,),) = db.execute(f"SELECT count(*) FROM ({source})", given)
         return {(): total} if total else {}
-    rows = db.execute(f"SELECT {groups}, count(*) FROM ({source}) GROUP BY {groups}", given)  # noqa: S608
+    rows = db.execute(f"SELECT {groups}, count(*) FROM ({source}) GROUP BY {groups}", given)
     return {tuple(row[:-1]): row[-1] for row in rows}
 
 
@@ -277,7 +275,7 @@ def history(db: sqlite3.Connection, task_id: str) -> list[AttemptRecord]:
         (found[0].seq,),
     )
     runs = [attempt_of(task_id, row) for row in past]
-    runs += [run for run in _in_the_row(found[0])]
+    runs += _in_the_row(found[0])
     return runs
 
 

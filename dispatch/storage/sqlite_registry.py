@@ -9,6 +9,7 @@ from typing import Any, Final
 import attrs
 
 from dispatch.records import NewTask
+from dispatch.storage.changes import later_slot
 from dispatch.storage.protocol import (
     AdvanceAnswer,
     CronRecord,
@@ -107,7 +108,7 @@ class SqliteRegistry:
         if changes:
             columns = ", ".join(f"{column} = ?" for column in changes)
             self._db.execute(
-                f"UPDATE dispatch_queues SET {columns} WHERE name = ?",  # noqa: S608
+                f"UPDATE dispatch_queues SET {columns} WHERE name = ?",
                 (*changes.values(), name),
             )
             self._tasks.forget()
@@ -161,8 +162,7 @@ class SqliteRegistry:
     # ---- cron entries ----------------------------------------------------
 
     def put_cron(self, entry: CronRecord, now: float, *, replace: bool) -> PutAnswer:
-        """See `CronStore.put_cron`; a replaced entry keeps `total`, `created_at`, its pause and the
-        last tick decided, so that no tick is decided twice."""
+        """See `CronStore.put_cron`."""
         found = self.crons(entry.name)
         if not found:
             self._write(attrs.evolve(entry, created_at=now, seen_at=now))
@@ -176,7 +176,7 @@ class SqliteRegistry:
         self._write(
             attrs.evolve(
                 entry,
-                last_slot=known.last_slot if entry.last_slot is None else entry.last_slot,
+                last_slot=later_slot(known.last_slot, entry.last_slot),
                 paused_reason=known.paused_reason,
                 total=known.total,
                 created_at=known.created_at,
@@ -239,8 +239,17 @@ class SqliteRegistry:
             ) in rows
         ]
 
-    def alter_cron(self, name: str, paused_reason: str | None) -> bool:
+    def alter_cron(
+        self, name: str, paused_reason: str | None, last_slot: float | None, next_slot: float | None
+    ) -> bool:
         """See `CronStore.alter_cron`."""
+        if last_slot is not None:
+            # A scalar max() with a NULL is NULL.
+            self._db.execute(
+                "UPDATE dispatch_crons SET last_slot = max(coalesce(last_slot, ?1), ?1), next_slot = ?2"
+                " WHERE name = ?3",
+                (last_slot, next_slot, name),
+            )
         return self._changed(
             "UPDATE dispatch_crons SET paused_reason = ? WHERE name = ?", (paused_reason, name)
         )
@@ -264,19 +273,21 @@ class SqliteRegistry:
         last_slot: float,
         next_slot: float | None,
         tasks: Sequence[NewTask],
+        definition: str | None,
     ) -> AdvanceAnswer:
-        """See `CronStore.advance_cron`; `total` grows by the tasks really stored."""
+        """See `CronStore.advance_cron`."""
         found = self.crons(name)
         if not found:
             return AdvanceAnswer.GONE
         (entry,) = found
         if entry.paused_reason is not None:
             return AdvanceAnswer.PAUSED
-        if entry.last_slot != expected:
+        if entry.last_slot != expected or definition not in (None, entry.definition):
             return AdvanceAnswer.MOVED
-        stored = [self._tasks.store(new, now).answer for new in tasks]
+        answers = [self._tasks.store(new, now).answer for new in tasks]
+        stored = answers.count(EnqueueAnswer.CREATED)
         self._db.execute(
             "UPDATE dispatch_crons SET last_slot = ?, next_slot = ?, total = total + ? WHERE name = ?",
-            (last_slot, next_slot, stored.count(EnqueueAnswer.CREATED), name),
+            (last_slot, next_slot, stored, name),
         )
-        return AdvanceAnswer.ADVANCED
+        return AdvanceAnswer.ADVANCED if stored == len(answers) else AdvanceAnswer.REFUSED

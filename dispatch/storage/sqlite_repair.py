@@ -91,7 +91,7 @@ def prune(tasks: SqliteTasks, spec: PruneSpec, now: float, *, dry_run: bool) -> 
     if spec.keep is not None:
         group = "" if spec.per == "total" else f"PARTITION BY {spec.per} "
         source = (
-            f"(SELECT *, row_number() OVER ({group}ORDER BY finished_at DESC, seq DESC) AS nth"  # noqa: S608
+            f"(SELECT *, row_number() OVER ({group}ORDER BY finished_at DESC, seq DESC) AS nth"
             f" FROM dispatch_tasks WHERE {considered})"
         )
         doomed.append("nth > ?")
@@ -102,7 +102,7 @@ def prune(tasks: SqliteTasks, spec: PruneSpec, now: float, *, dry_run: bool) -> 
         given += values
     wanted = f"({') OR ('.join(doomed)})" if spec.keep is not None else f"({') AND ('.join(doomed)})"
     rows = tasks.db.execute(
-        f"SELECT seq, id, queue FROM {source} WHERE {wanted} ORDER BY finished_at, seq LIMIT ?",  # noqa: S608
+        f"SELECT seq, id, queue FROM {source} WHERE {wanted} ORDER BY finished_at, seq LIMIT ?",
         [*given, spec.limit],
     ).fetchall()
     if not dry_run:

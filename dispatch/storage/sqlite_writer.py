@@ -83,6 +83,7 @@ class Writer:
         self._waiting: deque[Step] = deque()
         self._writing = False
         self._closed = False
+        self._idle: trio.Event | None = None
         self._limiter = trio.CapacityLimiter(1)
 
     async def run(self, action: Callable[[], T]) -> T:
@@ -102,13 +103,14 @@ class Writer:
             await self._lead()
         if step.error is not None:
             raise step.error
-        return cast(T, step.answer)
+        return cast("T", step.answer)
 
     async def close(self) -> None:
         """Take no more steps; wait for those taken. Harmless to repeat."""
         self._closed = True
-        while self._writing:
-            await trio.sleep(0.001)
+        if self._writing:
+            self._idle = trio.Event()
+            await self._idle.wait()
 
     async def _wait(self, step: Step) -> None:
         """Wait for the answer, or for one's turn to lead."""
@@ -153,6 +155,8 @@ class Writer:
             assert leader.task is not None
             trio.lowlevel.reschedule(leader.task)
             leader.task = None
+        elif self._idle is not None:
+            self._idle.set()
 
     # ---- in the thread ---------------------------------------------------
 
@@ -164,7 +168,7 @@ class Writer:
             try:
                 for step in steps:
                     step.answer = step.action()
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - handed to its caller
                 batch.rollback()
                 if len(steps) == 1:
                     steps[0].error = exc
