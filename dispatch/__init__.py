@@ -10,7 +10,8 @@ from dispatch.clock import Clock
 from dispatch.codec import Codec, Limits
 from dispatch.consumer import ShutdownReport, TaskQueueConsumer
 from dispatch.control import TaskPage, TaskQueueControl
-from dispatch.cron.dispatcher import CronTask, CronTaskDispatcher
+from dispatch.cron.dispatcher import CronTaskDispatcher
+from dispatch.cron.entries import CronEntry, CronTask
 from dispatch.cron.policy import CronPolicy
 from dispatch.cron.spec import CronSpec
 from dispatch.dispatcher import Dispatcher, EventStream, open_dispatcher
@@ -56,6 +57,7 @@ from dispatch.tasks import (
     OnClash,
     Priority,
     QueueTask,
+    RateLimit,
     TaskOptions,
     TaskQueueConfig,
     TaskStatus,
@@ -69,6 +71,7 @@ __all__ = [
     "Clock",
     "ClosedError",
     "Codec",
+    "CronEntry",
     "CronNameConflictError",
     "CronPolicy",
     "CronSpec",
@@ -102,6 +105,7 @@ __all__ = [
     "QueueFullError",
     "QueueNotRegisteredError",
     "QueueTask",
+    "RateLimit",
     "RetryAfter",
     "RetryPolicy",
     "Run",

@@ -67,4 +67,6 @@ def _record(name: str, config: TaskQueueConfig, *, durable: bool) -> QueueRecord
         on_retry=config.on_retry,
         max_waiting=config.max_waiting if durable else (config.max_waiting or config.buffer_size),
         overflow=config.overflow,
+        max_running=config.max_running,
+        rate=None if config.rate_limit is None else (config.rate_limit.count, config.rate_limit.per),
     )

@@ -31,6 +31,7 @@ __all__ = [
     "OnClash",
     "Priority",
     "QueueTask",
+    "RateLimit",
     "TaskOptions",
     "TaskQueueConfig",
     "TaskStatus",
@@ -218,6 +219,23 @@ REPLACEABLE: Final = frozenset(
 
 
 @attrs.frozen
+class RateLimit:
+    """At most `count` tasks started per `per` seconds, over all processes on the storage.
+
+    A token bucket: it holds `count`, which come back evenly. A burst of `count`
+    after a quiet time is allowed, so that any stretch of `per` seconds sees less
+    than twice `count` starts, and the long run `count` per `per` seconds.
+    """
+
+    count: int
+    per: float = 1.0
+
+    def __attrs_post_init__(self) -> None:
+        _count("RateLimit: count", self.count, 1)
+        _duration("RateLimit: per", self.per, above=True)
+
+
+@attrs.frozen
 class TaskQueueConfig:
     """How one queue behaves. Equal settings make a re-registration a no-op.
 
@@ -240,6 +258,8 @@ class TaskQueueConfig:
       `on_retry` says whether a retrying one holds its key or yields it.
     - `ageing`: seconds after which a waiting task rises one priority level;
       None switches that off.
+    - `max_running`: how many tasks of the queue run at once over all processes
+      on the storage; `rate_limit`: how many are started. None: no limit.
     - `on_interrupt`: what a run that was interrupted by a crash, a shutdown or
       a lost lease becomes: `"retry"`, or `"fail"` for at most once.
     """
@@ -255,6 +275,8 @@ class TaskQueueConfig:
     keyed: bool = attrs.field(default=False, kw_only=True)
     on_retry: Literal["hold", "yield"] = attrs.field(default="hold", kw_only=True)
     ageing: float | None = attrs.field(default=60.0, kw_only=True)
+    max_running: int | None = attrs.field(default=None, kw_only=True)
+    rate_limit: RateLimit | None = attrs.field(default=None, kw_only=True)
     on_interrupt: Literal["retry", "fail"] = attrs.field(default="retry", kw_only=True)
 
     def __attrs_post_init__(self) -> None:
@@ -273,6 +295,10 @@ class TaskQueueConfig:
             _count(f"{where} max_waiting", self.max_waiting, 1)
         if self.ageing is not None:
             _duration(f"{where} ageing", self.ageing, above=True)
+        if self.max_running is not None:
+            _count(f"{where} max_running", self.max_running, 1)
+        if self.rate_limit is not None and not isinstance(self.rate_limit, RateLimit):
+            raise InvalidConfigError(f"{where} rate_limit must be a RateLimit or None, got {self.rate_limit!r}")
         _choice(f"{where} overflow", self.overflow, ("wait", "raise"))
         _choice(f"{where} on_retry", self.on_retry, ("hold", "yield"))
         _choice(f"{where} on_interrupt", self.on_interrupt, ("retry", "fail"))

@@ -296,6 +296,9 @@ class MemoryStorage(MemoryRegistry):
             if queue is None or queue.record.paused:
                 continue
             queue.mature(now)
+            more_at: float | None = None
+            if queue.limited:
+                want, more_at = queue.within_limits(want, now)
             if want.ids is None:
                 rows = queue.take(want, now)
                 due = queue.next_due()
@@ -306,6 +309,11 @@ class MemoryStorage(MemoryRegistry):
                 later = (row.record.available_at for row in named if row.place == LATER)
                 due = min(later, default=None)
             claims += [self._start(row, want, now, worker, lease) for row in rows]
+            queue.running += len(rows)
+            if queue.limited:
+                queue.spend(len(rows))
+                if more_at is not None and len(rows) == want.limit and (due is None or more_at < due):
+                    due = more_at
             if due is not None and (next_due is None or due < next_due):
                 next_due = due
             if queue.room:
@@ -422,7 +430,8 @@ class MemoryStorage(MemoryRegistry):
         record = row.record
         waits = record.status is PENDING
         queue = self._queues[record.queue]
-        if (waits or queue.record.keyed) and queue.ended(row, now):
+        queue.running -= 1
+        if ((waits or queue.record.keyed) and queue.ended(row, now)) or queue.limited:
             self._touched.add(record.queue)
         if not waits:
             self._ended(row)

@@ -32,7 +32,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Final, Literal
 
+import attrs
+
 from dispatch.records import AttemptRecord, TaskRecord
+from dispatch.storage.limits import allowance
 from dispatch.storage.protocol import QueueRecord, Want
 from dispatch.tasks import TaskStatus
 
@@ -202,7 +205,11 @@ class ReadyQueue:
         "_ready",
         "_views",
         "record",
+        "limited",
         "room",
+        "running",
+        "tokens",
+        "tokens_at",
         "waiting",
     )
 
@@ -212,6 +219,11 @@ class ReadyQueue:
         """Tasks pending and due, also those behind their key or of a type nobody handles."""
         self.room: bool = False
         """Set when `waiting` sinks below the bound; the caller rings and clears it."""
+        self.running: int = 0
+        """Tasks running; the caller counts them."""
+        self.limited: bool = record.max_running is not None or record.rate is not None
+        self.tokens: float | None = None
+        self.tokens_at: float | None = None
         self._last_free = -1 if record.max_waiting is None else record.max_waiting - 1
         self._ready = 0
         self._later: list[Entry] = []
@@ -227,6 +239,8 @@ class ReadyQueue:
     def rebuild(self, record: QueueRecord, rows: Iterable[Row], now: float) -> None:
         """Start again from the queue's rows, under another declaration."""
         self.record = record
+        self.limited = record.max_running is not None or record.rate is not None
+        self.tokens = None
         self.waiting = 0
         self.room = True
         self._last_free = -1 if record.max_waiting is None else record.max_waiting - 1
@@ -320,6 +334,23 @@ class ReadyQueue:
         while later and later[0][2] != later[0][3].ticket:
             heappop(later)
         return later[0][0] if later else None
+
+    def within_limits(self, want: Want, now: float) -> tuple[Want, float | None]:
+        """The want as far as the queue's limits allow it; and when its rate allows more."""
+        limit, more_at = want.limit, None
+        if self.record.max_running is not None:
+            limit = min(limit, self.record.max_running - self.running)
+        if self.record.rate is not None:
+            allowed = allowance(self.record.rate, self.tokens, self.tokens_at, now)
+            self.tokens, self.tokens_at = allowed.tokens, now
+            if allowed.claims < limit:
+                limit, more_at = allowed.claims, allowed.more_at
+        return attrs.evolve(want, limit=max(limit, 0)), more_at
+
+    def spend(self, count: int) -> None:
+        """So many claims were made under the rate."""
+        if self.tokens is not None:
+            self.tokens -= count
 
     def take(self, want: Want, now: float) -> list[Row]:
         """The rows a claim starts, in claim order, out of their places; the caller starts them."""

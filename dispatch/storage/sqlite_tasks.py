@@ -16,6 +16,7 @@ from dispatch import lifecycle
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import Claim, NewTask, TaskRecord, Transition, TransitionKind
 from dispatch.storage.changes import replacement
+from dispatch.storage.limits import allowance
 from dispatch.storage.protocol import (
     Claimed,
     EnqueueAnswer,
@@ -247,7 +248,7 @@ class SqliteTasks(SqlitePlaces):
                     self._spend(queue, len(chosen))
                 if queue.max_waiting is not None:
                     self.touched.add((TopicKind.ROOM, queue.name))
-            if open_at is not None and len(chosen) == free and (due is None or open_at < due):
+            if open_at is not None and len(chosen) == max(free, 0) and (due is None or open_at < due):
                 due = open_at
             if due is not None and (next_due is None or due < next_due):
                 next_due = due
@@ -264,18 +265,18 @@ class SqliteTasks(SqlitePlaces):
             limit = min(limit, queue.max_running - running)
         if queue.rate is None:
             return limit, None
-        count, seconds = queue.rate
         tokens, since = self.db.execute(
             "SELECT tokens, tokens_at FROM dispatch_queues WHERE name = ?", (queue.name,)
         ).fetchone()
-        tokens = count if tokens is None else min(count, tokens + max(now - since, 0.0) * count / seconds)
-        self.db.execute(
-            "UPDATE dispatch_queues SET tokens = ?, tokens_at = ? WHERE name = ?", (tokens, now, queue.name)
-        )
-        allowed = int(tokens + 1e-6)
-        if allowed >= limit:
+        allowed = allowance(queue.rate, tokens, since, now)
+        if allowed.tokens != tokens:
+            self.db.execute(
+                "UPDATE dispatch_queues SET tokens = ?, tokens_at = ? WHERE name = ?",
+                (allowed.tokens, now, queue.name),
+            )
+        if allowed.claims >= limit:
             return limit, None
-        return allowed, now + (allowed + 1 - tokens) * seconds / count
+        return allowed.claims, allowed.more_at
 
     def _spend(self, queue: Queue, count: int) -> None:
         self.db.execute("UPDATE dispatch_queues SET tokens = tokens - ? WHERE name = ?", (count, queue.name))

@@ -28,12 +28,13 @@ except ImportError as _missing:
         "the conformance kit needs pytest and pytest-trio: pip install 'trio-dispatch[testing]'"
     ) from _missing
 
-for _name in ("claiming", "keys", "publishing", "reading", "running", "services"):
+for _name in ("claiming", "keys", "limits", "publishing", "reading", "running", "services"):
     # Before they are imported: so that a failed case shows the values it compared.
     pytest.register_assert_rewrite(f"dispatch.testing.cases_{_name}")
 
 from dispatch.testing.cases_claiming import ClaimCases, LeaseCases  # noqa: E402
 from dispatch.testing.cases_keys import BoundCases, KeyCases  # noqa: E402
+from dispatch.testing.cases_limits import LimitCases  # noqa: E402
 from dispatch.testing.cases_publishing import EnqueueCases, UniqueCases  # noqa: E402
 from dispatch.testing.cases_reading import AlterCases, FindCases, PruneCases  # noqa: E402
 from dispatch.testing.cases_running import HistoryCases, RescueCases, SettleCases  # noqa: E402
@@ -50,6 +51,7 @@ class StorageConformance(
     ClaimCases,
     KeyCases,
     BoundCases,
+    LimitCases,
     LeaseCases,
     SettleCases,
     RescueCases,

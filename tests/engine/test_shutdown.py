@@ -247,7 +247,18 @@ async def test_a_broken_storage_reaches_the_caller(autojump_clock: object) -> No
             await trio.sleep_forever()
 
 
-async def test_opening_with_a_dsn_says_what_is_possible() -> None:
-    with pytest.raises(ValueError, match=r"^\[1012\] open_dispatcher: 'sqlite' storages are not part of this version"):
-        async with open_dispatcher("sqlite:///x.db"):
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("mysql://root:secret@db/x", r"memory:, sqlite:///jobs\.db .* or postgresql://.*; got 'mysql://\*\*\*@db/x'"),
+        ("jobs.db", "got 'jobs.db'"),
+        ("sqlite://jobs.db", r"a SQLite file is named by sqlite:///jobs\.db"),
+        ("sqlite:///", r"a SQLite file is named by"),
+        ("sqlite:///jobs.db?synchronous=off", "the only option is synchronous=full or synchronous=normal"),
+        ("sqlite:///:memory:", "for a storage in memory use MemoryStorage"),
+    ],
+)
+async def test_a_wrong_url_is_told_what_is_possible(url: str, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"^\[1012\] .*{said}"):
+        async with open_dispatcher(url):
             pass
