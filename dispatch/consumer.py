@@ -26,10 +26,12 @@ from dispatch.errors import (
 from dispatch.events import Observers
 from dispatch.execution import Executor, Stop
 from dispatch.handlers import Middleware, bind, payload_class
+from dispatch.pruning import Pruning
 from dispatch.publisher import TaskQueuePublisher, inside_handler
 from dispatch.registry import Registry
 from dispatch.run import Run
 from dispatch.storage.protocol import Storage
+from dispatch.storage.query import PruneSpec
 from dispatch.tasks import QueueTask, TaskQueueConfig, TaskType, check_name
 from dispatch.upkeep import Upkeep
 
@@ -66,10 +68,12 @@ class TaskQueueConsumer:
             await nursery.start(consumer.run)
 
     - `worker`: this consumer's id, unique by default.
+    - `queues`: consume only these of the queues registered here; None is all.
     - `tags`: take only tasks whose tags are all among these; None takes all.
     - `lease`: seconds a claim lasts unless renewed, which happens at a third of it.
     - `grace`: seconds that running handlers get at a shutdown.
     - `middleware`: async `(task, run, call_next)` functions around every attempt.
+    - `prune`: which ended tasks to delete, at the start and every `prune_every` seconds.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class TaskQueueConsumer:
         storage: Storage,
         *,
         worker: str | None = None,
+        queues: Sequence[str] | None = None,
         tags: Sequence[str] | None = None,
         lease: float = 30.0,
         grace: float = 10.0,
@@ -85,6 +90,8 @@ class TaskQueueConsumer:
         registry: Registry | None = None,
         observers: Observers | None = None,
         publisher: TaskQueuePublisher | None = None,
+        prune: Sequence[PruneSpec] = (),
+        prune_every: float = 600.0,
     ) -> None:
         if not 0.05 <= lease <= 86_400:
             raise InvalidConfigError(f"lease must be within 0.05 and 86400 seconds, got {lease!r}")
@@ -92,13 +99,14 @@ class TaskQueueConsumer:
             raise InvalidConfigError(f"grace must be within 0 and 86400 seconds, got {grace!r}")
         self._storage = storage
         self.worker: str = worker if worker is not None else _worker_id()
+        self._queues = None if queues is None else frozenset(queues)
         self._tags = None if tags is None else frozenset(tags)
         self._lease = lease
         self._grace = grace
-        self._middleware = tuple(middleware)
         self._codec = codec if codec is not None else Codec()
         self._registry = registry if registry is not None else Registry()
         self._observers = observers if observers is not None else Observers()
+        self._middleware: tuple[Middleware, ...] = (*self._observers.offered("middleware"), *middleware)
         self._publisher = (
             publisher
             if publisher is not None
@@ -110,6 +118,7 @@ class TaskQueueConsumer:
         self._upkeep = Upkeep(
             storage, self.worker, lease, self._actors.values, self._observers
         )
+        self._pruning = Pruning(storage, tuple(prune), prune_every)
         self._nursery: trio.Nursery | None = None
         self._closing = trio.Event()
         self._base: contextvars.Context | None = None
@@ -237,6 +246,8 @@ class TaskQueueConsumer:
             try:
                 await self._registry.declare(self._storage)
                 await keepers.start(self._upkeep.run)
+                if self._pruning.specs:
+                    keepers.start_soon(self._pruning.run)
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
                     for name, config in self._registry.configs.items():
@@ -259,11 +270,13 @@ class TaskQueueConsumer:
         """Start a queue's actors, if running and not started."""
         if self._nursery is None or self._base is None or name in self._actors:
             return
+        if self._queues is not None and name not in self._queues:
+            return
         executor = Executor(
             codec=self._codec,
             policy=config.policy,
             limiter=trio.CapacityLimiter(config.concurrency),
-            prepare=self._publisher.prepare,
+            prepare=self._publisher.prepare_spawned,
             report=self._storage.progress,
             middleware=self._middleware,
             base=self._base,
@@ -340,8 +353,9 @@ class TaskQueueConsumer:
 
     @property
     def queue_names(self) -> tuple[str, ...]:
-        """The queues registered here."""
-        return tuple(self._registry.configs)
+        """The queues registered here that are consumed here."""
+        chosen = self._queues
+        return tuple(name for name in self._registry.configs if chosen is None or name in chosen)
 
     @property
     def busy(self) -> bool:

@@ -23,6 +23,7 @@ from dispatch.codec import Codec
 from dispatch.consumer import ShutdownReport, TaskQueueConsumer
 from dispatch.control import TaskQueueControl
 from dispatch.cron.dispatcher import CronTaskDispatcher
+from dispatch.cron.entries import CronEntry
 from dispatch.errors import ClosedError, InvalidConfigError
 from dispatch.events import Observer, Observers, TaskEvent
 from dispatch.handlers import Middleware
@@ -33,7 +34,7 @@ from dispatch.registry import Registry
 from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.opening import open_storage
 from dispatch.storage.protocol import Storage, Topic, TopicKind
-from dispatch.storage.query import All, AnyOf, Queues, Statuses, Types
+from dispatch.storage.query import All, AnyOf, PruneSpec, Queues, Statuses, Types
 
 __all__ = ["Dispatcher", "DispatcherStatistics", "EventStream", "open_dispatcher"]
 
@@ -97,10 +98,11 @@ class Dispatcher:
         dispatcher.close()          # serve() returns after the graceful end
 
     - `storage`: None for a fresh in-memory one, or any `Storage`.
-    - `worker`, `tags`, `lease`, `grace`, `middleware`: see `TaskQueueConsumer`;
-      the one grace is the pool's and cron's, too.
+    - `worker`, `queues`, `tags`, `lease`, `grace`, `middleware`, `prune`,
+      `prune_every`: see `TaskQueueConsumer`; the one grace is the pool's and cron's, too.
     - `observers`: functions called with every `TaskEvent`; by default one that
       writes log lines. Pass your own to replace it, `()` for none.
+    - `cron`: the cron tasks that belong to the code, as `CronEntry` values.
     - `clock`: wall time for cron and for the in-memory storage.
     """
 
@@ -116,22 +118,25 @@ class Dispatcher:
         storage: Storage | None = None,
         *,
         worker: str | None = None,
+        queues: Sequence[str] | None = None,
         tags: Sequence[str] | None = None,
         lease: float = 30.0,
         grace: float = 10.0,
         middleware: Sequence[Middleware] = (),
         observers: Sequence[Observer] | None = None,
         codec: Codec | None = None,
+        cron: Sequence[CronEntry] = (),
         clock: Clock | None = None,
         pool_size: int = 1_024,
+        prune: Sequence[PruneSpec] = (),
+        prune_every: float = 600.0,
     ) -> None:
         if storage is not None and not isinstance(storage, Storage):
             raise InvalidConfigError(
                 f"storage must be a Storage or None for an in-memory one, got {type(storage).__name__}"
             )
-        clock = clock if clock is not None else Clock()
         self._owns_storage = storage is None
-        self.storage = storage if storage is not None else MemoryStorage(clock)
+        self.storage = storage if storage is not None else MemoryStorage(clock or Clock())
         self._registry = Registry()
         self._observers = Observers((LogObserver(),) if observers is None else observers)
         codec = codec if codec is not None else Codec()
@@ -141,6 +146,7 @@ class Dispatcher:
         self.consumer = TaskQueueConsumer(
             self.storage,
             worker=worker,
+            queues=queues,
             tags=tags,
             lease=lease,
             grace=grace,
@@ -149,8 +155,12 @@ class Dispatcher:
             registry=self._registry,
             observers=self._observers,
             publisher=self.publisher,
+            prune=prune,
+            prune_every=prune_every,
         )
-        self.cron = CronTaskDispatcher(self.storage, publisher=self.publisher, clock=clock, grace=grace)
+        self.cron = CronTaskDispatcher(
+            self.storage, publisher=self.publisher, clock=clock, grace=grace, declared=cron
+        )
         self.pool = TaskDispatcher(pool_size, grace=grace)
         self.control = TaskQueueControl(self.storage, publisher=self.publisher)
         self._closing = trio.Event()
@@ -225,8 +235,9 @@ class Dispatcher:
         await self._registry.declare(self.storage)
         paused = {record.name for record in await self.storage.queues() if record.paused}
         by_queue: dict[str, list[str]] = {}
+        consumed = self.consumer.queue_names
         for queue, type_name in self._registry.handlers:
-            if queue not in paused:
+            if queue in consumed and queue not in paused:
                 by_queue.setdefault(queue, []).append(type_name)
         where = AnyOf(
             *(

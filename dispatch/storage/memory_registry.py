@@ -13,6 +13,7 @@ import trio
 from dispatch.bell import Bell
 from dispatch.clock import Clock
 from dispatch.records import NewTask
+from dispatch.storage.changes import later_slot
 from dispatch.storage.protocol import (
     KEEP,
     AdvanceAnswer,
@@ -185,7 +186,7 @@ class MemoryRegistry(Storage):
             return PutAnswer.CONFLICT
         self._crons[entry.name] = attrs.evolve(
             entry,
-            last_slot=_later(known.last_slot, entry.last_slot),
+            last_slot=later_slot(known.last_slot, entry.last_slot),
             paused_reason=known.paused_reason,
             total=known.total,
             created_at=known.created_at,
@@ -213,7 +214,7 @@ class MemoryRegistry(Storage):
         if known is None:
             return False
         if last_slot is not None:
-            last_slot = _later(known.last_slot, last_slot)
+            last_slot = later_slot(known.last_slot, last_slot)
             known = attrs.evolve(known, last_slot=last_slot, next_slot=next_slot)
         self._crons[name] = attrs.evolve(known, paused_reason=paused_reason)
         self._ring(TopicKind.CRON)
@@ -255,8 +256,3 @@ class MemoryRegistry(Storage):
         )
         self._ring_queues()
         return AdvanceAnswer.ADVANCED if stored == len(answers) else AdvanceAnswer.REFUSED
-
-
-def _later(one: float | None, other: float | None) -> float | None:
-    """The later of two slots; None is before all others."""
-    return one if other is None else other if one is None else max(one, other)

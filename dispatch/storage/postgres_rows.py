@@ -24,22 +24,23 @@ from dispatch.tasks import FailureReason, TaskStatus
 
 __all__ = [
     "COLUMNS",
-    "ENDED",
+    "LANE_AT",
     "PENDING",
+    "STATUS",
     "TYPES",
     "WRITTEN",
     "Lane",
     "Lanes",
     "Sql",
     "Stored",
-    "attempt_of",
     "as_json",
+    "attempt_of",
+    "new_record",
     "runs_of",
     "stored_of",
 ]
 
 PENDING: Final = (State.READY, State.BEHIND, State.ASIDE)
-ENDED: Final = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 STATUS: Final = {
     **dict.fromkeys(map(int, PENDING), TaskStatus.PENDING),
     int(State.RUNNING): TaskStatus.RUNNING,
@@ -88,6 +89,7 @@ TYPES: Final = {
 """The columns of `tasks`, in their order, and their types."""
 COLUMNS: Final = ", ".join(f"t.{name}" for name in TYPES)
 """What `stored_of` reads, of a table named t."""
+LANE_AT: Final = list(TYPES).index("lane")
 WRITTEN: Final = (
     "available_at",
     "started_at",
@@ -101,6 +103,7 @@ WRITTEN: Final = (
     "lane",
     "priority",
     "state",
+    "lined",
     "worker",
     "retry",
     "on_interrupt",
@@ -268,6 +271,7 @@ class Stored:
             lane,
             int(record.priority),
             int(self.state),
+            self.lined,
             record.worker,
             record.retry,
             record.on_interrupt,

@@ -45,16 +45,16 @@ from dispatch.errors import ClosedError, InvalidConfigError, MissingExtraError, 
 
 try:
     import psycopg
+    import psycopg.conninfo
+    import psycopg.sql
 except ImportError as _missing:
     raise MissingExtraError(
         "PostgreSQL needs psycopg: pip install 'trio-dispatch[postgres]'"
     ) from _missing
 
 from psycopg.abc import AdaptContext, ConnDict, ConnParam, PQGen  # noqa: TC002 - after the guard
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import Conninfo, PipelineStatus, TransactionStatus
 from psycopg.rows import AsyncRowFactory, Row
-from psycopg.sql import SQL, Identifier
 from psycopg.waiting import Ready, Wait
 
 __all__ = [
@@ -242,13 +242,13 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
             result: RV = end.value
             return result
         except KeyboardInterrupt:
-            self._drop()  # raised at any place: what the generator had done is unknown
+            self._break_off(gen)  # raised at any place: what was done is unknown
             raise
 
     async def _stop(self, gen: PQGen[RV], want: int) -> tuple[RV] | None:
         """End an exchange that was cancelled; its result, if it had ended before it was stopped."""
         asking = not _to_its_end.get()
-        if asking and self.pgconn.transaction_status != TransactionStatus.ACTIVE:
+        if asking and self._at_rest():
             gen.close()  # it only listened
             return None
         try:
@@ -267,13 +267,13 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
             return (end.value,)
         except psycopg.Error:
             return None  # stopped, as asked; or failed, which is no more effect than that
-        self._drop()
+        self._break_off(gen)
         return None
 
     async def _ready(self, want: int) -> int:
         """Wait until the socket is what a generator wants; for both wishes, either will do."""
-        fd = self.pgconn.socket
         try:
+            fd = self.pgconn.socket
             if want == Wait.R:
                 await trio.lowlevel.wait_readable(fd)
                 return Ready.R
@@ -289,8 +289,11 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
                         scope.deadline = trio.current_time() + 0.005
                     await trio.lowlevel.wait_writable(fd)
             return ready
-        except (OSError, trio.ClosedResourceError) as exc:
-            raise psycopg.OperationalError("the connection was closed while it was used") from exc
+        except (psycopg.OperationalError, OSError, trio.ClosedResourceError):
+            # The socket is gone. libpq says so, and why, when the generator goes on; left
+            # as it is, its `finally` would say so to nobody when it is collected.
+            await trio.lowlevel.checkpoint()
+            return want
 
     def _possible(self, want: int) -> int:
         """Which of the wishes the socket grants now; an error grants both, to be met there."""
@@ -324,6 +327,13 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
             and not self._pipelined()
             and not self._possible(Wait.R)
         )
+
+    def _break_off(self, gen: PQGen[Any]) -> None:
+        """Close the connection amid an exchange, and let the generator find that out."""
+        self._drop()
+        with suppress(StopIteration, psycopg.Error, ValueError):
+            while True:
+                gen.send(Ready.RW)
 
     def _drop(self) -> None:
         if not self.closed:
@@ -410,28 +420,29 @@ async def _opened(parameters: ConnDict) -> psycopg.pq.abc.PGconn:
     given_up = False
 
     def attempt() -> None:
-        connection = psycopg.Connection.connect(make_conninfo("", **parameters))
+        connection = psycopg.Connection.connect(psycopg.conninfo.make_conninfo("", **parameters))
         with lock:
             if not given_up:
                 opened.append(connection)
                 return
         connection.close()
 
+    failure: psycopg.Error | None = None
     try:
         await trio.to_thread.run_sync(
             attempt, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
         )
     except psycopg.Error as exc:
         text = _without_secrets(str(exc), parameters)
-        if text == str(exc):
-            raise exc.with_traceback(None) from None
-        raise type(exc)(text) from None
+        failure = exc.with_traceback(None) if text == str(exc) else type(exc)(text)
     except BaseException:
         with lock:
             given_up = True
             for connection in opened:
                 connection.close()
         raise
+    if failure is not None:
+        raise failure  # out here, so that it has no context to show
     pgconn = opened[0].pgconn
     del opened[0].pgconn  # else its destructor warns that it was left open
     return pgconn
@@ -451,13 +462,23 @@ def _parameters(conninfo: str, kwargs: dict[str, ConnParam]) -> ConnDict:
 
 def _parsed(conninfo: str, kwargs: dict[str, ConnParam]) -> ConnDict:
     try:
-        return conninfo_to_dict(conninfo, **kwargs)
+        params = psycopg.conninfo.conninfo_to_dict(conninfo, **kwargs)
+        if not _is_torn(conninfo, str(params.get("port") or "")):
+            return params
     except psycopg.Error:
-        # libpq's message quotes what it stumbled over, often a piece of the password.
-        raise psycopg.ProgrammingError(
-            "the connection string cannot be read: wanted postgresql://user:password@host:port/name "
-            "with reserved characters percent-encoded, or host=... user=... pairs"
-        ) from None
+        pass  # libpq's message quotes what it stumbled over, often a piece of the password
+    raise psycopg.ProgrammingError(
+        "the connection string cannot be read: wanted postgresql://user:password@host:port/name, "
+        "reserved characters percent-encoded, or host=... user=... pairs"
+    )
+
+
+def _is_torn(conninfo: str, port: str) -> bool:
+    """Whether a password with a bare `/` or `@` was taken apart: into port and name, into host."""
+    scheme, _, rest = conninfo.partition("?")[0].partition("://")
+    authority, _, name = rest.partition("/") if scheme.startswith("postgres") else ("", "", "")
+    odd = bool(port) and not port.replace(",", "0").isdecimal()
+    return odd or "@" in name or authority.count("@") > 1
 
 
 def _secrets(parameters: ConnDict) -> dict[str, str]:
@@ -480,7 +501,7 @@ def redacted(conninfo: str) -> str:
         return "(unreadable)"
     for name in _secrets(params):
         del params[name]
-    return make_conninfo("", **params) or "(libpq's defaults)"
+    return psycopg.conninfo.make_conninfo("", **params) or "(libpq's defaults)"
 
 
 @contextmanager
@@ -520,9 +541,9 @@ class TrioPool:
     """Up to `size` connections to one database, opened when they are first needed.
 
     Lent in the reverse order of their return, so that a burst's extra ones
-    rest. Kept after use only if `reusable`; all others are closed, and
-    replaced when they are needed, as are those whose server has gone. They are
-    in autocommit unless told: `transaction()` is for several statements.
+    rest. Kept after use only if `reusable`, and still in the autocommit that
+    they were lent in; all others are closed, and replaced when they are
+    needed, as are those whose server has gone.
     """
 
     def __init__(
@@ -566,7 +587,8 @@ class TrioPool:
                     with storage_errors(self.where):
                         yield connection
                 finally:
-                    if connection.reusable and not self._closed:
+                    as_lent = connection.autocommit is self._autocommit
+                    if connection.reusable and as_lent and not self._closed:
                         self._rest.append(connection)
                     else:
                         await connection.close()
@@ -660,7 +682,8 @@ async def listen(
             connection = await TrioConnection.connect(conninfo, autocommit=True)
             try:
                 for channel in channels:
-                    await connection.execute(SQL("LISTEN {}").format(Identifier(channel)))
+                    name = psycopg.sql.Identifier(channel)
+                    await connection.execute(psycopg.sql.SQL("LISTEN {}").format(name))
                 if started:
                     log.info("listening again to %s", redacted(conninfo))
                     on_reconnect()

@@ -1,0 +1,66 @@
+"""Deleting ended tasks on a schedule, in small steps beside the work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+import attrs
+import trio
+
+from dispatch.errors import InvalidConfigError, StorageError
+from dispatch.storage.protocol import Storage
+from dispatch.storage.query import PruneSpec
+
+__all__ = ["Pruning"]
+
+log: Final = logging.getLogger("dispatch.pruning")
+
+PAUSE_S: Final = 0.05
+"""Between two steps, so that pruning a large backlog leaves the storage to others."""
+
+
+@attrs.define(eq=False)
+class Pruning:
+    """Carries `specs` out at the start and then every `every_s` seconds.
+
+    Several processes may do so at once: what one has deleted, another does not
+    find. A storage that fails is tried again at the next turn.
+    """
+
+    storage: Storage
+    specs: Sequence[PruneSpec]
+    every_s: float
+
+    def __attrs_post_init__(self) -> None:
+        for spec in self.specs:
+            if not isinstance(spec, PruneSpec):
+                raise InvalidConfigError(f"prune: expected PruneSpec values, got {spec!r}")
+        if not 1 <= self.every_s <= 30 * 86_400:
+            raise InvalidConfigError(
+                f"prune_every must be within 1 second and 30 days, got {self.every_s!r}"
+            )
+
+    async def run(self) -> None:
+        """Prune until cancelled; a cancellation falls between two steps, each of which is whole."""
+        while True:
+            try:
+                gone = await self.once()
+            except StorageError as exc:
+                log.warning("pruning failed, trying again in %g s: %s", self.every_s, exc)
+            else:
+                if gone:
+                    log.info("pruned %d ended tasks", gone, extra={"event": "pruned", "count": gone})
+            await trio.sleep(self.every_s)
+
+    async def once(self) -> int:
+        """Carry every spec out to its end; how many tasks were deleted. A checkpoint."""
+        total = 0
+        for spec in self.specs:
+            while gone := await self.storage.prune(spec):
+                total += gone
+                if gone < spec.limit:
+                    break
+                await trio.sleep(PAUSE_S)
+        return total

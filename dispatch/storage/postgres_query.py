@@ -1,0 +1,418 @@
+"""The query tree in PostgreSQL's SQL, and the reads that answer it.
+
+`condition` translates a tree to an expression that is never NULL, so that `Not`
+means what it says. `Payload` alone is not translated: only Python's own reading
+of the bytes means what `matches` means. Its place is taken by TRUE where that
+lets more rows in, under `Not` by FALSE, and `matches` has the last word on them.
+
+Most rows have ended well, and most questions are about the others. So a tree is
+first asked which states it can be true in. If those that hold most rows are not
+among them, each state is one query under its own partial index, with the parts
+of the tree that its state decides left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final, Literal
+
+import attrs
+
+from dispatch.errors import InvalidConfigError
+from dispatch.records import AttemptRecord, TaskRecord
+from dispatch.storage.changes import group_value
+from dispatch.storage.postgres_rows import COLUMNS, LANE_AT, PENDING, Lanes, Sql, attempt_of, runs_of, stored_of
+from dispatch.storage.postgres_schema import State
+from dispatch.storage.protocol import Page
+from dispatch.storage.psycopg_trio import TrioConnection
+from dispatch.storage.query import (
+    All,
+    AnyOf,
+    Attempt,
+    Crons,
+    Header,
+    Ids,
+    Keys,
+    Not,
+    Order,
+    Payload,
+    Priorities,
+    Queues,
+    Statuses,
+    Tags,
+    Time,
+    Types,
+    Where,
+    matches,
+)
+
+__all__ = ["CLOCK", "Condition", "condition", "count", "find", "history", "looks_into_payload", "matching", "sequences"]
+
+CLOCK: Final = "WITH clock AS MATERIALIZED (SELECT @.now_s() AS now)"
+NOW: Final = "(SELECT now FROM clock)"
+TRUE: Final = "TRUE"
+FALSE: Final = "FALSE"
+STATES_OF: Final[dict[str, frozenset[State]]] = {
+    "pending": frozenset(PENDING),
+    "running": frozenset({State.RUNNING}),
+    "held": frozenset({State.HELD}),
+    "succeeded": frozenset({State.SUCCEEDED}),
+    "failed": frozenset({State.FAILED}),
+    "cancelled": frozenset({State.CANCELLED}),
+}
+ALIASES: Final = {
+    "due": f"t.available_at <= {NOW}",
+    "later": f"t.available_at > {NOW}",
+    "retrying": "t.attempt > 0",
+}
+"""What a pending task must be besides."""
+MASS: Final = frozenset({State.SUCCEEDED, State.CANCELLED})
+"""The states that most rows are in, and that have no index of their own."""
+CHUNK: Final = 500
+"""Rows fetched at a time where Python decides."""
+
+
+@attrs.frozen
+class Condition:
+    """An expression over `tasks t` beside `CLOCK`, and its parameters."""
+
+    sql: str
+    values: tuple[Any, ...] = ()
+
+    def joined(self, *others: Condition, word: str, empty: str) -> Condition:
+        """This and others under one operator, of which `empty` is the neutral constant."""
+        absorbing = FALSE if empty == TRUE else TRUE
+        parts = [part for part in (self, *others) if part.sql != empty]
+        if any(part.sql == absorbing for part in parts):
+            return Condition(absorbing)
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return Condition(empty)
+        text = f" {word} ".join(part.sql for part in parts)
+        return Condition(f"({text})", tuple(value for part in parts for value in part.values))
+
+
+def condition(where: Where, state: State | None = None, *, loose: bool = True) -> Condition:
+    """The tree as an expression that is TRUE or FALSE; with `state`, for rows of that state alone.
+
+    Where it contains `Payload`, it is true for too many rows if `loose`, else for too few.
+    """
+    match where:
+        case All(parts):
+            terms = [condition(part, state, loose=loose) for part in parts]
+            return Condition(TRUE).joined(*terms, word="AND", empty=TRUE)
+        case AnyOf(parts):
+            terms = [condition(part, state, loose=loose) for part in parts]
+            return Condition(FALSE).joined(*terms, word="OR", empty=FALSE)
+        case Not(part):
+            inner = condition(part, state, loose=not loose)
+            if inner.sql in (TRUE, FALSE):
+                return Condition(FALSE if inner.sql == TRUE else TRUE)
+            return Condition(f"NOT {inner.sql}", inner.values)
+        case Payload():
+            return Condition(TRUE if loose else FALSE)
+        case Statuses():
+            return _statuses(where.values, state)
+        case _:
+            return _leaf(where)
+
+
+def _leaf(where: Where) -> Condition:
+    match where:
+        case Ids():
+            return _among("t.id = ANY (%s)", where.values)
+        case Queues():
+            return _among("t.queue = ANY (ARRAY(SELECT id FROM @.queues WHERE name = ANY (%s)))", where.values)
+        case Types():
+            return _among("t.lane = ANY (ARRAY(SELECT id FROM @.lanes WHERE type = ANY (%s)))", where.values)
+        case Keys():
+            return _among("(t.key IS NOT NULL AND t.key = ANY (%s))", where.values)
+        case Crons():
+            return _among("(t.cron IS NOT NULL AND t.cron = ANY (%s))", where.values)
+        case Tags():
+            return _tags(where)
+        case Header(name, value):
+            if not _storable(name) or not (value is None or _storable(value)):
+                return Condition(FALSE)
+            if value is None:
+                return Condition("(t.headers IS NOT NULL AND t.headers ? %s)", (name,))
+            return Condition("(t.headers IS NOT NULL AND coalesce(t.headers ->> %s = %s, FALSE))", (name, value))
+        case Priorities(least, most):
+            return Condition("(t.priority >= %s AND t.priority <= %s)", (least, most))
+        case Attempt(least, most):
+            if most is None:
+                return Condition("(t.attempt >= %s)", (least,))
+            return Condition("(t.attempt >= %s AND t.attempt <= %s)", (least, most))
+        case Time():
+            return _time(where)
+        case _:
+            raise InvalidConfigError(f"not a query: {where!r}; build one from dispatch.storage.query")
+
+
+def _among(sql: str, values: frozenset[str]) -> Condition:
+    wanted = sorted(filter(_storable, values))
+    return Condition(sql, (wanted,)) if wanted else Condition(FALSE)
+
+
+def _storable(text: str) -> bool:
+    """Whether PostgreSQL can hold the text at all: if not, no row has it, and asking would fail."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+def _statuses(values: frozenset[str], state: State | None) -> Condition:
+    plain = frozenset[State]().union(*(STATES_OF[value] for value in values if value in STATES_OF))
+    aliases = [Condition(ALIASES[value]) for value in sorted(values) if value in ALIASES]
+    shown = Condition(FALSE).joined(*aliases, word="OR", empty=FALSE)
+    if state is not None:
+        if state in plain:
+            return Condition(TRUE)
+        return shown if state in PENDING else Condition(FALSE)
+    pending = Condition("t.state <= 2").joined(shown, word="AND", empty=TRUE)
+    among = Condition("t.state = ANY (%s)", (sorted(map(int, plain)),)) if plain else Condition(FALSE)
+    return among.joined(pending, word="OR", empty=FALSE)
+
+
+def _tags(where: Tags) -> Condition:
+    terms: list[Condition] = []
+    if where.all_of:
+        if not all(map(_storable, where.all_of)):
+            return Condition(FALSE)
+        wanted = json.dumps(sorted(where.all_of), ensure_ascii=False)
+        terms.append(Condition("(t.tags IS NOT NULL AND t.tags @> %s::jsonb)", (wanted,)))
+    if where.any_of is not None:
+        terms.append(_among("(t.tags IS NOT NULL AND t.tags ?| %s::text[])", where.any_of))
+    return Condition(TRUE).joined(*terms, word="AND", empty=TRUE)
+
+
+def _time(where: Time) -> Condition:
+    column = f"t.{where.field}"
+    terms = [f"{column} IS NOT NULL"]
+    values: list[float] = []
+    for bound, operator in ((where.since, ">="), (where.until, "<")):
+        if bound is None:
+            continue
+        if bound != bound:  # NaN, which PostgreSQL holds to be above every number
+            return Condition(FALSE)
+        terms.append(f"{column} {operator} %s")
+        values.append(bound)
+    return Condition(f"({' AND '.join(terms)})", tuple(values))
+
+
+def looks_into_payload(where: Where) -> bool:
+    """Whether `condition` of this tree is not its whole meaning."""
+    match where:
+        case All(parts) | AnyOf(parts):
+            return any(map(looks_into_payload, parts))
+        case Not(part):
+            return looks_into_payload(part)
+        case _:
+            return isinstance(where, Payload)
+
+
+def sources(where: Where) -> list[Condition]:
+    """Conditions that exclude each other, whose rows together are those of the tree."""
+    by_state = {state: condition(where, state) for state in State}
+    possible = {state: found for state, found in by_state.items() if found.sql != FALSE}
+    if possible.keys() & MASS:
+        whole = condition(where)
+        if len(possible) == len(State):
+            return [whole]
+        among = Condition("t.state = ANY (%s)", (sorted(map(int, possible)),))
+        return [among.joined(whole, word="AND", empty=TRUE)]
+    return [
+        Condition(f"t.state = {int(state)}").joined(found, word="AND", empty=TRUE)
+        for state, found in possible.items()
+    ]
+
+
+def _seq(cursor: str) -> int:
+    """The place that a page's cursor names. Raises InvalidConfigError."""
+    try:
+        return int(cursor)
+    except ValueError:
+        message = f"find: after must be the cursor of a page, got {cursor!r}"
+        raise InvalidConfigError(message) from None
+
+
+async def find(
+    connection: TrioConnection[Any],
+    sql: Sql,
+    lanes: Lanes,
+    where: Where,
+    *,
+    order: Order,
+    limit: int,
+    after: str | None,
+) -> Page:
+    """A page; see `TaskStore.find`."""
+    if limit <= 0:
+        return Page([], after)
+    place = None if after is None else _seq(after)
+    records: list[TaskRecord] = []
+    chunk = limit + 1 if not looks_into_payload(where) else max(limit + 1, CHUNK)
+    async for record, _ in matching(connection, sql, lanes, where, order, place, chunk):
+        records.append(record)
+        if len(records) > limit:
+            break
+    more = len(records) > limit
+    del records[limit:]
+    return Page(records, str(records[-1].seq) if more else None)
+
+
+async def matching(
+    connection: TrioConnection[Any],
+    sql: Sql,
+    lanes: Lanes,
+    where: Where,
+    order: Order,
+    after: int | None,
+    chunk: int,
+    *,
+    every: bool = False,
+) -> AsyncIterator[tuple[TaskRecord, float]]:
+    """The records that match, by order of storing, and when they were read; `chunk` at a time.
+
+    Ends after one chunk if not `every` is wanted and SQL alone decides.
+    """
+    exact = not looks_into_payload(where)
+    while True:
+        statement, values = _page(where, order, after, chunk)
+        cursor = await connection.execute(sql(statement), values, binary=True)
+        rows = await cursor.fetchall()
+        await lanes.meet(connection, {row[1 + LANE_AT] for row in rows})
+        for row in rows:
+            record = stored_of(row[1:], lanes).record
+            after = record.seq
+            if exact or matches(where, record, row[0]):
+                yield record, row[0]
+        if len(rows) < chunk or (exact and not every):
+            return
+
+
+async def sequences(
+    connection: TrioConnection[Any], sql: Sql, where: Where, after: int | None, limit: int
+) -> list[int]:
+    """The first so many tasks beyond `after` that may match, oldest first, by `seq`."""
+    found, values = _found(where, Order.OLDEST, after, limit)
+    cursor = await connection.execute(sql(f"{CLOCK} {found}"), values)
+    return [row[0] for row in await cursor.fetchall()]
+
+
+def _page(where: Where, order: Order, after: int | None, limit: int) -> tuple[str, list[Any]]:
+    direction = "ASC" if order is Order.OLDEST else "DESC"
+    found, values = _found(where, order, after, limit)
+    statement = (
+        f"{CLOCK} SELECT {NOW}, {COLUMNS} FROM ({found}) AS page JOIN @.tasks t ON t.seq = page.seq"
+        f" ORDER BY t.seq {direction}"
+    )
+    return statement, values
+
+
+def _found(where: Where, order: Order, after: int | None, limit: int) -> tuple[str, list[Any]]:
+    direction = "ASC" if order is Order.OLDEST else "DESC"
+    beyond = Condition(TRUE)
+    if after is not None:
+        beyond = Condition(f"t.seq {'>' if order is Order.OLDEST else '<'} %s", (after,))
+    arms: list[str] = []
+    values: list[Any] = []
+    for source in sources(where):
+        narrowed = source.joined(beyond, word="AND", empty=TRUE)
+        arms.append(
+            f"(SELECT t.seq FROM @.tasks t WHERE {narrowed.sql} ORDER BY t.seq {direction} LIMIT %s)"
+        )
+        values += [*narrowed.values, limit]
+    found = " UNION ALL ".join(arms) or "SELECT NULL::int8 AS seq WHERE FALSE"
+    return f"SELECT seq FROM ({found}) AS each ORDER BY seq {direction} LIMIT %s", [*values, limit]
+
+
+async def count(
+    connection: TrioConnection[Any],
+    sql: Sql,
+    lanes: Lanes,
+    where: Where,
+    *,
+    by: Sequence[Literal["queue", "type", "status"]],
+    bound: int | None,
+) -> dict[tuple[str, ...], int]:
+    """Grouped counts; see `TaskStore.count`."""
+    if bound is not None and bound <= 0:
+        return {}
+    if looks_into_payload(where):
+        return await _count_looking(connection, sql, lanes, where, by, bound)
+    arms: list[str] = []
+    values: list[Any] = []
+    for source in sources(where):
+        limit = "" if bound is None else " LIMIT %s"
+        later = f"t.available_at > {NOW}" if "status" in by else "FALSE"
+        arms.append(f"(SELECT t.lane, t.state, {later} AS later FROM @.tasks t WHERE {source.sql}{limit})")
+        values += [*source.values, *(() if bound is None else (bound,))]
+    if not arms:
+        return {}
+    found = " UNION ALL ".join(arms)
+    if bound is not None:
+        found = f"SELECT * FROM ({found}) AS several LIMIT %s"
+        values.append(bound)
+    cursor = await connection.execute(
+        sql(f"{CLOCK} SELECT lane, state, later, count(*) FROM ({found}) AS each GROUP BY 1, 2, 3"), values
+    )
+    rows = await cursor.fetchall()
+    await lanes.meet(connection, {row[0] for row in rows})
+    counts: dict[tuple[str, ...], int] = {}
+    for lane_id, state, later, number in rows:
+        lane = lanes.of(lane_id)
+        shown = {"queue": lane.queue, "type": lane.type, "status": _shown(state, later)}
+        group = tuple(shown[name] for name in by)
+        counts[group] = counts.get(group, 0) + number
+    return counts
+
+
+def _shown(state: int, later: bool) -> str:
+    if state in PENDING:
+        return "later" if later else "pending"
+    return State(state).name.lower()
+
+
+async def _count_looking(
+    connection: TrioConnection[Any],
+    sql: Sql,
+    lanes: Lanes,
+    where: Where,
+    by: Sequence[Literal["queue", "type", "status"]],
+    bound: int | None,
+) -> dict[tuple[str, ...], int]:
+    counts: dict[tuple[str, ...], int] = {}
+    left = bound
+    async for record, now in matching(connection, sql, lanes, where, Order.NEWEST, None, CHUNK):
+        if left is not None:
+            if left <= 0:
+                break
+            left -= 1
+        group = tuple(group_value(record, name, now) for name in by)
+        counts[group] = counts.get(group, 0) + 1
+    return counts
+
+
+async def history(
+    connection: TrioConnection[Any], sql: Sql, lanes: Lanes, task_id: str
+) -> list[AttemptRecord]:
+    """Every run of a task, oldest first; see `TaskStore.history`."""
+    page = await find(connection, sql, lanes, Ids(task_id), order=Order.OLDEST, limit=1, after=None)
+    if not page.records:
+        return []
+    [record] = page.records
+    cursor = await connection.execute(
+        sql(
+            "SELECT epoch, attempt, worker, started_at, finished_at, outcome, error"
+            " FROM @.attempts WHERE task = %s AND epoch < %s ORDER BY epoch"
+        ),
+        # A later run may have ended between the two reads: the row tells of the last one seen.
+        (record.seq, record.epoch + 1),
+    )
+    known = [attempt_of(task_id, row) for row in await cursor.fetchall()]
+    here = [run for run in runs_of(record) if all(run.epoch != other.epoch for other in known)]
+    return [*known, *here]

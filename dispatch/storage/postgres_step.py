@@ -1,0 +1,627 @@
+"""One step on tasks in PostgreSQL that is no hot path: read, decide in Python, write what changed.
+
+Theory of operation. A step runs in one transaction, in this order, which is the
+same for all of them and so keeps them from waiting for each other in a circle:
+
+1. LOCK TABLE in the mode that every write takes anyway: from here on no queue is
+   declared keyed, or not keyed, under us (`declare` takes a mode that excludes it).
+2. The queues as they are.
+3. Advisory locks, sorted: for unique keys to be looked up and for the lines (keys
+   of keyed queues) of all tasks that will be touched. Both go by a few hundred
+   stripes, so that a large batch does not fill the server's lock table.
+4. The clock, and numbers for what will be stored: drawn behind the locks, so that
+   within a key the order of storing is the order of committing.
+5. The rows, FOR UPDATE, by `seq`.
+6. `dispatch.lifecycle` decides, on records.
+7. What differs is written: one statement for all changed rows, one for the new
+   ones, one for attempts; then the lines that were touched find their heads.
+
+Claims and the settling of plain successes do not come here. They touch no line's
+order: a claim takes a READY row, of which a key has one, and skips locked ones.
+
+Whoever does deadlock (rows of one batch locked by claims, say) is rolled back by
+the server; the whole step is then done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+from zlib import crc32
+
+import attrs
+
+from dispatch import lifecycle
+from dispatch.lifecycle import SettleAnswer
+from dispatch.records import AttemptRecord, NewTask, TaskRecord, Transition, UniqueKey
+from dispatch.storage.changes import patched, replacement
+from dispatch.storage.postgres_rows import (
+    COLUMNS,
+    LANE_AT,
+    STATUS,
+    TYPES,
+    WRITTEN,
+    Lane,
+    Lanes,
+    Sql,
+    Stored,
+    as_json,
+    new_record,
+    runs_of,
+    stored_of,
+)
+from dispatch.storage.postgres_schema import State
+from dispatch.storage.protocol import (
+    Change,
+    EnqueueAnswer,
+    EnqueueResult,
+    SettleResult,
+    Topic,
+    TopicKind,
+)
+from dispatch.storage.psycopg_trio import TrioConnection
+from dispatch.storage.texts import unique_to_text
+from dispatch.tasks import OnClash, TaskStatus
+
+__all__ = ["Again", "Queue", "Step", "due_at", "insert_sql", "promote"]
+
+HISTORY_LIMIT: Final = 1_000
+"""Runs kept per task; of a longer history the oldest go."""
+UNIQUE_STRIPES: Final = 1_024
+LINE_STRIPES: Final = 256
+
+LOCK_STRIPES: Final = (
+    "SELECT pg_advisory_xact_lock(hashtext('dispatch @.'), stripe) FROM unnest(%s::int4[]) AS stripe"
+)
+LOAD: Final = f"SELECT {COLUMNS} FROM @.tasks t WHERE {{}} ORDER BY t.seq FOR UPDATE"
+WAITING: Final = (
+    "SELECT count(*) FROM ("
+    " (SELECT 1 FROM @.lanes l CROSS JOIN generate_series(0, 3) AS p (priority) CROSS JOIN LATERAL"
+    "   (SELECT 1 FROM @.tasks t WHERE t.lane = l.id AND t.priority = p.priority AND t.state = 0"
+    "     AND t.available_at <= %(now)s LIMIT %(bound)s) AS due WHERE l.queue = %(queue)s LIMIT %(bound)s)"
+    " UNION ALL (SELECT 1 FROM @.tasks t WHERE t.queue = %(queue)s AND t.lined AND t.state <= 2"
+    "   AND t.state <> 0 AND t.available_at <= %(now)s LIMIT %(bound)s)) AS waiting"
+)
+LINES_GIVEN: Final = "unnest(%(queues)s::int4[], %(keys)s::text[]) AS g (queue, key)"
+LOCK_HEADS: Final = (
+    f"SELECT t.seq FROM {LINES_GIVEN} JOIN @.tasks t ON t.queue = g.queue AND t.key = g.key"
+    " AND t.lined AND t.state = 0 ORDER BY t.seq FOR UPDATE OF t"
+)
+"""Waits for who is just claiming one of these heads: afterwards it is seen to run."""
+PROMOTE: Final = (
+    "WITH line AS MATERIALIZED (SELECT g.queue, g.key,"
+    "  EXISTS (SELECT 1 FROM @.tasks r WHERE r.queue = g.queue AND r.key = g.key AND r.lined"
+    "   AND r.state = 3) AS busy,"
+    "  (SELECT h.seq FROM @.tasks h WHERE h.queue = g.queue AND h.key = g.key AND h.lined"
+    "   AND h.state <= 2 AND (h.state <> 2 OR h.available_at <= %(now)s) ORDER BY h.seq LIMIT 1) AS head"
+    f"  FROM {LINES_GIVEN}),"
+    " target AS (SELECT head AS seq, CASE WHEN busy THEN 1 ELSE 0 END AS state FROM line"
+    "  WHERE head IS NOT NULL"
+    "  UNION ALL SELECT o.seq, 1 FROM line l JOIN @.tasks o ON o.queue = l.queue AND o.key = l.key"
+    "   AND o.lined AND o.state = 0 AND o.seq <> l.head"
+    "  UNION ALL SELECT o.seq, 1 FROM line l JOIN @.tasks o ON o.queue = l.queue AND o.key = l.key"
+    "   AND o.lined AND o.state = 2 AND o.available_at <= %(now)s AND o.seq <> l.head)"
+    " UPDATE @.tasks t SET state = target.state FROM target"
+    " WHERE t.seq = target.seq AND t.state <> target.state"
+)
+INSERTED: Final = (
+    "id",
+    "lane",
+    "priority",
+    "payload",
+    "key",
+    "headers",
+    "tags",
+    "timeout",
+    "max_retry",
+    "unique_key",
+    "unique_rule",
+    "cron",
+    "slot",
+)
+ATTEMPTS: Final = (
+    "INSERT INTO @.attempts (task, epoch, attempt, worker, started_at, finished_at, outcome, error)"
+    " SELECT * FROM unnest(%s::int8[], %s::int8[], %s::int8[], %s::text[], %s::float8[], %s::float8[],"
+    " %s::text[], %s::text[]) ON CONFLICT DO NOTHING"
+)
+TRIM: Final = (
+    "DELETE FROM @.attempts a USING unnest(%s::int8[], %s::int8[]) AS g (task, epoch)"
+    " WHERE a.task = g.task AND a.epoch <= g.epoch"
+)
+QUEUES: Final = (
+    "SELECT id, name, keyed, on_retry, max_waiting, overflow, max_running, rate_count, rate_s, paused,"
+    " concurrency FROM @.queues ORDER BY name"
+)
+
+
+class Again(Exception):  # noqa: N818 - a signal of this package's own, never seen outside
+    """Another transaction stepped in between: do the step once more."""
+
+
+@attrs.frozen
+class Queue:
+    """A declared queue as stored."""
+
+    id: int
+    name: str
+    keyed: bool
+    on_retry: str
+    max_waiting: int | None
+    overflow: str
+    max_running: int | None
+    rate_count: int | None
+    rate_s: float | None
+    paused: bool
+    concurrency: int | None
+
+
+def due_at(new: NewTask, now: float) -> float:
+    """When a task published now is due."""
+    if new.available_at is not None:
+        return new.available_at
+    return round(now + new.delay, 6) if new.delay else now
+
+
+def insert_sql(columns: Iterable[str], rest: str) -> str:
+    """An INSERT of tasks given as arrays, one per column of them; `rest` follows the unnest."""
+    names = list(columns)
+    arrays = ", ".join(f"%s::{TYPES.get(name, 'float8').replace('jsonb', 'text')}[]" for name in names)
+    return f"unnest({arrays}) WITH ORDINALITY AS g ({', '.join(names)}, ord){rest}"
+
+
+def column(name: str, new: NewTask | TaskRecord, lane: int) -> Any:
+    """One of `INSERTED` of one task."""
+    match name:
+        case "lane":
+            return lane
+        case "priority":
+            return int(new.priority)
+        case "headers":
+            return as_json(new.headers)
+        case "tags":
+            return as_json(new.tags)
+        case "unique_key":
+            return None if new.unique is None else new.unique.key
+        case "unique_rule":
+            return unique_to_text(new.unique)
+        case _:
+            return getattr(new, name)
+
+
+class Step:
+    """A step in an open transaction. `begin`, decide by the methods without await, `write`."""
+
+    def __init__(self, connection: TrioConnection[Any], sql: Sql, lanes: Lanes) -> None:
+        self._connection = connection
+        self._sql = sql
+        self._lanes = lanes
+        self.now = 0.0
+        self.rings: set[Topic] = set()
+        """To be rung once it is committed."""
+        self.made: list[Lane] = []
+        """To be remembered once it is committed."""
+        self.queues: dict[str, Queue] = {}
+        self._numbers: list[int] = []
+        self._rows: dict[str, Stored] = {}
+        self._by_unique: dict[str, list[Stored]] = {}
+        self._changed: dict[int, Stored] = {}
+        self._fresh: list[Stored] = []
+        self._attempts: list[tuple[int, AttemptRecord]] = []
+        self._waiting: dict[str, int] = {}
+        self._lines: set[tuple[int, str]] = set()
+        self._locked: set[int] = set()
+
+    # ---- reading ---------------------------------------------------------
+
+    async def begin(
+        self,
+        *,
+        ids: Collection[str] = (),
+        news: Sequence[NewTask] = (),
+        bounded: bool = False,
+        seqs: Collection[int] = (),
+    ) -> None:
+        """Lock and read what deciding on these tasks takes; see the top."""
+        connection, sql = self._connection, self._sql
+        await connection.execute(sql("LOCK TABLE @.tasks IN ROW EXCLUSIVE MODE"))
+        cursor = await connection.execute(sql(QUEUES))
+        self.queues = {row[1]: Queue(*row) for row in await cursor.fetchall()}
+        keys = sorted({new.unique.key for new in news if new.unique is not None})
+        states = _states(new.unique for new in news)
+        wanted = sorted({*ids, *(new.id for new in news)})
+        lines = [
+            (queue.id, new.key)
+            for new in news
+            if new.key is not None and (queue := self.queues.get(new.queue)) is not None and queue.keyed
+        ]
+        which, values = _which(wanted, keys, states, seqs)
+        if any(queue.keyed for queue in self.queues.values()):
+            cursor = await connection.execute(
+                sql(f"SELECT t.queue, t.key FROM @.tasks t WHERE t.key IS NOT NULL AND ({which})"), values
+            )
+            lines += self._keyed(await cursor.fetchall())
+        await self._lock([*map(_unique_stripe, keys), *map(_line_stripe, lines)])
+        cursor = await connection.execute(
+            sql(
+                "SELECT @.now_s(), ARRAY(SELECT nextval('@.tasks_seq_seq')"
+                " FROM generate_series(1, %s))"
+            ),
+            (len(news),),
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        self.now, self._numbers = row[0], list(reversed(row[1]))
+        for stored in await self._load(which, values):
+            self._note(stored)
+        # Rows that came between: their lines are locked late, at the risk of a deadlock.
+        await self._lock(_line_stripe(row.line) for row in self._rows.values() if row.line is not None)
+        if bounded:
+            await self._count_waiting(news)
+
+    def _keyed(self, found: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+        keyed = {queue.id for queue in self.queues.values() if queue.keyed}
+        return [(queue, key) for queue, key in found if queue in keyed]
+
+    async def _lock(self, stripes: Iterable[int]) -> None:
+        missing = sorted(set(stripes) - self._locked)
+        if missing:
+            await self._connection.execute(self._sql(LOCK_STRIPES), (missing,))
+            self._locked.update(missing)
+
+    async def _load(self, which: str, values: Sequence[Any]) -> list[Stored]:
+        if which == "FALSE":
+            return []
+        cursor = await self._connection.execute(self._sql(LOAD.format(which)), values, binary=True)
+        rows = await cursor.fetchall()
+        await self._lanes.meet(self._connection, {row[LANE_AT] for row in rows})
+        found = [stored_of(row, self._lanes) for row in rows]
+        for stored in found:
+            # Of an ended task the column may be out of date: `declare` leaves those alone.
+            queue = self.queues[stored.record.queue]
+            stored.lined = queue.keyed and stored.record.key is not None
+        return found
+
+    def _note(self, stored: Stored) -> None:
+        self._rows[stored.record.id] = stored
+        if stored.record.unique is not None:
+            self._by_unique.setdefault(stored.record.unique.key, []).append(stored)
+
+    async def _count_waiting(self, news: Sequence[NewTask]) -> None:
+        for name in sorted({new.queue for new in news}):
+            queue = self.queues.get(name)
+            if queue is not None and queue.max_waiting is not None:
+                # So many may leave in this step and must not have been left uncounted.
+                bound = queue.max_waiting + len(self._rows)
+                values = {"now": self.now, "queue": queue.id, "bound": bound}
+                cursor = await self._connection.execute(self._sql(WAITING), values)
+                row = await cursor.fetchone()
+                assert row is not None
+                self._waiting[name] = row[0]
+
+    # ---- deciding --------------------------------------------------------
+
+    def rows(self) -> list[Stored]:
+        """What was read, by order of storing."""
+        return sorted(self._rows.values(), key=lambda stored: stored.record.seq)
+
+    def record(self, task_id: str) -> TaskRecord | None:
+        """One task as it is now, in this step."""
+        stored = self._rows.get(task_id)
+        return None if stored is None else stored.record
+
+    @contextmanager
+    def _changing(self, stored: Stored) -> Generator[TaskRecord]:
+        """A block in which the task changes: what follows from that is noted at its end."""
+        record = stored.record
+        was_due, had_ended = self._is_due(record), record.status.is_terminal
+        yield record
+        if stored.before is not None:
+            self._changed[record.seq] = stored
+        self._follow(stored, was_due=was_due, had_ended=had_ended)
+
+    def _follow(self, stored: Stored, *, was_due: bool = False, had_ended: bool = False) -> None:
+        """Place a task that changed, or is new, and note what that means for others."""
+        record = stored.record
+        queue = self.queues[record.queue]
+        stored.place(queue.on_retry, self.now)
+        if stored.line is not None:
+            self._lines.add(stored.line)
+        change = self._is_due(record) - was_due
+        if change:
+            if record.queue in self._waiting:
+                self._waiting[record.queue] += change
+            if change < 0 and queue.max_waiting is not None:
+                self.rings.add(Topic(TopicKind.ROOM, record.queue))
+        if record.status.is_terminal and not had_ended:
+            self.rings.add(Topic(TopicKind.TASK, record.id))
+            self.rings.add(Topic(TopicKind.DONE, record.queue))
+        if record.status is TaskStatus.PENDING or stored.line is not None:
+            self.rings.add(Topic(TopicKind.QUEUE, record.queue))
+
+    def _is_due(self, record: TaskRecord) -> bool:
+        return record.status is TaskStatus.PENDING and record.available_at <= self.now
+
+    def store(self, new: NewTask, *, bounded: bool = False) -> EnqueueResult:
+        """Store one of the `news`, or not, as `TaskStore.enqueue` says."""
+        number = self._numbers.pop()
+        stored = self._rows.get(new.id)
+        if stored is not None:
+            return _known(EnqueueAnswer.EXISTING, new, stored)
+        queue = self.queues.get(new.queue)
+        if queue is None:
+            return EnqueueResult(EnqueueAnswer.UNKNOWN_QUEUE, new.id)
+        available_at = due_at(new, self.now)
+        clashes: list[Stored] = []
+        if new.unique is not None:
+            clashes = self._clashes(new.unique, available_at)
+            if clashes and new.unique.on_clash is not OnClash.SUPERSEDE:
+                return self._clash(new, new.unique, clashes, available_at)
+        if bounded and available_at <= self.now and self._full(queue, clashes):
+            return EnqueueResult(EnqueueAnswer.FULL, new.id)
+        for clash in clashes:
+            self.cancel(clash, f"superseded by task {new.id}")
+        record = new_record(new, number, self.now, available_at)
+        stored = Stored(record, queue.id, queue.keyed and new.key is not None, State.READY)
+        self._follow(stored)
+        self._fresh.append(stored)
+        self._note(stored)
+        return EnqueueResult(EnqueueAnswer.CREATED, new.id, self.now, available_at)
+
+    def _clashes(self, unique: UniqueKey, available_at: float) -> list[Stored]:
+        return [
+            stored
+            for stored in sorted(
+                self._by_unique.get(unique.key, ()), key=lambda stored: stored.record.seq
+            )
+            if stored.record.status in unique.statuses
+            and (
+                unique.within is None
+                or abs(stored.record.available_at - available_at) <= unique.within
+            )
+        ]
+
+    def _clash(
+        self, new: NewTask, unique: UniqueKey, clashes: list[Stored], available_at: float
+    ) -> EnqueueResult:
+        if unique.on_clash is OnClash.REJECT:
+            return _known(EnqueueAnswer.REJECTED, new, clashes[0])
+        if unique.on_clash is OnClash.REPLACE:
+            for stored in clashes:
+                if stored.record.status in unique.replace_in:
+                    self._rewrite(stored, replacement(new, unique.replace, available_at))
+                    return _known(EnqueueAnswer.REPLACED, new, stored)
+        return _known(EnqueueAnswer.EXISTING, new, clashes[0])
+
+    def _rewrite(self, stored: Stored, fields: dict[str, object]) -> None:
+        with self._changing(stored) as record:
+            for name, value in fields.items():
+                setattr(record, name, value)
+
+    def _full(self, queue: Queue, superseded: Iterable[Stored]) -> bool:
+        if queue.max_waiting is None:
+            return False
+        leaving = sum(
+            self._is_due(stored.record) and stored.record.queue == queue.name
+            for stored in superseded
+        )
+        return self._waiting[queue.name] - leaving >= queue.max_waiting
+
+    def cancel(self, stored: Stored, reason: str) -> bool:
+        """Cancel a waiting or held task, ask a running one to stop; whether anything changed."""
+        with self._changing(stored) as record:
+            if not lifecycle.cancel(record, self.now, reason):
+                return False
+        if record.status is TaskStatus.RUNNING:
+            self.rings.add(Topic(TopicKind.CONTROL, record.queue))
+        return True
+
+    def alter(self, stored: Stored, change: Change) -> bool:
+        """Make one change by hand; whether anything changed."""
+        record = stored.record
+        if change.action == "patch":
+            fields = patched(record, change)
+            if fields:
+                self._rewrite(stored, fields)
+            return bool(fields)
+        if change.action == "cancel":
+            return self.cancel(stored, change.reason)
+        if change.action == "rerun" and record.status is TaskStatus.SUCCEEDED:
+            self._keep_success(stored)
+        with self._changing(stored):
+            if change.action == "hold":
+                done = lifecycle.hold(record)
+            elif change.action == "resume":
+                done = lifecycle.resume(record)
+            else:
+                done = lifecycle.rerun(record, self.now)
+        if done and change.action == "hold":
+            self.rings.add(Topic(TopicKind.DONE, record.queue))
+        return done
+
+    def _keep_success(self, stored: Stored) -> None:
+        """A success stands in its row alone, which is about to be written over."""
+        [run] = runs_of(stored.record)
+        self._attempts.append((stored.record.seq, run))
+
+    def settle(self, transition: Transition) -> SettleResult:
+        """End one run, and store what it spawned, if its fence holds."""
+        stored = self._rows.get(transition.id)
+        record = None if stored is None else stored.record
+        answer = lifecycle.fence(record, transition.epoch)
+        if stored is None or record is None or answer is not SettleAnswer.APPLIED:
+            self._numbers = self._numbers[: len(self._numbers) - len(transition.spawn)]
+            return SettleResult(transition.id, transition.epoch, answer)
+        with self._changing(stored):
+            self._ended(stored, lifecycle.settle(record, transition, self.now))
+        for new in transition.spawn:
+            self.store(new)
+        return SettleResult(
+            record.id,
+            record.epoch,
+            answer,
+            record.status,
+            record.available_at,
+            record.failure_reason,
+        )
+
+    def rescue(self, stored: Stored) -> TaskRecord:
+        """End a run whose lease ran out."""
+        with self._changing(stored) as record:
+            self._ended(stored, lifecycle.rescue(record, self.now))
+        return record
+
+    def _ended(self, stored: Stored, run: AttemptRecord) -> None:
+        if stored.record.status is not TaskStatus.SUCCEEDED or run.error is not None:
+            self._attempts.append((stored.record.seq, run))
+
+    # ---- writing ---------------------------------------------------------
+
+    async def write(self) -> None:
+        """Write what changed. Raises Again if a task's id was stored by another meanwhile."""
+        lanes = await self._lanes_of([*self._changed.values(), *self._fresh])
+        await self._update(lanes)
+        await self._insert(lanes)
+        if self._attempts:
+            rows = [
+                (seq, run.epoch, run.attempt, run.worker, run.started_at, run.finished_at)
+                + (run.outcome.value, run.error)
+                for seq, run in self._attempts
+            ]
+            await self._connection.execute(self._sql(ATTEMPTS), _columns(rows))
+            old = [(seq, run.epoch - HISTORY_LIMIT) for seq, run in self._attempts]
+            if any(epoch > 0 for _, epoch in old):
+                await self._connection.execute(self._sql(TRIM), _columns(old))
+        await promote(self._connection, self._sql, self._lines, self.now)
+
+    async def _lanes_of(self, rows: Sequence[Stored]) -> dict[tuple[str, str, int, bool], int]:
+        wanted = {stored.address() for stored in rows}
+        known = {address: self._lanes.known(address) for address in wanted}
+        missing = [address for address, lane in known.items() if lane is None]
+        made = await self._lanes.make(self._connection, missing) if missing else {}
+        self.made += made.values()
+        return {address: (lane or made[address]).id for address, lane in known.items()}
+
+    async def _update(self, lanes: dict[tuple[str, str, int, bool], int]) -> None:
+        changed = sorted(self._changed.values(), key=lambda stored: stored.record.seq)
+        rows = [stored.written(lanes[stored.address()]) for stored in changed]
+        names = [
+            name
+            for at, name in enumerate(WRITTEN)
+            if any(
+                stored.before is None or stored.before[at] != row[at]
+                for stored, row in zip(changed, rows, strict=True)
+            )
+        ]
+        if not names:
+            return
+        values = [
+            [stored.record.seq for stored in changed],
+            *([row[WRITTEN.index(name)] for row in rows] for name in names),
+        ]
+        sets = ", ".join(
+            f"{name} = g.{name}::jsonb" if TYPES[name] == "jsonb" else f"{name} = g.{name}"
+            for name in names
+        )
+        await self._connection.execute(
+            self._sql(
+                f"UPDATE @.tasks t SET {sets} FROM {insert_sql(['seq', *names], '')} WHERE t.seq = g.seq"
+            ),
+            values,
+        )
+
+    async def _insert(self, lanes: dict[tuple[str, str, int, bool], int]) -> None:
+        if not self._fresh:
+            return
+        rows = [
+            (
+                stored.record.seq,
+                stored.record.created_at,
+                stored.record.available_at,
+                stored.queue_id,
+                int(stored.state),
+                stored.lined,
+                *(
+                    column(name, stored.record, lanes[stored.address()])
+                    for name in INSERTED
+                ),
+            )
+            for stored in self._fresh
+        ]
+        names = ("seq", "created_at", "available_at", "queue", "state", "lined", *INSERTED)
+        selected = ", ".join(
+            f"g.{name}::jsonb" if TYPES[name] == "jsonb" else f"g.{name}" for name in names
+        )
+        cursor = await self._connection.execute(
+            self._sql(
+                f"INSERT INTO @.tasks ({', '.join(names)}) SELECT {selected}"
+                f" FROM {insert_sql(names, ' ORDER BY ord')} ON CONFLICT (id) DO NOTHING"
+            ),
+            _columns(rows),
+        )
+        if cursor.rowcount != len(rows):
+            raise Again
+
+
+async def promote(
+    connection: TrioConnection[Any], sql: Sql, lines: Collection[tuple[int, str]], now: float
+) -> None:
+    """Let each line's first task be READY if none of it runs, and no other one be."""
+    if not lines:
+        return
+    given = sorted(lines)
+    values = {
+        "queues": [queue for queue, _ in given],
+        "keys": [key for _, key in given],
+        "now": now,
+    }
+    await connection.execute(sql(LOCK_HEADS), values)
+    await connection.execute(sql(PROMOTE), values)
+
+
+def _which(
+    ids: Sequence[str], keys: Sequence[str], states: Sequence[int], seqs: Collection[int]
+) -> tuple[str, list[Any]]:
+    """The condition that finds these tasks, each part by an index of its own."""
+    arms: list[str] = []
+    values: list[Any] = []
+    if ids:
+        arms.append("t.id = ANY (%s)")
+        values.append(list(ids))
+    if seqs:
+        arms.append("t.seq = ANY (%s)")
+        values.append(sorted(seqs))
+    if keys:
+        arms.append("t.unique_key = ANY (%s) AND t.state = ANY (%s)")
+        values += [list(keys), list(states)]
+    if not arms:
+        return "FALSE", values
+    if len(arms) == 1:
+        return arms[0], values
+    found = " UNION ".join(f"SELECT t.seq FROM @.tasks t WHERE {arm}" for arm in arms)
+    return f"t.seq IN ({found})", values
+
+
+def _states(uniques: Iterable[UniqueKey | None]) -> list[int]:
+    """The states in which a stored task could clash with one of these."""
+    statuses = frozenset[TaskStatus]().union(*(each.statuses for each in uniques if each is not None))
+    return sorted(state for state, status in STATUS.items() if status in statuses)
+
+
+def _unique_stripe(key: str) -> int:
+    return crc32(key.encode()) % UNIQUE_STRIPES
+
+
+def _line_stripe(line: tuple[int, str]) -> int:
+    queue, key = line
+    return UNIQUE_STRIPES + crc32(f"{queue} {key}".encode()) % LINE_STRIPES
+
+
+def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    """Rows as columns."""
+    return [list(values) for values in zip(*rows, strict=True)]
+
+
+def _known(answer: EnqueueAnswer, new: NewTask, stored: Stored) -> EnqueueResult:
+    record = attrs.evolve(stored.record)
+    return EnqueueResult(answer, new.id, record.created_at, record.available_at, record)
