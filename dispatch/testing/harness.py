@@ -1,0 +1,415 @@
+"""For tests of your own handlers: the real engine, on virtual time, that can crash and come back.
+
+    def register(dispatcher):
+        dispatcher.consumer.register_queue("email", TaskQueueConfig(max_retry=3))
+        dispatcher.consumer.register_handler(WELCOME, send_welcome)
+
+    async def test_a_crash_loses_nothing(autojump_clock):
+        async with Harness(register) as harness:
+            await harness.publisher.publish(WELCOME(Welcome("ada")))
+            await harness.crash()
+            await harness.restart()
+            await harness.advance(60)
+            await harness.assert_published(WELCOME, Welcome("ada"), status="succeeded")
+
+It needs trio's `MockClock`: with pytest-trio the fixture `autojump_clock` (or
+`mock_clock`, where time moves by `advance` alone). Sync handlers run in real
+threads, which virtual time does not wait for; test those through `perform`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from math import inf
+from types import TracebackType
+from typing import Any, Final, Generic, TypeVar, cast
+
+import attrs
+import trio
+import trio.testing
+
+from dispatch.clock import Clock
+from dispatch.codec import Codec
+from dispatch.dispatcher import Dispatcher
+from dispatch.errors import InvalidConfigError
+from dispatch.events import TaskEvent
+from dispatch.handlers import bind
+from dispatch.publisher import TaskQueuePublisher
+from dispatch.records import Claim, NewTask
+from dispatch.run import Run
+from dispatch.storage.memory import MemoryStorage
+from dispatch.storage.protocol import Storage
+from dispatch.storage.query import Queues, Statuses, Types
+from dispatch.tasks import QueueTask, TaskStatus, TaskType
+from dispatch.testing.faults import FaultyStorage
+
+__all__ = ["Harness", "Performed", "Scripted", "perform"]
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+Setup = Callable[[Dispatcher], Awaitable[None] | None]
+
+
+class Harness:
+    """A dispatcher over a storage that outlives it, under virtual time.
+
+    - `setup`: registers queues, handlers and cron on each new dispatcher; sync
+      or async. It is called again after every restart, as a service's start is.
+    - `storage`: the storage, by default a fresh one in memory.
+    - `start`: the moment at which virtual time begins, an aware datetime.
+    - `options`: those of `Dispatcher`.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        storage: Storage | None = None,
+        start: datetime | None = None,
+        **options: Any,
+    ) -> None:
+        self._setup = setup
+        self._options = options
+        self.clock: Final = Clock(start)
+        """Wall time, from the start given."""
+        self.storage: Final[Storage] = (
+            storage if storage is not None else MemoryStorage(self.clock, keep_finished=1_000_000)
+        )
+        """What survives a crash."""
+        self.events: Final[list[TaskEvent]] = []
+        """Every event of every dispatcher so far, but for what a crashed one did while dying."""
+        self._life: _Life | None = None
+        self._nursery: trio.Nursery | None = None
+        self._around: Any = None
+
+    async def __aenter__(self) -> Harness:
+        """Start the first dispatcher. Raises InvalidConfigError unless time is virtual."""
+        if not isinstance(trio.lowlevel.current_clock(), trio.testing.MockClock):
+            raise InvalidConfigError(
+                "a Harness needs virtual time: run under trio.testing.MockClock; "
+                "with pytest-trio, take the fixture autojump_clock"
+            )
+        self._around = trio.open_nursery()
+        self._nursery = await self._around.__aenter__()
+        try:
+            await self.restart()
+        except BaseException as exc:
+            await self._around.__aexit__(type(exc), exc, exc.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        """End the dispatcher gracefully, if one runs."""
+        if self._life is not None:
+            if exc is None:
+                self._life.dispatcher.close()
+            else:
+                self._life.scope.cancel()
+        return bool(await self._around.__aexit__(kind, exc, traceback))
+
+    # ---- life and death --------------------------------------------------
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """The dispatcher that runs now."""
+        return self._alive.dispatcher
+
+    @property
+    def publisher(self) -> TaskQueuePublisher:
+        """Its publisher."""
+        return self.dispatcher.publisher
+
+    @property
+    def faults(self) -> FaultyStorage:
+        """The storage as the running dispatcher sees it: tell it to fail, to wait, to be down."""
+        return self._alive.view
+
+    @property
+    def _alive(self) -> _Life:
+        if self._life is None:
+            raise InvalidConfigError("no dispatcher runs; call restart() first")
+        return self._life
+
+    async def restart(self) -> Dispatcher:
+        """Start a dispatcher over the storage; a running one is ended gracefully first. A checkpoint."""
+        assert self._nursery is not None
+        if self._life is not None:
+            await self.stop()
+        self._life = await self._nursery.start(self._live)
+        return self.dispatcher
+
+    async def stop(self) -> None:
+        """End the running dispatcher gracefully, as SIGTERM would; virtual time may pass. A checkpoint."""
+        life = self._alive
+        life.dispatcher.close()
+        await life.over.wait()
+
+    async def crash(self) -> None:
+        """End the running dispatcher as `kill -9` would, and wait until nothing of it is left.
+
+        Nothing it does from now on reaches the storage, so what it had claimed
+        stays claimed until the leases run out. Unlike in a dead process, the
+        handlers' `finally` blocks do run. A checkpoint; no time passes.
+        """
+        life = self._alive
+        life.view.kill()
+        life.scope.cancel()
+        await life.over.wait()
+
+    async def _live(self, task_status: trio.TaskStatus[_Life]) -> None:
+        view = FaultyStorage(self.storage)
+        over = trio.Event()
+        try:
+            with trio.CancelScope() as scope:
+
+                def observe(event: TaskEvent) -> None:
+                    if not view.dead:
+                        self.events.append(event)
+
+                observers = [*self._options.get("observers", ()), observe]
+                options: dict[str, Any] = {**self._options, "observers": observers}
+                options.setdefault("clock", self.clock)
+                dispatcher = Dispatcher(view, **options)
+                made = self._setup(dispatcher)
+                if inspect.isawaitable(made):
+                    await made
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(dispatcher.serve)
+                    task_status.started(_Life(dispatcher, view, scope, over))
+        finally:
+            self._life = None
+            over.set()
+
+    # ---- time ------------------------------------------------------------
+
+    async def advance(self, seconds: float) -> None:
+        """Let virtual time pass, stopping at every moment something was waiting for. A checkpoint."""
+        if not 0 <= seconds < inf:
+            raise InvalidConfigError(f"advance: seconds must be at least 0 and finite, got {seconds!r}")
+        clock = trio.lowlevel.current_clock()
+        assert isinstance(clock, trio.testing.MockClock)
+        if clock.autojump_threshold < inf:
+            await trio.sleep(seconds)
+            return
+        until = trio.current_time() + seconds
+        while True:
+            await trio.testing.wait_all_tasks_blocked()
+            left = until - trio.current_time()
+            if left <= 0:
+                return
+            clock.jump(min(left, max(trio.lowlevel.current_statistics().seconds_to_next_deadline, 0.0)))
+
+    async def run_until_idle(self) -> None:
+        """Run everything that is due, without letting time pass. A checkpoint."""
+        await trio.testing.wait_all_tasks_blocked()
+
+    # ---- looking ---------------------------------------------------------
+
+    async def published(self, task_type: TaskType[P, R]) -> list[QueueTask[P, R]]:
+        """Every stored task of a type, oldest first, as it stands."""
+        publisher = TaskQueuePublisher(self.storage)
+        found: list[QueueTask[P, R]] = []
+        after: str | None = None
+        where = Queues(task_type.queue) & Types(task_type.type)
+        while True:
+            page = await self.storage.find(where, limit=1_000, after=after)
+            found += [
+                cast("QueueTask[P, R]", publisher.snapshot(record, _like(task_type)))
+                for record in page.records
+            ]
+            after = page.cursor
+            if after is None:
+                return found
+
+    async def assert_published(
+        self,
+        task_type: TaskType[P, R],
+        payload: P | None = None,
+        *,
+        times: int | None = None,
+        status: str | None = None,
+    ) -> list[QueueTask[P, R]]:
+        """The stored tasks of a type with this payload (None: any) and status (None: any).
+
+        Raises AssertionError, which lists what there is, unless there are
+        `times` of them, or, without `times`, at least one.
+        """
+        if status is not None:
+            Statuses(status)  # refuses a wrong one, naming the right ones
+        there = await self.published(task_type)
+        found = [
+            task
+            for task in there
+            if (payload is None or task.payload == payload) and (status is None or task.status == status)
+        ]
+        if len(found) != times if times is not None else not found:
+            wanted = f"{task_type.queue}/{task_type.type}" + ("" if payload is None else f" {payload!r}")
+            wanted += "" if status is None else f", {status}"
+            stored = "".join(f"\n  {task!r} {task.payload!r}" for task in there) or " nothing"
+            raise AssertionError(
+                f"expected {'at least one' if times is None else times} of {wanted}, found {len(found)}; "
+                f"stored of this type:{stored}"
+            )
+        return found
+
+
+@attrs.frozen
+class _Life:
+    """One dispatcher from its start to its end."""
+
+    dispatcher: Dispatcher
+    view: FaultyStorage
+    scope: trio.CancelScope
+    over: trio.Event
+
+
+def _like(task_type: TaskType[P, R]) -> QueueTask[Any, Any]:
+    return QueueTask(queue=task_type.queue, type=task_type.type, payload=None, declared=task_type)
+
+
+# ---- one attempt, inline ---------------------------------------------------------
+
+
+@attrs.frozen
+class Performed(Generic[R]):
+    """One attempt made by `perform`: what the handler returned, and what it did through `run`."""
+
+    result: R
+    published: Sequence[NewTask] = ()
+    """What `run.publish` was given; it would have been stored."""
+    progress: Sequence[dict[str, Any]] = ()
+    """Every `run.progress` that would have been kept: `fraction` and `message`."""
+
+
+async def perform(
+    handler: Callable[..., Any],
+    task: QueueTask[P, R],
+    *,
+    attempt: int = 1,
+    last_error: str | None = None,
+    codec: Codec | None = None,
+) -> Performed[R]:
+    """Make one attempt of `task` here and now, and raise what the handler raises.
+
+    The payload passes through its stored form and back, the result is checked
+    as it would be; there is no queue, no retry and no timeout but the task's
+    own, which raises trio.TooSlowError. A sync handler is called right here.
+    A checkpoint. Raises what publishing the task would raise for a bad one.
+    """
+    declared = task.declared
+    if declared is None:
+        raise InvalidConfigError("perform: make the task by calling its TaskType")
+    codec = codec if codec is not None else Codec()
+    codec.check_task(task)
+    where = f"task {task.queue}/{task.type}"
+    data, _ = codec.encode(task.payload, declared.payload, where)
+    entry = bind(declared, handler)
+    now = Clock().now()
+    claim = Claim(
+        id=task.id or "performed",
+        epoch=attempt,
+        queue=task.queue,
+        type=task.type,
+        version=declared.version,
+        payload=data,
+        key=task.key,
+        headers=task.headers,
+        priority=int(task.priority),
+        tags=task.tags,
+        timeout=task.timeout,
+        max_retry=task.max_retry,
+        attempt=attempt,
+        limit=task.max_retry if task.max_retry is not None else 0,
+        created_at=now,
+        available_at=now,
+        started_at=now,
+        last_error=last_error,
+        cron=None,
+    )
+    progress: list[dict[str, Any]] = []
+
+    async def prepare(spawned: QueueTask[Any, Any]) -> NewTask:
+        await trio.lowlevel.checkpoint()
+        return _prepared(spawned, codec)
+
+    async def report(_: tuple[str, int], kept: bytes) -> bool:
+        await trio.lowlevel.checkpoint()
+        progress.append(json.loads(kept))
+        return True
+
+    running: QueueTask[P, R] = attrs.evolve(
+        task,
+        id=claim.id,
+        payload=codec.decode(data, declared.payload),
+        attempt=attempt,
+        status=TaskStatus.RUNNING,
+        last_error=last_error,
+    )
+    await trio.lowlevel.checkpoint()
+    with trio.fail_after(task.timeout if task.timeout is not None else inf) as scope:
+        run = Run(claim, scope, prepare, report)
+        value: Any = entry.function(running, run) if entry.wants_run else entry.function(running)
+        if entry.is_async:
+            value = await value
+    if declared.result is not None:
+        _, value = codec.encode(value, declared.result, f"result of {where}")
+    return Performed(cast("R", value), run.spawned, progress)
+
+
+def _prepared(task: QueueTask[Any, Any], codec: Codec) -> NewTask:
+    codec.check_task(task)
+    if task.declared is None:
+        raise InvalidConfigError("run.publish under perform: make the task by calling its TaskType")
+    payload, _ = codec.encode(task.payload, task.declared.payload, f"task {task.queue}/{task.type}")
+    return NewTask(
+        id=task.id or "performed",
+        queue=task.queue,
+        type=task.type,
+        payload=payload,
+        version=task.declared.version,
+        key=task.key,
+        headers=task.headers,
+        delay=task.delay,
+        timeout=task.timeout,
+        max_retry=task.max_retry,
+        priority=int(task.priority),
+        tags=task.tags,
+    )
+
+
+class Scripted(Generic[P, R]):
+    """A handler that follows a script: each attempt takes the next step, the last one for ever.
+
+    A step is an exception to raise, a function of the task to call (and await),
+    or anything else, to return::
+
+        handler = Scripted(ConnectionError("busy"), lambda task: trio.sleep(90), Receipt("done"))
+
+    `seen` has the task of every attempt.
+    """
+
+    def __init__(self, *steps: Any) -> None:
+        self._steps: list[Any] = list(steps) if steps else [None]
+        self.seen: list[QueueTask[P, R]] = []
+
+    async def __call__(self, task: QueueTask[P, R]) -> R:
+        """Take the next step. A checkpoint."""
+        self.seen.append(task)
+        await trio.lowlevel.checkpoint()
+        step = self._steps.pop(0) if len(self._steps) > 1 else self._steps[0]
+        if isinstance(step, BaseException):
+            raise step
+        if callable(step):
+            step = step(task)
+            if inspect.isawaitable(step):
+                step = await step
+        return cast("R", step)

@@ -1,0 +1,280 @@
+"""The harness for users' tests: time, crashes, faults, single attempts."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from attrs import frozen
+
+from dispatch import (
+    Dispatcher,
+    InvalidQueuePayloadError,
+    QueueTask,
+    Run,
+    TaskQueueConfig,
+    TaskType,
+)
+from dispatch.errors import InvalidConfigError, StorageError
+from dispatch.storage.memory import MemoryStorage
+from dispatch.testing.faults import FaultyStorage
+from dispatch.testing.harness import Harness, Scripted, perform
+
+
+@frozen
+class Note:
+    text: str
+
+
+@frozen
+class Receipt:
+    number: int
+
+
+NOTE = TaskType("q", "note", Note)
+ASK = TaskType("q", "ask", Note, Receipt)
+CONFIG = TaskQueueConfig(max_retry=2, retry_delay=60.0)
+START = datetime(2026, 3, 28, 0, 0, tzinfo=UTC)
+
+
+def setup_with(handler: Any, config: TaskQueueConfig = CONFIG) -> Any:
+    def setup(dispatcher: Dispatcher) -> None:
+        dispatcher.consumer.register_queue("q", config)
+        dispatcher.consumer.register_handler(NOTE, handler)
+
+    return setup
+
+
+@pytest.fixture(params=["autojump", "by hand"])
+def virtual(request: pytest.FixtureRequest) -> trio.testing.MockClock:
+    return trio.testing.MockClock(autojump_threshold=0 if request.param == "autojump" else float("inf"))
+
+
+def test_retries_take_their_time_and_no_longer(virtual: trio.testing.MockClock) -> None:
+    handler: Scripted[Note, None] = Scripted(ConnectionError("busy"), ConnectionError("busy"), None)
+
+    async def main() -> None:
+        async with Harness(setup_with(handler), start=START) as harness:
+            assert harness.clock.utc() == START
+            await harness.publisher.publish(NOTE(Note("a")))
+            await harness.run_until_idle()
+            assert [task.attempt for task in handler.seen] == [1]
+            await harness.advance(59.0)
+            assert len(handler.seen) == 1
+            await harness.advance(2.0)
+            assert len(handler.seen) == 2
+            await harness.advance(60.0)
+            await harness.assert_published(NOTE, Note("a"), status="succeeded", times=1)
+            assert [event.kind for event in harness.events if event.kind == "retrying"] == ["retrying"] * 2
+
+    trio.run(main, clock=virtual)
+
+
+def test_a_crash_loses_nothing_and_counts_the_attempt(virtual: trio.testing.MockClock) -> None:
+    handler: Scripted[Note, None] = Scripted(lambda task: trio.sleep(3_600), None)
+
+    async def main() -> None:
+        async with Harness(setup_with(handler)) as harness:
+            await harness.publisher.publish(NOTE(Note("a")))
+            await harness.run_until_idle()
+            before = trio.current_time()
+            await harness.crash()
+            assert trio.current_time() == before
+            [task] = await harness.assert_published(NOTE, status="running")
+            with pytest.raises(InvalidConfigError, match="call restart"):
+                _ = harness.dispatcher
+            await harness.restart()
+            await harness.advance(31.0)
+            await harness.advance(61.0)
+            [task] = await harness.assert_published(NOTE, status="succeeded")
+            assert task.attempt == 2
+            assert task.last_error is None
+
+    trio.run(main, clock=virtual)
+
+
+def test_a_graceful_restart_gives_the_attempt_back(virtual: trio.testing.MockClock) -> None:
+    handler: Scripted[Note, None] = Scripted(lambda task: trio.sleep(3_600), None)
+
+    async def main() -> None:
+        async with Harness(setup_with(handler), grace=5.0) as harness:
+            await harness.publisher.publish(NOTE(Note("a")))
+            await harness.run_until_idle()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(harness.restart)
+                await harness.advance(6.0)
+            await harness.run_until_idle()
+            [task] = await harness.assert_published(NOTE, status="succeeded")
+            assert task.attempt == 1
+
+    trio.run(main, clock=virtual)
+
+
+async def test_an_outage_is_waited_out(autojump_clock: trio.testing.MockClock) -> None:
+    handler: Scripted[Note, None] = Scripted(None)
+    async with Harness(setup_with(handler)) as harness:
+        task = NOTE(Note("a"), id="a")
+        harness.faults.down = True
+        with pytest.raises(StorageError, match="is down"):
+            await harness.publisher.publish(task)
+        assert await harness.published(NOTE) == []
+        harness.faults.down = False
+        await harness.publisher.publish(task)
+        harness.faults.down = True
+        await harness.advance(100.0)
+        harness.faults.down = False
+        await harness.advance(10.0)
+        await harness.assert_published(NOTE, status="succeeded", times=1)
+        assert len(handler.seen) == 1
+
+
+async def test_a_settle_in_doubt_is_repeated_and_counts_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    handler: Scripted[Note, None] = Scripted(None)
+    async with Harness(setup_with(handler)) as harness:
+        harness.faults.fail("enqueue", after=True)
+        with pytest.raises(StorageError):
+            await harness.publisher.publish(NOTE(Note("a"), id="a"))
+        await harness.advance(1.0)
+        await harness.publisher.publish(NOTE(Note("a"), id="a"))
+        harness.faults.fail("turn", times=2, after=True)
+        await harness.publisher.publish(NOTE(Note("b")))
+        await harness.advance(200.0)
+        await harness.assert_published(NOTE, status="succeeded", times=2)
+
+
+async def test_a_dead_process_writes_nothing_more(autojump_clock: trio.testing.MockClock) -> None:
+    ended: list[str] = []
+
+    async def handler(task: QueueTask[Note]) -> None:
+        try:
+            await trio.sleep(3_600)
+        finally:
+            ended.append(task.id)
+            with trio.CancelScope(shield=True), pytest.raises(StorageError, match="was killed"):
+                await harness.publisher.publish(NOTE(Note("from the dead")))
+
+    async with Harness(setup_with(handler)) as harness:
+        await harness.publisher.publish(NOTE(Note("a"), id="a"))
+        await harness.run_until_idle()
+        await harness.crash()
+        await harness.assert_published(NOTE, Note("a"), status="running", times=1)
+        await harness.assert_published(NOTE, Note("from the dead"), times=0)
+    assert ended == ["a"]
+
+
+async def test_what_was_not_published_is_told_beside_what_was(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Harness(setup_with(Scripted(None))) as harness:
+        with pytest.raises(AssertionError, match=r"at least one of q/note, found 0; stored of this type: nothing"):
+            await harness.assert_published(NOTE)
+        await harness.publisher.publish(NOTE(Note("a")))
+        with pytest.raises(AssertionError, match=r"(?s)found 0; stored.*Note\(text='a'\)"):
+            await harness.assert_published(NOTE, Note("b"))
+        with pytest.raises(AssertionError, match="expected 2 of"):
+            await harness.assert_published(NOTE, times=2)
+        with pytest.raises(InvalidConfigError, match="'done'"):
+            await harness.assert_published(NOTE, status="done")
+
+
+async def test_real_time_is_refused() -> None:
+    with pytest.raises(InvalidConfigError, match="autojump_clock"):
+        async with Harness(setup_with(Scripted(None))):
+            pass
+
+
+async def test_a_setup_that_fails_is_the_tests_failure(autojump_clock: trio.testing.MockClock) -> None:
+    def setup(dispatcher: Dispatcher) -> None:
+        raise LookupError("no such thing")
+
+    with pytest.raises(BaseExceptionGroup) as raised:
+        async with Harness(setup):
+            pass
+    assert raised.group_contains(LookupError, match="no such thing")
+
+
+async def test_a_crashed_harness_can_be_left(autojump_clock: trio.testing.MockClock) -> None:
+    async with Harness(setup_with(Scripted(None))) as harness:
+        await harness.crash()
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("inf"), float("nan")])
+async def test_time_only_goes_on(autojump_clock: trio.testing.MockClock, seconds: float) -> None:
+    async with Harness(setup_with(Scripted(None))) as harness:
+        with pytest.raises(InvalidConfigError, match="seconds must be at least 0"):
+            await harness.advance(seconds)
+
+
+# ---- one attempt ------------------------------------------------------------------
+
+
+async def test_one_attempt_returns_what_the_handler_did() -> None:
+    async def handler(task: QueueTask[Note, Receipt], run: Run) -> Receipt:
+        await run.progress(0.5, "half")
+        await run.publish(NOTE(Note("next"), id="next"))
+        return Receipt(len(task.payload.text) + task.attempt)
+
+    done = await perform(handler, ASK(Note("abc")), attempt=2)
+    assert done.result == Receipt(5)
+    assert [new.id for new in done.published] == ["next"]
+    assert done.progress == [{"fraction": 0.5, "message": "half"}]
+
+
+async def test_one_attempt_raises_what_the_handler_raises() -> None:
+    async def handler(task: QueueTask[Note]) -> None:
+        raise LookupError(task.payload.text)
+
+    with pytest.raises(LookupError, match="abc"):
+        await perform(handler, NOTE(Note("abc")))
+
+
+async def test_one_attempt_of_a_sync_handler() -> None:
+    def handler(task: QueueTask[Note, Receipt]) -> Receipt:
+        return Receipt(1)
+
+    assert (await perform(handler, ASK(Note("a")))).result == Receipt(1)
+
+
+async def test_one_attempt_refuses_what_publishing_would() -> None:
+    with pytest.raises(InvalidQueuePayloadError):
+        await perform(Scripted(None), NOTE(Note(7)))  # type: ignore[arg-type]
+    with pytest.raises(InvalidQueuePayloadError, match="result"):
+        await perform(Scripted(Receipt("one")), ASK(Note("a")))  # type: ignore[arg-type]
+
+
+async def test_one_attempt_keeps_its_time_limit(autojump_clock: trio.testing.MockClock) -> None:
+    with pytest.raises(trio.TooSlowError):
+        await perform(Scripted(lambda task: trio.sleep(100)), NOTE(Note("a"), timeout=5.0))
+
+
+# ---- the fault proxy ----------------------------------------------------------------
+
+
+async def test_faults_come_in_the_order_they_were_asked_for() -> None:
+    storage = FaultyStorage(MemoryStorage())
+    storage.fail("queues", times=2)
+    storage.fail(error=lambda: StorageError("any"))
+    for said in ("asked for", "asked for", "any"):
+        with pytest.raises(StorageError, match=said):
+            await storage.queues()
+    assert await storage.queues() == []
+    assert storage.calls["queues"] == 4
+    with pytest.raises(InvalidConfigError, match="no method 'queue'"):
+        storage.fail("queue")
+
+
+async def test_a_delay_can_be_cancelled_before_anything_happened(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    inner = MemoryStorage()
+    storage = FaultyStorage(inner)
+    storage.delay_s = 10.0
+    with trio.move_on_after(5.0) as scope:
+        await storage.declare([])
+    assert scope.cancelled_caught
+    assert await inner.queues() == []
