@@ -22,6 +22,7 @@ from dispatch.errors import (
     InvalidTaskHandlerError,
     InvalidTaskTypeError,
     QueueNotRegisteredError,
+    StorageError,
 )
 from dispatch.events import Observers
 from dispatch.execution import Executor, Stop
@@ -260,7 +261,10 @@ class TaskQueueConsumer:
                 self._nursery = None
                 keepers.cancel_scope.cancel()
                 with trio.move_on_after(1, shield=True):
-                    await self._storage.forget(self.worker)
+                    try:
+                        await self._storage.forget(self.worker)
+                    except StorageError as exc:
+                        log.info("worker %s stays listed until its record is old: %s", self.worker, exc)
 
     def close(self) -> None:
         """Begin the shutdown; `run()` returns when it is done. Harmless to repeat."""

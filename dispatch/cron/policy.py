@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final, Literal, TypedDict
+from hashlib import blake2b
+from typing import Any, Final, Literal, TypedDict, cast
 
 import attrs
 
 from dispatch.cron.spec import CronSpec, jitter_s
 from dispatch.errors import InvalidConfigError
-from dispatch.records import from_seconds, to_seconds
+from dispatch.records import NewTask, from_seconds, to_seconds
 
-__all__ = ["CronOptions", "CronPolicy", "Decision", "decide", "read_definition", "write_definition"]
+__all__ = [
+    "CronOptions",
+    "CronPolicy",
+    "Decision",
+    "Slots",
+    "decide",
+    "delay_s",
+    "read_definition",
+    "tick_id",
+    "write_definition",
+]
 
 FUTURE_S: Final = 3 * 3_600.0
 """A last slot further ahead than this means that the clock was wrong for a moment."""
@@ -79,7 +91,7 @@ class Decision:
     last_slot: float
     next_slot: float | None
     missed: int = 0
-    """How many ticks at least were passed over."""
+    """How many ticks at least are passed over."""
     clock_was_wrong: bool = False
 
 
@@ -91,29 +103,73 @@ def decide(
     `late` says that the ticks waited for a previous run to end: then none of
     them was missed, and the latest runs.
     """
-    if last_slot - now > FUTURE_S:
+    if last_slot - now > FUTURE_S:  # a clock was wrong for a moment
         return Decision((), now, _next(spec, now), clock_was_wrong=True)
-    newest_at = spec.latest(from_seconds(last_slot), from_seconds(now)) if now > last_slot else None
-    if newest_at is None:
-        return Decision((), last_slot, _next(spec, last_slot))
-    newest = to_seconds(newest_at)
-    upcoming = _next(spec, newest)
-    if policy.misfire == "all" and not late:
-        since = max(last_slot, now - policy.misfire_window)
-        slots: list[float] = []
-        cursor = newest_at
-        while len(slots) < ALL_LIMIT and to_seconds(cursor) > since:
-            slots.append(to_seconds(cursor))
-            earlier = spec.previous(cursor)
-            if earlier is None:
-                break
-            cursor = earlier
-        return Decision(tuple(reversed(slots)), newest, upcoming)
-    if policy.misfire == "skip" and not late and now - newest > _grace_s(policy, newest, upcoming):
-        return Decision((), newest, upcoming, missed=1)
-    before = spec.previous(newest_at)
-    missed = 1 if before is not None and to_seconds(before) > last_slot else 0
-    return Decision((newest,), newest, upcoming, missed=missed)
+    first = _next(spec, last_slot)
+    if first is None or first > now:
+        return Decision((), last_slot, first)
+    # On time, as it nearly always is, two searches are all there is to do: ten
+    # thousand entries may be due at once.
+    newest, upcoming = first, _next(spec, first)
+    if upcoming is not None and upcoming <= now:
+        found = spec.latest(from_seconds(first), from_seconds(now))
+        assert found is not None
+        newest, upcoming = to_seconds(found), _next(spec, to_seconds(found))
+    run: tuple[float, ...] = (newest,)
+    if not late:
+        if policy.misfire == "all":
+            run = _within(spec, first, newest, now - policy.misfire_window)
+        elif policy.misfire == "skip" and now - newest > _grace_s(policy, newest, upcoming):
+            run = ()
+    missed = 0 if run and run[0] == first else 1
+    return Decision(run, newest, upcoming, missed=missed)
+
+
+class Slots:
+    """Where an entry stands: the last tick decided, and the newest one ever.
+
+    They differ once a clock was wrong. Set back to 1970 for a moment, it makes
+    decided ticks lie ahead; the entry starts from there, and without `newest`
+    would decide them again when the clock is right.
+    """
+
+    __slots__ = ("last", "newest")
+
+    def __init__(self, last: float) -> None:
+        self.last: float = last
+        self.newest: float = last
+
+    def decide(self, spec: CronSpec, policy: CronPolicy, now: float, *, late: bool = False) -> Decision:
+        """`decide` from here."""
+        since = max(self.last, self.newest) if self.newest <= now else self.last
+        return decide(spec, policy, since, now, late=late)
+
+    def move_to(self, last: float) -> None:
+        """This tick is the last one decided now."""
+        self.last = last
+        self.newest = max(self.newest, last)
+
+    def skip_to(self, now: float) -> None:
+        """No tick up to `now` is to be decided any more."""
+        self.move_to(max(self.last, now))
+
+    def in_the_future(self, now: float) -> bool:
+        """Whether a wrong clock must have decided the last tick."""
+        return self.last - now > FUTURE_S
+
+    def __repr__(self) -> str:
+        return f"Slots(last={self.last}, newest={self.newest})"
+
+
+def _within(spec: CronSpec, first: float, newest: float, since: float) -> tuple[float, ...]:
+    """The ticks from `first` to `newest` that come after `since`, at most the 100 latest."""
+    slots: list[float] = []
+    cursor: float | None = newest
+    while cursor is not None and cursor >= first and cursor > since and len(slots) < ALL_LIMIT:
+        slots.append(cursor)
+        earlier = spec.previous(from_seconds(cursor))
+        cursor = None if earlier is None else to_seconds(earlier)
+    return tuple(reversed(slots))
 
 
 def _grace_s(policy: CronPolicy, newest: float, upcoming: float | None) -> float:
@@ -135,36 +191,80 @@ def delay_s(policy: CronPolicy, name: str, slot: float, next_slot: float | None)
     return jitter_s(name, from_seconds(slot), limit) if limit > 0 else 0.0
 
 
-def write_definition(spec: CronSpec, policy: CronPolicy, description: str) -> str:
-    """A stored entry's text: equal for equal entries, whenever and wherever they were added."""
+def tick_id(name: str, slot: float) -> str:
+    """The id of one tick's task: the same whoever publishes it, and whenever.
+
+    So a tick that is published a second time (after a clock was wrong, or by a
+    backfill) is stored already. A UUID of version 8 (RFC 9562): the slot's 48 bits
+    of milliseconds, then 74 bits of a hash, so that ids go with the time of their ticks.
+    """
+    seed = f"{name}\0{slot:.6f}".encode()
+    noise = int.from_bytes(blake2b(seed, digest_size=10).digest(), "big") >> 6
+    moment = int(slot * 1_000) & 0xFFFF_FFFF_FFFF
+    return (
+        f"{moment >> 16:08x}-{moment & 0xFFFF:04x}-{0x8000 | noise >> 62:04x}"
+        f"-{0x8000 | noise >> 48 & 0x3FFF:04x}-{noise & 0xFFFF_FFFF_FFFF:012x}"
+    )
+
+
+def write_definition(
+    spec: CronSpec, policy: CronPolicy, description: str, template: NewTask | None = None
+) -> str:
+    """An entry's text: equal for equal entries, whenever and wherever they were added.
+
+    Of the task to publish only a hash is in it, by which a replaced entry is told apart.
+    """
     return json.dumps(
         {
             "text": spec.text,
             "zone": spec.zone,
             "dst": spec.dst,
+            "name": spec.name,
+            "anchor": _iso(spec.anchor),
             "start": _iso(spec.start),
             "end": _iso(spec.end),
             "description": description,
-            **attrs.asdict(policy),
+            "policy": attrs.asdict(policy),
+            "task": None if template is None else _fingerprint(template),
         },
         sort_keys=True,
     )
 
 
-def read_definition(name: str, text: str, anchor: float) -> tuple[CronSpec, CronPolicy, str]:
-    """The spec, policies and description that `write_definition` wrote."""
+def read_definition(text: str, anchor: float) -> tuple[CronSpec, CronPolicy, str]:
+    """The spec, policies and description of a written entry.
+
+    An `@every` that was given no anchor of its own counts from `anchor`.
+    """
     found: dict[str, Any] = json.loads(text)
+    own = _moment(found["anchor"])
     spec = CronSpec(
-        found.pop("text"),
-        found.pop("zone"),
-        found.pop("dst"),
-        name=name,
-        anchor=from_seconds(anchor),
-        start=_moment(found.pop("start")),
-        end=_moment(found.pop("end")),
+        found["text"],
+        found["zone"],
+        found["dst"],
+        name=found["name"],
+        anchor=from_seconds(anchor) if own is None else own,
+        start=_moment(found["start"]),
+        end=_moment(found["end"]),
     )
-    description = found.pop("description")
-    return spec, CronPolicy(**found), description
+    return spec, CronPolicy(**found["policy"]), found["description"]
+
+
+def _fingerprint(template: NewTask) -> str:
+    text = json.dumps(attrs.asdict(template), sort_keys=True, default=_plain)
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _plain(value: object) -> object:
+    match value:
+        case bytes():
+            return value.hex()
+        case frozenset():
+            return sorted(cast("frozenset[str]", value))
+        case Mapping():
+            return dict(cast("Mapping[str, str]", value))
+        case _:  # a new field of templates: say how it is hashed
+            raise TypeError(f"a template holds {type(value).__name__}")
 
 
 def _iso(moment: datetime | None) -> str | None:

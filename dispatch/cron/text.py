@@ -65,8 +65,8 @@ def stripped(text: str) -> str:
         foreign = next(character for character in text if not character.isascii())
         refuse(text, None, f"only ASCII characters are allowed, got {foreign!a}")
     line = text.strip(" \t\r\n")
-    control = next((each for each in line if not (each.isprintable() or each == "\t")), None)
-    if control is not None:
+    if not line.isprintable() and (found := re.search(r"[^ -~\t]", line)):
+        control = found[0]
         refuse(text, None, f"control characters are not allowed, got {control!a}")
     return line
 

@@ -11,13 +11,15 @@ import trio
 
 from dispatch.records import TransitionKind
 from dispatch.storage.protocol import EnqueueAnswer, EnqueueResult
-from dispatch.storage.query import All, PruneSpec
+from dispatch.storage.query import All, Header, Keys, PruneSpec, Tags
 from dispatch.tasks import TaskStatus
 from dispatch.testing.workbench import Workbench, unique
 
 __all__ = ["EnqueueCases", "UniqueCases"]
 
 A = EnqueueAnswer
+EVERY = frozenset(TaskStatus) - {TaskStatus.RETRYING}
+"""Every status that is stored; retrying is how a pending task is shown."""
 
 
 def answers(results: list[EnqueueResult]) -> list[EnqueueAnswer]:
@@ -46,6 +48,28 @@ class EnqueueCases:
         [result] = await bench.publish("a", payload=b"2", priority=3)
         assert result.answer is A.EXISTING
         assert result.record == before == await bench.row("a")
+
+    async def test_texts_and_bytes_of_every_kind_come_back_as_they_were(
+        self, bench: Workbench
+    ) -> None:
+        texts = ["é", "日本", "😀", "'; DROP TABLE tasks; --", '"', "\\", "%_*?[", "\n\t\x01\u2028", " "]
+        for number, text in enumerate(texts):
+            id_ = f"{number}{text}"
+            payload = text.encode() + bytes(range(256))
+            claim = await bench.started(
+                id_, payload=payload, key=text, headers={text: text}, tags=(text, "x"), worker=text
+            )
+            assert (claim.payload, claim.key, claim.tags) == (payload, text, (text, "x"))
+            assert dict(claim.headers) == {text: text}
+            await bench.settle(claim, result=payload, kind=TransitionKind.DONE)
+            row = await bench.row(id_)
+            assert (row.payload, row.result, row.worker) == (payload, payload, text)
+            assert await bench.ids(Keys(text) & Header(text, text) & Tags(all_of=[text])) == [id_]
+            failing = await bench.started(f"f{id_}")
+            await bench.settle(failing, TransitionKind.FAILED, error=text, traceback=text)
+            assert (await bench.row(f"f{id_}")).last_error == text
+            [run] = await bench.storage.history(f"f{id_}")
+            assert run.error == f"{text}\n{text}"
 
     async def test_an_empty_batch_is_nothing(self, bench: Workbench) -> None:
         await bench.declare()
@@ -209,6 +233,35 @@ class UniqueCases:
         await self.existing(bench, status)
         named = unique(statuses=frozenset({TaskStatus(status)}))
         assert answers(await bench.publish("new", unique=named)) == [A.EXISTING]
+
+    @pytest.mark.parametrize("status", [*OPEN, *ENDED])
+    @pytest.mark.parametrize(
+        ("statuses", "on_clash", "answer"),
+        [
+            pytest.param(None, "keep", A.CREATED, id="reuse"),
+            pytest.param(EVERY, "keep", A.EXISTING, id="existing"),
+            pytest.param(EVERY - {TaskStatus.FAILED}, "keep", A.EXISTING, id="reuse-on-failure"),
+            pytest.param(EVERY, "reject", A.REJECTED, id="no-reuse"),
+        ],
+    )
+    async def test_each_way_to_reuse_a_key_meets_each_status(
+        self,
+        bench: Workbench,
+        statuses: frozenset[TaskStatus] | None,
+        on_clash: str,
+        answer: EnqueueAnswer,
+        status: str,
+    ) -> None:
+        await self.existing(bench, status, max_retry=1)
+        before = await bench.row("old")
+        identity = None if statuses is None else unique(on_clash=on_clash, statuses=statuses)
+        if statuses == EVERY - {TaskStatus.FAILED} and status == "failed":
+            answer = A.CREATED
+        [result] = await bench.publish("new", unique=identity)
+        assert result.answer is answer
+        assert await bench.row("old") == before
+        assert await bench.ids() == (["old", "new"] if answer is A.CREATED else ["old"])
+        assert (result.record is None) == (answer is A.CREATED)
 
     async def test_a_rerun_task_clashes_again(self, bench: Workbench) -> None:
         await self.existing(bench, "succeeded")

@@ -7,6 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trio
+from hypothesis import given, settings
 
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import TransitionKind
@@ -32,11 +34,14 @@ from dispatch.storage.query import (
     matches,
 )
 from dispatch.tasks import TaskStatus
+from dispatch.testing.trees import trees
 from dispatch.testing.workbench import Workbench
 
 __all__ = ["AlterCases", "FindCases", "PruneCases"]
 
 Y = frozenset({"y"})
+TREES = 100
+"""Query trees made up by Hypothesis."""
 FAILED, CANCELLED = TransitionKind.FAILED, TransitionKind.CANCELLED
 
 
@@ -136,6 +141,33 @@ class FindCases:
         ):
             expected = [row.id for row in rows if matches(where, row, bench.now())]
             assert await bench.ids(where) == expected, where
+
+    async def test_any_tree_finds_and_counts_what_matches_says(self, bench: Workbench) -> None:
+        start = await zoo(bench)
+        now, rows = bench.now(), (await bench.storage.find(All(), limit=1_000)).records
+        ids = ("plain", "held", "running", "failed", "unknown")
+
+        @settings(deadline=None, max_examples=TREES)
+        @given(trees(start, ids))
+        def agree(where: Where) -> None:
+            meant = [row.id for row in rows if matches(where, row, now)]
+            assert trio.from_thread.run(bench.ids, where) == meant
+            counts = trio.from_thread.run(bench.storage.count, where)
+            assert sum(counts.values()) == len(meant)
+
+        # In a thread, for Hypothesis calls a plain function; it calls back for each tree.
+        await trio.to_thread.run_sync(agree)
+
+    async def test_a_payload_that_cannot_be_read_has_nothing_at_any_path(
+        self, bench: Workbench
+    ) -> None:
+        poison = [b"", b"\xff", b"{", b'{"n":1', b"[" * 100_000, b"NaN", b'"\\ud800"', b"1e400", b'[1]']
+        for number, payload in enumerate(poison):
+            await bench.publish(f"p{number}", payload=payload)
+        await bench.publish("good", payload=b'{"n":1}')
+        assert await bench.ids(Payload(("n",), 1)) == ["good"]
+        assert await bench.ids(~Payload(("n",), 1)) == [f"p{n}" for n in range(len(poison))]
+        assert await bench.ids(Payload((0,), 1)) == [f"p{len(poison) - 1}"]
 
     async def test_everything_and_nothing(self, bench: Workbench) -> None:
         await bench.publish("a", "b")
@@ -273,6 +305,20 @@ class AlterCases:
         await bench.fail(again)
         assert len(await bench.storage.history("a")) == 2
 
+    async def test_a_dead_letter_is_edited_and_then_rerun(self, bench: Workbench) -> None:
+        await bench.ended("a", how=FAILED, payload=b"wrong", max_retry=0)
+        before = await bench.row("a")
+        edit: dict[str, Any] = {"payload": b"right", "version": 2, "timeout": 9.0, "max_retry": 3}
+        assert await bench.alter("a", "patch", available_at=bench.now() + 99.0, **edit) == ["a"]
+        row = await bench.row("a")
+        assert {name: getattr(row, name) for name in edit} == edit
+        assert (row.status, row.available_at) == (TaskStatus.FAILED, before.available_at)
+        assert (row.finished_at, row.failure_reason) == (before.finished_at, before.failure_reason)
+        assert await bench.taken(9) == []
+        await bench.alter("a", "rerun")
+        [claim] = await bench.claim()
+        assert (claim.payload, claim.version, claim.timeout) == (b"right", 2, 9.0)
+
     async def test_what_has_not_ended_is_not_rerun(self, bench: Workbench) -> None:
         await bench.started("running")
         await bench.publish("pending", "held")
@@ -306,6 +352,15 @@ class AlterCases:
         assert await bench.alter("b", "cancel") == ["b"]
         assert await bench.alter("b", "resume") == []
         assert await bench.status("b") == "cancelled"
+
+    async def test_of_hold_resume_and_cancel_at_once_cancel_wins(self, bench: Workbench) -> None:
+        for number in range(10):
+            id_ = f"t{number}"
+            await bench.publish(id_)
+            async with trio.open_nursery() as nursery:
+                for action in ("hold", "cancel", "resume"):
+                    nursery.start_soon(bench.alter, id_, action)
+            assert await bench.status(id_) == "cancelled"
 
     async def test_a_bulk_rerun_of_dead_letters_with_a_limit(self, bench: Workbench) -> None:
         ids = [f"t{number}" for number in range(7)]

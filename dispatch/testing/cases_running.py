@@ -5,14 +5,16 @@
 from __future__ import annotations
 
 import pytest
+import trio
 
 from dispatch.lifecycle import LONGEST_DELAY_S, SettleAnswer
 from dispatch.records import AttemptOutcome, Claim, Transition, TransitionKind
+from dispatch.storage.protocol import Want
 from dispatch.storage.query import Ids, PruneSpec
 from dispatch.tasks import FailureReason, TaskStatus
 from dispatch.testing.workbench import LEASE_S, Workbench
 
-__all__ = ["HistoryCases", "RescueCases", "SettleCases"]
+__all__ = ["HistoryCases", "RescueCases", "SettleCases", "TurnCases"]
 
 K = TransitionKind
 APPLIED, REPEATED = SettleAnswer.APPLIED, SettleAnswer.REPEATED
@@ -126,6 +128,40 @@ class SettleCases:
         answers = [result.answer for result in await bench.storage.settle(twice)]
         assert answers == [APPLIED, REPEATED]
         assert await bench.status("b") == "succeeded"
+
+    @pytest.mark.parametrize("first", [K.FAILED, K.SNOOZED, K.HANDED_BACK])
+    async def test_of_two_ends_of_a_run_in_one_batch_the_first_counts(
+        self, bench: Workbench, first: TransitionKind
+    ) -> None:
+        claim = await bench.started(max_retry=5)
+        child = bench.task("child")
+        batch = [
+            Transition("a", claim.epoch, first, retry_in=7.0, error="first"),
+            Transition("a", claim.epoch, K.DONE, result=b"1", spawn=(child,)),
+            Transition("a", claim.epoch, first, retry_in=9.0, error="third"),
+        ]
+        answers = [result.answer for result in await bench.storage.settle(batch)]
+        assert answers == [APPLIED, REPEATED, REPEATED]
+        row = await bench.row("a")
+        assert (row.status, row.result, row.last_error) == (TaskStatus.PENDING, None, "first")
+        assert (row.attempt, len(await bench.storage.history("a"))) == (first is K.FAILED, 1)
+        assert await bench.ids() == ["a"]
+
+    async def test_a_bad_item_does_not_spoil_a_batch(self, bench: Workbench) -> None:
+        stale = await bench.started("stale", max_retry=1)
+        await bench.rescue_all()
+        first, second = await bench.started("first"), await bench.started("second")
+        batch = [
+            Transition(stale.id, stale.epoch, K.DONE),
+            Transition(first.id, first.epoch, K.DONE, result=b"1"),
+            Transition("unknown", 1, K.DONE),
+            Transition(second.id, second.epoch, K.CANCELLED, error="enough"),
+        ]
+        results = await bench.storage.settle(batch)
+        assert [result.answer for result in results] == [LOST, APPLIED, GONE, APPLIED]
+        assert [result.id for result in results] == ["stale", "first", "unknown", "second"]
+        assert await bench.status("first") == "succeeded"
+        assert await bench.status("second") == "cancelled"
 
     async def test_a_repeated_retry_is_told_from_one_too_late(self, bench: Workbench) -> None:
         first = await bench.started(max_retry=5)
@@ -261,6 +297,68 @@ class RescueCases:
         claim = await bench.started(max_retry=1)
         await bench.rescue_all()
         assert not await bench.holds(claim)
+
+
+    async def test_two_sweeps_at_once_rescue_each_run_once(self, bench: Workbench) -> None:
+        ids = [f"t{number}" for number in range(20)]
+        for id_ in ids:
+            await bench.started(id_, max_retry=5)
+        await bench.advance(LEASE_S + 1)
+        found: list[str] = []
+
+        async def sweep() -> None:
+            while records := (await bench.storage.rescue(3)).records:
+                found.extend(record.id for record in records)
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(sweep)
+        assert sorted(found) == sorted(ids)
+        assert {(await bench.row(id_)).epoch for id_ in ids} == {2}
+
+
+class TurnCases:
+    """`turn`: a settle and a claim as one step."""
+
+    async def turn(
+        self, bench: Workbench, transitions: list[Transition], *wants: Want
+    ) -> tuple[list[SettleAnswer], list[str]]:
+        """The answers, and the ids claimed."""
+        settled, claimed = await bench.storage.turn(transitions, wants, worker="w", lease=LEASE_S)
+        return [result.answer for result in settled], [claim.id for claim in claimed.claims]
+
+    async def test_what_the_settle_frees_the_claim_may_take(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True)
+        await bench.publish("first", "second", key="k")
+        [first] = await bench.claim(9)
+        done = Transition(first.id, first.epoch, K.DONE, spawn=(bench.task("child"),))
+        found = await self.turn(bench, [done], Want(queue="q", limit=9))
+        assert found == ([APPLIED], ["second", "child"])
+        row = await bench.row("second")
+        assert (row.worker, row.lease_until) == ("w", bench.now() + LEASE_S)
+
+    async def test_each_part_may_be_empty(self, bench: Workbench) -> None:
+        await bench.publish("a")
+        assert await self.turn(bench, []) == ([], [])
+        assert await self.turn(bench, [], Want(queue="q", limit=1)) == ([], ["a"])
+        assert await self.turn(bench, [Transition("a", 1, K.DONE)]) == ([APPLIED], [])
+
+    async def test_a_refused_end_does_not_stop_the_claim(self, bench: Workbench) -> None:
+        await bench.publish("a")
+        late = Transition("unknown", 1, K.DONE)
+        assert await self.turn(bench, [late], Want(queue="q", limit=1)) == ([GONE], ["a"])
+
+    async def test_an_immediate_storage_does_not_even_notice_a_cancellation(
+        self, bench: Workbench
+    ) -> None:
+        await bench.publish("a")
+        if not bench.storage.immediate:
+            return
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            assert (await self.turn(bench, [], Want(queue="q", limit=1)))[1] == ["a"]
+        assert not scope.cancelled_caught
 
 
 class HistoryCases:

@@ -82,6 +82,12 @@ class FaultyStorage(StorageProxy):
         made = error if error is not None else lambda: StorageError("a fault was asked for")
         self._faults.append(_Fault(method, times, after, made))
 
+    def mend(self) -> None:
+        """Everything works again; what is dead stays dead."""
+        self.down = False
+        self.delay_s = 0.0
+        self._faults.clear()
+
     def kill(self) -> None:
         """From now on nothing done through this reaches the storage, as if the process had died.
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from typing import Any, Final
+
+import attrs
+import trio
 
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import Claim, NewTask, TaskRecord, Transition, TransitionKind, UniqueKey
@@ -19,20 +23,82 @@ from dispatch.storage.protocol import (
 from dispatch.storage.query import All, Ids, Order, Where
 from dispatch.tasks import OnClash, TaskStatus
 
-__all__ = ["LEASE_S", "OPEN", "Workbench", "unique"]
+__all__ = ["LEASE_S", "OPEN", "Hooks", "Workbench", "cancelled_at", "unique"]
 
 LEASE_S: Final = 30.0
 OPEN: Final = frozenset({TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.HELD})
 
 
+@attrs.frozen
+class Hooks:
+    """The optional parts of a kit: see `StorageConformance`."""
+
+    reopen: Callable[[Storage], AbstractAsyncContextManager[Storage]]
+    break_at: Callable[[Storage, int], AbstractContextManager[None]]
+    disconnect: Callable[[Storage], Awaitable[None]]
+
+
+class CancelAt(trio.abc.Instrument):
+    """Cancels a scope when a trio task has taken so many steps; 0 before the first."""
+
+    def __init__(self, task: trio.lowlevel.Task, steps: int, scope: trio.CancelScope) -> None:
+        self._task = task
+        self._left = steps
+        self._scope = scope
+        if not steps:
+            scope.cancel()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Count one step of the task meant."""
+        if task is self._task:
+            self._left -= 1
+            if not self._left:
+                self._scope.cancel()
+
+
+async def cancelled_at(steps: int, call: Callable[[], Awaitable[object]]) -> trio.CancelScope:
+    """Make a call and cancel it at its caller's step number `steps`, if it takes so many.
+
+    The scope says what came of it: `cancel_called`, and whether it was `cancelled_caught`.
+    """
+    with trio.CancelScope() as scope:
+        instrument = CancelAt(trio.lowlevel.current_task(), steps, scope)
+        trio.lowlevel.add_instrument(instrument)
+        try:
+            await call()
+        finally:
+            trio.lowlevel.remove_instrument(instrument)
+    return scope
+
+
 class Workbench:
     """One storage under test. Queues are declared when a task is first published to them."""
 
-    def __init__(self, storage: Storage, advance: Callable[[float], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        advance: Callable[[float], Awaitable[None]],
+        hooks: Hooks | None = None,
+    ) -> None:
         self.storage = storage
         self.advance = advance
         """Moves the storage's clock on by so many seconds."""
+        self._hooks = hooks
         self._declared: set[str] = set()
+
+    @property
+    def hooks(self) -> Hooks:
+        """What only this storage's own test module can do."""
+        assert self._hooks is not None, "this workbench was made without hooks"
+        return self._hooks
+
+    @asynccontextmanager
+    async def beside(self) -> AsyncGenerator[Workbench]:
+        """A workbench on the same data, as another process has it."""
+        async with self.hooks.reopen(self.storage) as storage:
+            other = Workbench(storage, self.advance, self._hooks)
+            other._declared |= self._declared
+            yield other
 
     def now(self) -> float:
         """The storage's time."""
@@ -90,7 +156,9 @@ class Workbench:
         [result] = await self.storage.settle([Transition(*fence, kind, **fields)])
         return result
 
-    async def fail(self, claim: Claim, retry_in: float | None = 0.0, **fields: Any) -> SettleResult:
+    async def fail(
+        self, claim: Claim | tuple[str, int], retry_in: float | None = 0.0, **fields: Any
+    ) -> SettleResult:
         """Fail one run."""
         return await self.settle(
             claim, TransitionKind.FAILED, error="ValueError: no", retry_in=retry_in, **fields
@@ -129,6 +197,12 @@ class Workbench:
         meant = Ids(where) if isinstance(where, str) else where
         limits = {name: fields.pop(name) for name in ("limit", "dry_run") if name in fields}
         return await self.storage.alter(meant, Change(action=action, **fields), **limits)
+
+    async def everything(self) -> list[Any]:
+        """All that is stored: equal before and after a step that did nothing."""
+        rows = (await self.storage.find(All(), limit=10_000)).records
+        runs = [await self.storage.history(row.id) for row in rows]
+        return [rows, runs, await self.storage.queues(), await self.storage.crons()]
 
     async def rescue_all(self) -> Rescued:
         """Let every lease run out, and sweep."""

@@ -1,0 +1,203 @@
+"""Cron tasks as their users make and see them: `CronTask`, live, and `CronEntry`, declared."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any, Unpack, cast
+
+import attrs
+
+from dispatch.cron.policy import CronOptions, CronPolicy
+from dispatch.cron.spec import CronSpec
+from dispatch.errors import CronNameConflictError, InvalidConfigError, InvalidTaskHandlerError
+from dispatch.tasks import QueueTask, check_name
+
+__all__ = [
+    "CronEntry",
+    "CronTask",
+    "What",
+    "check_cron_name",
+    "check_function",
+    "is_async",
+    "made_spec",
+    "made_task",
+    "taken",
+]
+
+What = Callable[[], Awaitable[object]] | Callable[[], object] | QueueTask[Any, Any]
+"""What a cron task does: an async function, a sync one (in a thread), or a task to publish."""
+
+
+@attrs.define(eq=False)
+class CronTask:
+    """A named cron task, live: `func` may be replaced, and its next run uses the new one.
+
+    `total` counts the runs begun here, for a stored entry the tasks published
+    anywhere. `err_count` counts the runs that raised, for a stored entry the
+    ticks that could not be published from here; `last_error` is the latest of
+    these. How the published tasks ended is asked of the control:
+    `control.count(Crons(name), by=("status",))`. `running` is how many runs of
+    a function are going on here. `last` is the last tick decided, `next` the
+    next one, both aware; `next` is None when none is left.
+    """
+
+    name: str = ""
+    func: Callable[[], Any] | None = None
+    description: str = ""
+    task: QueueTask[Any, Any] | None = None
+    spec: CronSpec | None = attrs.field(default=None, kw_only=True)
+    policy: CronPolicy = attrs.field(factory=CronPolicy, kw_only=True)
+    declared: bool = attrs.field(default=False, kw_only=True)
+    """Declared in code, for `open_dispatcher(cron=[...])`, and stored."""
+    total: int = attrs.field(default=0, init=False)
+    err_count: int = attrs.field(default=0, init=False)
+    last_error: str | None = attrs.field(default=None, init=False)
+    paused_reason: str | None = attrs.field(default=None, init=False)
+    last: datetime | None = attrs.field(default=None, init=False)
+    next: datetime | None = attrs.field(default=None, init=False)
+    running: int = attrs.field(default=0, init=False)
+
+    @property
+    def paused(self) -> bool:
+        """Whether it is paused; why is in `paused_reason`."""
+        return self.paused_reason is not None
+
+    def __repr__(self) -> str:
+        text = self.spec.text if self.spec is not None else "not added"
+        state = " paused" if self.paused else ""
+        return f"<CronTask {self.name!r} {text!r}{state} total={self.total} errors={self.err_count}>"
+
+
+class CronEntry:
+    """A cron task declared in code, for `open_dispatcher(cron=[...])`.
+
+        CronEntry("30 2 * * *", "nightly", NIGHTLY(Report("sales")), zone="Europe/Berlin")
+
+    It takes what `add_with_name` takes, with the same options, and is checked
+    at once. Immutable. A function is added to each process that declares it. A
+    queue task becomes a stored entry that belongs to the code: a new
+    definition replaces the stored one when a process with it starts, living
+    processes renew it, and one that none has declared for an hour is paused.
+
+    Raises InvalidCronSpecError (1014), InvalidTaskHandlerError (1009) and
+    InvalidConfigError (1012).
+    """
+
+    __slots__ = ("description", "name", "policy", "spec", "what")
+
+    spec: CronSpec
+    name: str
+    what: What
+    policy: CronPolicy
+    description: str
+
+    def __init__(
+        self, spec: str | CronSpec, name: str, what: What, **options: Unpack[CronOptions]
+    ) -> None:
+        made = made_task(spec, name, what, options)
+        assert made.spec is not None
+        write = object.__setattr__
+        write(self, "spec", made.spec)
+        write(self, "name", name)
+        write(self, "what", what)
+        write(self, "policy", made.policy)
+        write(self, "description", made.description)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a CronEntry is immutable; make another one with its {name} changed")
+
+    def task(self) -> CronTask:
+        """A `CronTask` of this entry, yet to be added."""
+        func, task = _parted(self.what)
+        return CronTask(
+            self.name,
+            func,
+            self.description,
+            task,
+            spec=self.spec,
+            policy=self.policy,
+            declared=task is not None,
+        )
+
+    def __repr__(self) -> str:
+        return f"CronEntry({self.spec.text!r}, {self.name!r}, {self.what!r}, zone={self.spec.zone!r})"
+
+
+def made_task(spec: str | CronSpec, name: str, what: What, options: CronOptions) -> CronTask:
+    """A `CronTask` to be added, checked as far as it can be without a storage."""
+    check_cron_name(name)
+    given: dict[str, Any] = dict(options)
+    known = set(CronOptions.__annotations__)
+    unknown = given.keys() - known
+    if unknown:
+        raise InvalidConfigError(
+            f"cron: unknown option {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}"
+        )
+    policies = {field.name for field in attrs.fields(CronPolicy)}
+    policy = CronPolicy(**{key: given.pop(key) for key in list(given) if key in policies})
+    description = given.pop("description", "")
+    func, task = _parted(what)
+    if task is None:
+        check_function(name, func)
+    return CronTask(name, func, description, task, spec=made_spec(spec, name, given), policy=policy)
+
+
+def made_spec(spec: str | CronSpec, name: str, options: dict[str, Any]) -> CronSpec:
+    """The spec given, or that of a text and its options."""
+    if not isinstance(spec, CronSpec):
+        zone, dst = options.pop("zone", "UTC"), options.pop("dst", "vixie")
+        return CronSpec(spec, zone, dst, name=name, **options)
+    if options:
+        raise InvalidConfigError(
+            f"cron task {name!r}: {', '.join(sorted(options))} belongs to the CronSpec given; set it there"
+        )
+    return spec
+
+
+def _parted(what: What) -> tuple[Callable[[], Any] | None, QueueTask[Any, Any] | None]:
+    if isinstance(what, QueueTask):
+        return None, cast("QueueTask[Any, Any]", what)
+    return what, None
+
+
+def taken(name: str) -> CronNameConflictError:
+    """The error of a name that another cron task has."""
+    return CronNameConflictError(
+        f"a different cron task is named {name!r}; pass replace=True to replace it, or cancel it first"
+    )
+
+
+def check_cron_name(name: object) -> None:
+    """Raise InvalidConfigError for what cannot be the name of a cron task."""
+    check_name(name, "cron task name", cast("Any", InvalidConfigError))
+
+
+def check_function(name: str, function: object) -> None:
+    """Raise InvalidTaskHandlerError for what cannot be called without arguments."""
+    if not callable(function):
+        raise InvalidTaskHandlerError(
+            f"cron task {name!r}: needs a function of no arguments or a QueueTask, got {function!r}"
+        )
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variable]
+    if needed:
+        raise InvalidTaskHandlerError(
+            f"cron task {name!r}: its function must need no arguments, but needs ({', '.join(needed)}); "
+            "bind them with functools.partial"
+        )
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives an awaitable."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - its kind is asked, not whether it exists
+    )

@@ -1,0 +1,168 @@
+"""The cron tasks of this process that are functions: launched, counted, kept from overlapping."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+import trio
+
+from dispatch.cron.entries import CronTask, is_async
+from dispatch.cron.policy import Decision, Slots, delay_s
+from dispatch.events import Observers
+from dispatch.failures import describe, parted, traceback_text
+from dispatch.records import from_seconds, to_seconds
+
+__all__ = ["FunctionEntry", "Functions"]
+
+log: Final = logging.getLogger("dispatch.cron")
+
+THREADS: Final = 40
+"""Sync functions that run at a time; not trio's default limiter, which is the application's."""
+
+
+@attrs.define(eq=False)
+class FunctionEntry:
+    """One function: its live `CronTask`, where it stands, and its runs."""
+
+    task: CronTask
+    definition: str
+    slots: Slots
+    scopes: set[trio.CancelScope] = attrs.field(factory=set[trio.CancelScope], init=False)
+    queued: bool = attrs.field(default=False, init=False)
+    """A tick waits for the run that goes on."""
+
+
+class Functions:
+    """The functions by name. `schedule` is told when each is due, None for never."""
+
+    def __init__(
+        self,
+        observers: Observers,
+        schedule: Callable[[FunctionEntry, float | None], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self.entries: dict[str, FunctionEntry] = {}
+        self.nursery: trio.Nursery | None = None
+        self.active: int = 0
+        """Runs that go on, those of replaced and removed functions included."""
+        self.closing: bool = False
+        self._observers = observers
+        self._schedule = schedule
+        self._wake = wake
+        self._limiter = trio.CapacityLimiter(THREADS)
+
+    def put(self, task: CronTask, definition: str, now: float) -> None:
+        """Add a function, or put it in place of the one of that name, whose counters it keeps."""
+        known = self.entries.get(task.name)
+        if known is not None:
+            self._schedule(known, None)
+            known.queued = False
+            task.total, task.err_count = known.task.total, known.task.err_count
+        entry = self.entries[task.name] = FunctionEntry(task, definition, Slots(now))
+        self._plan(entry)
+
+    def remove(self, name: str, *, running: bool) -> bool:
+        """Fire it no more; with `running`, cancel its runs. False if there is none."""
+        entry = self.entries.pop(name, None)
+        if entry is None:
+            return False
+        self._schedule(entry, None)
+        entry.queued = False
+        if running:
+            for scope in entry.scopes:
+                scope.cancel()
+        return True
+
+    def set_paused(self, entry: FunctionEntry, reason: str | None, now: float) -> None:
+        """Pause with a reason, or resume from now on with None."""
+        if reason is None and entry.task.paused:
+            entry.slots.skip_to(now)
+        entry.task.paused_reason = reason
+        self._plan(entry)
+
+    def _plan(self, entry: FunctionEntry) -> None:
+        """Work out when it is due next."""
+        spec = entry.task.spec
+        assert spec is not None
+        following = None if entry.task.paused else spec.next(from_seconds(entry.slots.last))
+        entry.task.next = following
+        self._schedule(entry, None if following is None else to_seconds(following))
+
+    def fire(self, entry: FunctionEntry, now: float) -> Decision:
+        """Decide what is due, and launch it. Never waits."""
+        task = entry.task
+        assert task.spec is not None
+        decision = entry.slots.decide(task.spec, task.policy, now)
+        entry.slots.move_to(decision.last_slot)
+        task.last = from_seconds(decision.last_slot)
+        self._plan(entry)
+        for slot in decision.run:
+            if task.running and task.policy.overlap != "allow":
+                self._overlapping(entry)
+            else:
+                self._observers.tell("cron_fired", task.name, now - slot)
+                self.launch(entry, delay_s(task.policy, task.name, slot, decision.next_slot))
+        return decision
+
+    def _overlapping(self, entry: FunctionEntry) -> None:
+        if entry.task.policy.overlap == "skip":
+            log.info("cron task %s: the previous run goes on; tick skipped", entry.task.name)
+            return
+        entry.queued = True
+        if entry.task.policy.overlap == "cancel_running":
+            for scope in entry.scopes:
+                scope.cancel()
+
+    def launch(self, entry: FunctionEntry, wait_s: float = 0.0) -> None:
+        """Begin a run in so many seconds."""
+        assert self.nursery is not None
+        scope = trio.CancelScope()
+        self.active += 1
+        entry.task.running += 1
+        entry.scopes.add(scope)
+        self.nursery.start_soon(self._run, entry, scope, wait_s, name=f"cron task {entry.task.name}")
+
+    async def _run(self, entry: FunctionEntry, scope: trio.CancelScope, wait_s: float) -> None:
+        """One run. Counts are changed here and nowhere else, on the trio thread."""
+        task = entry.task
+        try:
+            with scope:
+                if wait_s:
+                    await trio.sleep(wait_s)
+                task.total += 1
+                function = task.func
+                assert function is not None
+                try:
+                    if is_async(function):
+                        await function()
+                    else:
+                        await trio.to_thread.run_sync(
+                            function, abandon_on_cancel=True, limiter=self._limiter
+                        )
+                except (trio.Cancelled, KeyboardInterrupt):
+                    raise
+                except BaseException as exc:  # noqa: BLE001 - a function cannot take the loop down
+                    passing = parted(exc)[0]
+                    task.err_count += 1
+                    task.last_error = describe(exc)
+                    log.error(  # noqa: TRY400 - its own bounded traceback
+                        "cron task %s failed: %s\n%s",
+                        task.name,
+                        task.last_error,
+                        traceback_text(exc),
+                        extra={"event": "cron_failed", "cron": task.name},
+                    )
+                    if passing is not None:
+                        raise passing from None
+        finally:
+            self.active -= 1
+            task.running -= 1
+            entry.scopes.discard(scope)
+            self._wake()
+            if entry.queued and not task.running:
+                entry.queued = False
+                if not self.closing and self.entries.get(task.name) is entry:
+                    self.launch(entry)

@@ -1,0 +1,439 @@
+"""Conformance: calls cut short, several processes on one storage, lost connections."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import attrs
+import pytest
+import trio
+
+from dispatch.bell import Bell
+from dispatch.errors import StorageError
+from dispatch.lifecycle import SettleAnswer
+from dispatch.records import Transition, TransitionKind
+from dispatch.storage.protocol import (
+    AdvanceAnswer,
+    Change,
+    CronRecord,
+    EnqueueAnswer,
+    Topic,
+    TopicKind,
+    Want,
+)
+from dispatch.storage.query import Ids, PruneSpec, Statuses
+from dispatch.testing.workbench import LEASE_S, Workbench, cancelled_at, unique
+
+__all__ = ["ConnectionCases", "DurabilityCases", "InterruptionCases"]
+
+DEADLINE_S: Final = 5.0
+MOST_STEPS: Final = 2_000
+
+
+@attrs.frozen
+class Deed:
+    """A call that changes something: what it needs, the call, and whether all of it is there."""
+
+    prepare: Callable[[Workbench, str], Awaitable[Any]]
+    act: Callable[[Workbench, str], Awaitable[Any]]
+    done: Callable[[Workbench, str], Awaitable[bool]]
+
+
+async def nothing(bench: Workbench, name: str) -> None:
+    """Needs nothing but the queue."""
+    await bench.declare()
+
+
+async def started(bench: Workbench, name: str) -> None:
+    """A running task, which may be retried."""
+    await bench.started(name, max_retry=5, lease=1.0)
+
+
+async def ended(bench: Workbench, name: str) -> None:
+    """An ended task with a history, and a cron entry."""
+    await bench.ended(name)
+
+
+async def two_pending(bench: Workbench, name: str) -> None:
+    """Two tasks of one key."""
+    await bench.declare(keyed=True)
+    await bench.publish(name, f"{name}+", key=name)
+
+
+async def a_cron_entry(bench: Workbench, name: str) -> None:
+    """A cron entry of this name, never ticked."""
+    await bench.declare()
+    entry = CronRecord(name=name, definition="d", template=bench.task(""), next_slot=100.0)
+    await bench.storage.put_cron(entry)
+
+
+async def enqueue(bench: Workbench, name: str) -> None:
+    """Two tasks, one of them unique."""
+    new = [bench.task(name, unique=unique(name)), bench.task(f"{name}+")]
+    await bench.storage.enqueue(new)
+
+
+async def enqueued(bench: Workbench, name: str) -> bool:
+    """Both are stored; the key belongs to the first, and to nobody without it."""
+    return await bench.ids(Ids(name, f"{name}+")) == [name, f"{name}+"]
+
+
+async def claim(bench: Workbench, name: str) -> None:
+    """Claim one by its id."""
+    await bench.claim(ids=frozenset({name}), worker="me")
+
+
+async def claimed(bench: Workbench, name: str) -> bool:
+    """It runs, under its first epoch, with a lease."""
+    row = await bench.row(name)
+    return (row.status, row.epoch, row.worker, row.lease_until) == (
+        "running",
+        1,
+        "me",
+        bench.now() + LEASE_S,
+    )
+
+
+def ending(bench: Workbench, name: str) -> Transition:
+    """A success with a result and a task spawned."""
+    child = bench.task(f"{name}+", unique=unique(name))
+    return Transition(name, 1, TransitionKind.DONE, result=b"1", spawn=(child,))
+
+
+async def settle(bench: Workbench, name: str) -> None:
+    """Succeed, with a result and a task spawned."""
+    await bench.storage.settle([ending(bench, name)])
+
+
+async def settled(bench: Workbench, name: str) -> bool:
+    """Status, result, history and spawned task are all there."""
+    row = await bench.row(name)
+    [run] = await bench.storage.history(name)
+    spawned = await bench.ids(Ids(f"{name}+"))
+    return (row.status, row.result, run.outcome, len(spawned)) == ("succeeded", b"1", "succeeded", 1)
+
+
+async def retry(bench: Workbench, name: str) -> None:
+    """Fail, to be retried."""
+    await bench.fail((name, 1), 5.0)
+
+
+async def retried(bench: Workbench, name: str) -> bool:
+    """It waits, with its error and its history."""
+    row = await bench.row(name)
+    [run] = await bench.storage.history(name)
+    return (row.status, row.last_error, run.outcome) == ("pending", "ValueError: no", "retried")
+
+
+async def turn(bench: Workbench, name: str) -> None:
+    """Settle a success."""
+    await bench.storage.turn([ending(bench, name)], [], worker="me", lease=LEASE_S)
+
+
+async def rescue(bench: Workbench, name: str) -> None:
+    """Sweep, when its lease is over."""
+    await bench.advance(2.0)
+    await bench.storage.rescue()
+
+
+async def rescued(bench: Workbench, name: str) -> bool:
+    """It waits, under another epoch."""
+    row = await bench.row(name)
+    [run] = await bench.storage.history(name)
+    return (row.status, row.epoch, run.outcome) == ("pending", 2, "expired")
+
+
+async def cancel(bench: Workbench, name: str) -> None:
+    """Cancel two tasks."""
+    await bench.storage.alter(Ids(name, f"{name}+"), Change(action="cancel"))
+
+
+async def cancelled(bench: Workbench, name: str) -> bool:
+    """Both are cancelled."""
+    return len(await bench.ids(Ids(name, f"{name}+") & Statuses("cancelled"))) == 2
+
+
+async def prune(bench: Workbench, name: str) -> None:
+    """Delete what has ended."""
+    await bench.storage.prune(PruneSpec(keep=0))
+
+
+async def pruned(bench: Workbench, name: str) -> bool:
+    """It is gone with its history."""
+    return await bench.status(name) == "gone" and await bench.storage.history(name) == []
+
+
+async def tick(bench: Workbench, name: str) -> None:
+    """Decide the first tick."""
+    await bench.storage.advance_cron(
+        name, expected=None, last_slot=100.0, next_slot=200.0, tasks=[bench.task(name, cron=name)]
+    )
+
+
+async def ticked(bench: Workbench, name: str) -> bool:
+    """The entry has moved on and its task is stored."""
+    [entry] = await bench.storage.crons(name)
+    return (entry.last_slot, entry.total, await bench.status(name)) == (100.0, 1, "pending")
+
+
+DEEDS: Final = {
+    "enqueue": Deed(nothing, enqueue, enqueued),
+    "claim": Deed(two_pending, claim, claimed),
+    "settle": Deed(started, settle, settled),
+    "settle-retry": Deed(started, retry, retried),
+    "turn": Deed(started, turn, settled),
+    "rescue": Deed(started, rescue, rescued),
+    "alter": Deed(two_pending, cancel, cancelled),
+    "prune": Deed(ended, prune, pruned),
+    "advance-cron": Deed(a_cron_entry, tick, ticked),
+}
+
+
+class InterruptionCases:
+    """A call that is cut short has done all of it or nothing (UNQ 13, CLM 14, FIN 15)."""
+
+    @pytest.mark.parametrize("deed", DEEDS.values(), ids=DEEDS)
+    async def test_a_call_cancelled_anywhere_did_all_or_nothing(
+        self, bench: Workbench, deed: Deed
+    ) -> None:
+        for step in range(MOST_STEPS):
+            name = f"t{step}"
+            await deed.prepare(bench, name)
+            before = await bench.everything()
+            scope = await cancelled_at(step, lambda name=name: deed.act(bench, name))
+            if not (scope.cancelled_caught and await bench.everything() == before):
+                # What returned was done, also if a cancellation came too late for it.
+                assert await deed.done(bench, name), f"cancelled at step {step}: done by half"
+            if not scope.cancel_called:
+                return
+
+    @pytest.mark.parametrize("deed", DEEDS.values(), ids=DEEDS)
+    async def test_a_call_that_fails_anywhere_did_all_or_nothing(
+        self, bench: Workbench, deed: Deed
+    ) -> None:
+        failures = 0
+        for step in range(MOST_STEPS):
+            name = f"t{step}"
+            await deed.prepare(bench, name)
+            before = await bench.everything()
+            failed = False
+            with bench.hooks.break_at(bench.storage, step):
+                try:
+                    await deed.act(bench, name)
+                except StorageError:
+                    failed = True
+            if not (failed and await bench.everything() == before):
+                assert await deed.done(bench, name), f"failed at step {step}: done by half"
+            if not failed:
+                break
+            failures += 1
+            # And whoever repeats it, gets it done.
+            await deed.act(bench, name)
+            assert await deed.done(bench, name), f"repeated after a failure at step {step}"
+        assert failures, "break_at made nothing fail"
+
+    @pytest.mark.parametrize("how", ["cancelled", "broken"])
+    async def test_no_key_is_left_behind_by_a_task_that_was_not_stored(
+        self, bench: Workbench, how: str
+    ) -> None:
+        await bench.declare()
+        for step in range(MOST_STEPS):
+            new = [bench.task(f"a{step}", unique=unique(f"u{step}"))]
+            if how == "cancelled":
+                scope = await cancelled_at(step, lambda new=new: bench.storage.enqueue(new))
+                over = not scope.cancel_called
+            else:
+                over = True
+                with bench.hooks.break_at(bench.storage, step):
+                    try:
+                        await bench.storage.enqueue(new)
+                    except StorageError:
+                        over = False
+            stored = await bench.status(f"a{step}") == "pending"
+            [again] = await bench.publish(f"b{step}", unique=unique(f"u{step}"))
+            assert again.answer is (EnqueueAnswer.EXISTING if stored else EnqueueAnswer.CREATED)
+            if over:
+                assert stored
+                return
+
+
+class DurabilityCases:
+    """DUR, and what several processes share. Needs `reopen`."""
+
+    async def test_another_process_finds_everything_as_it_was_answered(
+        self, bench: Workbench
+    ) -> None:
+        await bench.declare(keyed=True, max_waiting=9, max_running=5, rate=(10, 1.0))
+        await bench.storage.alter_queue("q", paused=False, concurrency=3)
+        await bench.publish("waiting", "held", key="k", headers={"h": "1"}, tags=("x",))
+        await bench.alter("held", "hold")
+        await bench.ended("done", payload=b"\x00\xff")
+        await bench.fail(await bench.started("retrying", max_retry=3), 5.0, traceback="T")
+        running = await bench.started("running")
+        await bench.storage.progress((running.id, running.epoch), b"50")
+        await a_cron_entry(bench, "c")
+        await tick(bench, "c")
+        async with bench.beside() as other:
+            assert await other.everything() == await bench.everything()
+            await other.publish("more")
+        async with bench.beside() as again:
+            assert await again.everything() == await bench.everything()
+            assert await again.status("more") == "pending"
+
+    async def test_a_run_of_a_process_that_is_gone_is_rescued_by_another(
+        self, bench: Workbench
+    ) -> None:
+        gone = await bench.started("a", max_retry=3)
+        async with bench.beside() as other:
+            [record] = (await other.rescue_all()).records
+            assert (record.id, record.status.value, record.attempt) == ("a", "pending", 1)
+            await other.advance(1.0)
+            [fresh] = await other.claim(worker="other")
+            assert (await bench.settle(gone, result=b"stale")).answer is SettleAnswer.LOST
+            assert not await bench.holds(gone)
+            assert (await other.settle(fresh, result=b"fresh")).answer is SettleAnswer.APPLIED
+        assert (await bench.row("a")).result == b"fresh"
+        runs = await bench.storage.history("a")
+        assert [(run.epoch, run.outcome.value) for run in runs] == [(1, "expired"), (3, "succeeded")]
+
+    async def test_two_processes_end_one_run_once(self, bench: Workbench) -> None:
+        async with bench.beside() as other:
+            for number in range(10):
+                claim = await bench.started(f"t{number}")
+                answers: list[SettleAnswer] = []
+
+                async def end(
+                    where: Workbench, claim: Any = claim, answers: list[Any] = answers
+                ) -> None:
+                    child = where.task(f"{claim.id}-{id(where)}")
+                    answers.append((await where.settle(claim, spawn=(child,))).answer)
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(end, bench)
+                    nursery.start_soon(end, other)
+                assert sorted(answers) == [SettleAnswer.APPLIED, SettleAnswer.REPEATED]
+            assert len(await bench.ids()) == 20
+
+    async def test_of_many_in_two_processes_one_is_created(self, bench: Workbench) -> None:
+        await bench.declare()
+        found: list[EnqueueAnswer] = []
+
+        async def publish(where: Workbench, number: int) -> None:
+            found.extend([one.answer for one in await where.publish(f"t{number}", unique=unique())])
+
+        async with bench.beside() as other, trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(publish, (bench, other)[number % 2], number)
+        assert sorted(found) == [EnqueueAnswer.CREATED] + [EnqueueAnswer.EXISTING] * 19
+
+    async def test_claimers_in_two_processes_get_each_task_once_and_each_key_in_order(
+        self, bench: Workbench
+    ) -> None:
+        await bench.declare(keyed=True)
+        for number in range(40):
+            await bench.publish(f"t{number:02}", key=f"k{number % 4}")
+        order: list[str] = []
+
+        async def worker(where: Workbench) -> None:
+            while len(order) < 40:
+                for claim in await where.claim(2):
+                    order.append(claim.id)
+                    assert (await where.settle(claim)).answer is SettleAnswer.APPLIED
+                await trio.sleep(0.001)  # where it got none, others hold the keys
+
+        with trio.fail_after(60):
+            async with bench.beside() as other, trio.open_nursery() as nursery:
+                for where in (bench, other, bench, other):
+                    nursery.start_soon(worker, where)
+        assert len(await bench.ids(Statuses("succeeded"))) == len(order) == 40
+        for key in range(4):
+            of_key = [id_ for id_ in order if int(id_[1:]) % 4 == key]
+            assert of_key == sorted(of_key)
+
+    async def test_a_tick_is_decided_once_by_all_and_not_again_after_a_restart(
+        self, bench: Workbench
+    ) -> None:
+        await a_cron_entry(bench, "c")
+        answers: list[AdvanceAnswer] = []
+
+        async def process(where: Workbench, number: int) -> None:
+            answers.append(
+                await where.storage.advance_cron(
+                    "c",
+                    expected=None,
+                    last_slot=100.0,
+                    next_slot=200.0,
+                    tasks=[where.task(f"t{number}", cron="c", slot=100.0)],
+                )
+            )
+
+        async with bench.beside() as other, trio.open_nursery() as nursery:
+            for number in range(6):
+                nursery.start_soon(process, (bench, other)[number % 2], number)
+        async with bench.beside() as restarted:
+            await process(restarted, 99)
+        assert sorted(answers) == [AdvanceAnswer.ADVANCED] + [AdvanceAnswer.MOVED] * 6
+        assert len(await bench.ids()) == 1
+
+    async def test_what_happens_in_one_process_wakes_the_other(self, bench: Workbench) -> None:
+        await bench.publish("a", "b", "c", "d", max_retry=9)
+        run, ended, stopped = await bench.claim(3)
+        ended_, stopped_ = Topic(TopicKind.TASK, "b"), Topic(TopicKind.CONTROL, "q")
+        entry = CronRecord(name="c", definition="d", template=bench.task(""))
+        async with bench.beside() as other:
+            for topic, change in (
+                (Topic(TopicKind.QUEUE, "q"), lambda: bench.publish("new")),
+                (Topic(TopicKind.QUEUE, "q"), lambda: bench.fail(run, 0.0)),
+                (ended_, lambda: bench.settle(ended)),
+                (Topic(TopicKind.DONE, "q"), lambda: bench.alter("d", "hold")),
+                (Topic(TopicKind.TASK, "d"), lambda: bench.alter("d", "cancel")),
+                (stopped_, lambda: bench.alter(stopped.id, "cancel")),
+                (stopped_, lambda: bench.storage.alter_queue("q", paused=True)),
+                (Topic(TopicKind.QUEUE, "q"), lambda: bench.storage.alter_queue("q", paused=False)),
+                (Topic(TopicKind.CRON), lambda: bench.storage.put_cron(entry)),
+            ):
+                bell = Bell()
+                with other.storage.watch(bell, topic):
+                    await change()
+                    with trio.move_on_after(DEADLINE_S) as scope:
+                        await bell.wait()
+                    assert not scope.cancelled_caught, f"{topic}: not woken within {DEADLINE_S:g} s"
+
+
+class ConnectionCases:
+    """WCH 8. Needs `disconnect`, and `reopen` for somebody else to make a change."""
+
+    async def test_bells_ring_again_after_a_lost_connection(self, bench: Workbench) -> None:
+        await bench.declare()
+        async with bench.beside() as other:
+            bell = Bell()
+            with bench.storage.watch(bell, Topic(TopicKind.QUEUE, "q")):
+                await bench.hooks.disconnect(bench.storage)
+                await other.publish("a")
+                with trio.fail_after(DEADLINE_S):
+                    await bell.wait()
+                    assert await self.soon(bench) == ["a"]
+
+    async def test_a_lost_connection_costs_at_most_the_call_it_met(self, bench: Workbench) -> None:
+        claim = await bench.started("a")
+        await bench.hooks.disconnect(bench.storage)
+        ending = Transition(claim.id, claim.epoch, TransitionKind.DONE, result=b"1")
+        with trio.fail_after(DEADLINE_S):
+            while True:
+                with suppress(StorageError):
+                    [result] = await bench.storage.settle([ending])
+                    break
+                await trio.sleep(0.05)
+        # In doubt and repeated, or done at once.
+        assert result.answer in (SettleAnswer.APPLIED, SettleAnswer.REPEATED)
+        assert (await bench.row("a")).result == b"1"
+
+    async def soon(self, bench: Workbench) -> list[str]:
+        """Claim, as soon as the storage is there again."""
+        while True:
+            with suppress(StorageError):
+                claimed = await bench.storage.claim([Want(queue="q", limit=9)], worker="w", lease=None)
+                return [claim.id for claim in claimed.claims]
+            await trio.sleep(0.05)
