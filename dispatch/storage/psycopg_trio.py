@@ -53,7 +53,7 @@ except ImportError as _missing:
     ) from _missing
 
 from psycopg.abc import AdaptContext, ConnDict, ConnParam, PQGen  # noqa: TC002 - after the guard
-from psycopg.pq import Conninfo, PipelineStatus, TransactionStatus
+from psycopg.pq import Conninfo, PipelineStatus, PollingStatus, TransactionStatus
 from psycopg.rows import AsyncRowFactory, Row
 from psycopg.waiting import Ready, Wait
 
@@ -62,6 +62,7 @@ __all__ = [
     "TrioConnection",
     "TrioPool",
     "backoff_s",
+    "connected",
     "listen",
     "psycopg",
     "redacted",
@@ -86,13 +87,16 @@ DEFAULTS: Final[ConnDict] = {
 """What a connection is opened with, unless the connection string or the environment says else."""
 
 DEFAULT_OPTIONS: Final = "-c statement_timeout=30s"
-"""Settings of the session; `options` of the connection string come after them and win."""
+"""Settings of the session; `options` of the connection string come after them and win.
+
+PgBouncer refuses them unless its `ignore_startup_parameters` has `options`.
+"""
 
 AGAIN_S: Final = 0.1
 """A request to cancel that hit nothing, between two statements of one step, is sent again."""
 
 TURN: Final = 64
-"""Writes in a row, each found possible at once, before other trio tasks get their turn."""
+"""Steps in a row that needed no waiting, before other trio tasks get their turn."""
 
 HOPELESS: Final = (
     "authentication failed",
@@ -177,7 +181,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         super().__init__(pgconn, *args, **kwargs)
         # psycopg uses it as an asynchronous context manager, and in no other way.
         self.lock = _Lock()  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue, reportIncompatibleVariableOverride]
-        self._writes = 0
+        self._turns = 0
 
     @classmethod
     async def connect(
@@ -199,7 +203,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         """
         if context is not None:
             raise psycopg.NotSupportedError("TrioConnection.connect: register on .adapters instead")
-        pgconn = await _opened(_parameters(conninfo, kwargs))
+        pgconn = await _opened(conninfo, kwargs)
         self = cls(pgconn)
         try:
             await self.set_autocommit(autocommit)
@@ -227,8 +231,10 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
             # Nothing was sent yet: cheaper than asking the server to forget it. Amid a
             # COPY or a pipeline the exchange may be what cleans up, and must be begun.
             await trio.lowlevel.checkpoint_if_cancelled()
+        waited = False
         try:
             want = next(gen)
+            waited = True
             while True:
                 try:
                     ready = await self._ready(want)
@@ -240,10 +246,22 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
                 want = gen.send(ready)
         except StopIteration as end:
             result: RV = end.value
+            if not waited:
+                await self._give_way()
             return result
         except KeyboardInterrupt:
             self._break_off(gen)  # raised at any place: what was done is unknown
             raise
+
+    async def _give_way(self) -> None:
+        """Let others run, and a cancellation in, amid a COPY whose rows all fit into buffers.
+
+        It also keeps the buffer small where the server takes rows more slowly.
+        """
+        self._turns += 1
+        if self._turns % TURN == 0 and not self._at_rest() and not self._pipelined():
+            with suppress(psycopg.Error, OSError, trio.ClosedResourceError):
+                await trio.lowlevel.wait_writable(self.pgconn.socket)
 
     async def _stop(self, gen: PQGen[RV], want: int) -> tuple[RV] | None:
         """End an exchange that was cancelled; its result, if it had ended before it was stopped."""
@@ -278,8 +296,8 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
                 await trio.lowlevel.wait_readable(fd)
                 return Ready.R
             # A socket is nearly always writable: looking costs a tenth of waiting.
-            self._writes += 1
-            if self._writes % TURN == 0:
+            self._turns += 1
+            if self._turns % TURN == 0:
                 await trio.lowlevel.checkpoint()
             while not (ready := self._possible(want)):
                 # Its buffer is full. Wanting both, look for input every 5 ms: the server may
@@ -356,18 +374,36 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         """
         if self.closed:
             return
-        # Over a connection of its own, by the same encryption where libpq can. Both kinds
-        # hold a copy of what they need: this connection may be closed meanwhile.
-        if psycopg.capabilities.has_cancel_safe():
-            request = self.pgconn.cancel_conn().blocking
-        else:
-            request = self.pgconn.get_cancel().cancel
         with trio.CancelScope(shield=True, deadline=trio.current_time() + timeout):
-            await trio.to_thread.run_sync(
-                request, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
-            )
+            if psycopg.capabilities.has_cancel_safe():
+                await self._request_cancel()
+            else:
+                # libpq before 17 can only block: in a thread, by a copy of what it needs.
+                await trio.to_thread.run_sync(
+                    self.pgconn.get_cancel().cancel,
+                    abandon_on_cancel=True,
+                    limiter=trio.CapacityLimiter(1),
+                )
             return
         raise psycopg.errors.CancellationTimeout(f"no answer within {timeout:g} s")
+
+    async def _request_cancel(self) -> None:
+        """Over a connection of its own, encrypted as this one; answered when the server has acted."""
+        request = self.pgconn.cancel_conn()
+        try:
+            # Not `request.blocking()` in a thread: psycopg's C parts hold the GIL throughout.
+            request.start()
+            while (status := request.poll()) != PollingStatus.OK:
+                if status == PollingStatus.READING:
+                    await trio.lowlevel.wait_readable(request.socket)
+                elif status == PollingStatus.WRITING:
+                    await trio.lowlevel.wait_writable(request.socket)
+                else:
+                    raise psycopg.OperationalError(
+                        f"cancellation failed: {request.get_error_message()}"
+                    )
+        finally:
+            request.finish()
 
     async def commit(self) -> None:
         """Commit the open transaction, if any. Cancelled, it waits for the answer, `grace_s` long."""
@@ -410,39 +446,47 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         return super().notifies(stop_after=stop_after)
 
 
-async def _opened(parameters: ConnDict) -> psycopg.pq.abc.PGconn:
+def connected(conninfo: str = "", **kwargs: ConnParam) -> psycopg.Connection:
+    """psycopg's synchronous connection, with `DEFAULTS`, and no password in its errors.
+
+    Blocks the thread: for programs without trio, and for `TrioConnection`.
+    """
+    parameters = _parameters(conninfo, kwargs)
+    try:
+        return psycopg.Connection.connect(psycopg.conninfo.make_conninfo("", **parameters))
+    except psycopg.Error as exc:
+        text = _without_secrets(str(exc), parameters)
+        failure = exc.with_traceback(None) if text == str(exc) else type(exc)(text)
+    raise failure  # out here, so that it has no context to show
+
+
+async def _opened(conninfo: str, kwargs: dict[str, ConnParam]) -> psycopg.pq.abc.PGconn:
     """Connect by the synchronous driver in a thread, and take its connection over.
 
     Names, several hosts, TLS and time limits stay psycopg's business.
     """
     lock = threading.Lock()
-    opened: list[psycopg.Connection[Any]] = []
+    opened: list[psycopg.Connection] = []
     given_up = False
 
     def attempt() -> None:
-        connection = psycopg.Connection.connect(psycopg.conninfo.make_conninfo("", **parameters))
+        connection = connected(conninfo, **kwargs)
         with lock:
             if not given_up:
                 opened.append(connection)
                 return
         connection.close()
 
-    failure: psycopg.Error | None = None
     try:
         await trio.to_thread.run_sync(
             attempt, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
         )
-    except psycopg.Error as exc:
-        text = _without_secrets(str(exc), parameters)
-        failure = exc.with_traceback(None) if text == str(exc) else type(exc)(text)
     except BaseException:
         with lock:
             given_up = True
             for connection in opened:
                 connection.close()
         raise
-    if failure is not None:
-        raise failure  # out here, so that it has no context to show
     pgconn = opened[0].pgconn
     del opened[0].pgconn  # else its destructor warns that it was left open
     return pgconn
