@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from dispatch.clock import Clock
 from dispatch.errors import InvalidConfigError
@@ -13,7 +13,7 @@ from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.protocol import Storage
 from dispatch.storage.sqlite import SqliteStorage
 
-__all__ = ["open_storage"]
+__all__ = ["open_storage", "postgres_address"]
 
 FORMS: Final = (
     "memory:, sqlite:///jobs.db (relative; four slashes for an absolute path) or "
@@ -44,14 +44,20 @@ async def open_storage(url: str, *, clock: Clock | None = None) -> AsyncGenerato
         # Imported here: the driver is an extra, and its absence names it.
         from dispatch.storage.postgres import PostgresStorage
 
-        parts = urlsplit(url)
-        options = dict(parse_qsl(parts.query))
-        schema = options.pop("schema", "dispatch")
-        dsn = parts._replace(query="&".join(f"{name}={value}" for name, value in options.items()))
-        async with PostgresStorage(dsn.geturl(), schema=schema) as postgres:
+        dsn, schema = postgres_address(url)
+        async with PostgresStorage(dsn, schema=schema) as postgres:
             yield postgres
     else:
         raise InvalidConfigError(f"a storage is named by {FORMS}; got {_shown(url)!r}")
+
+
+def postgres_address(url: str) -> tuple[str, str]:
+    """The connection string and the schema that a postgresql: URL names."""
+    # Not by urlsplit, which makes another URL of one without a host, `postgresql://?host=/run`.
+    head, _, query = url.partition("?")
+    options = dict(parse_qsl(query))
+    schema = options.pop("schema", "dispatch")
+    return f"{head}?{urlencode(options, quote_via=quote)}" if options else head, schema
 
 
 def _sqlite(url: str, clock: Clock | None) -> SqliteStorage:

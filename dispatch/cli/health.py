@@ -1,0 +1,108 @@
+"""`dispatch check`: is the store well, and do workers keep up."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import attrs
+import trio
+from cyclopts import Parameter
+
+from dispatch.cli import values
+from dispatch.cli.output import document, duration, plural, table
+from dispatch.cli.shell import JsonOption, Opened, ShellArgument, StoreOption
+from dispatch.cli.state import QueueState, queue_states
+from dispatch.errors import DispatchError
+from dispatch.storage.query import All, Queues, Statuses, Time
+
+__all__ = ["check"]
+
+
+@attrs.frozen
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+async def check(
+    *,
+    queue: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
+    max_wait: str | None = None,
+    within: str = "5s",
+    json: JsonOption = False,
+    store: StoreOption = None,
+    shell: ShellArgument,
+) -> int:
+    """Check that the store answers and that workers keep up; status 1 if not.
+
+    A queue is well if it is paused, if nothing in it is due, or if a live worker
+    consumes it; a named one needs a live worker in any case.
+
+    Parameters
+    ----------
+    queue
+        Look at this queue only; may be repeated.
+    max_wait
+        Nothing due may have waited for longer than this, such as 5m.
+    within
+        The store must answer within this time.
+    """
+    longest_s = None if max_wait is None else values.seconds(max_wait, "--max-wait")
+    limit_s = values.seconds(within, "--within")
+    findings: list[Finding] = []
+    begun = trio.current_time()
+    try:
+        with trio.move_on_after(limit_s) as scope:
+            async with shell.open(store) as opened:
+                findings += await _look(opened, queue, longest_s)
+    except DispatchError as exc:
+        findings.append(Finding("store", False, exc.detail))
+    else:
+        took = trio.current_time() - begun
+        answers = Finding("store", True, f"answers, in {duration(took)}")
+        late = Finding("store", False, f"no answer within {duration(limit_s)}")
+        findings.insert(0, late if scope.cancelled_caught else answers)
+    healthy = all(each.ok for each in findings)
+    if json:
+        checks: list[dict[str, Any]] = [attrs.asdict(each) for each in findings]
+        document(shell.stdout, {"healthy": healthy, "checks": checks})
+    else:
+        rows = [("ok" if each.ok else "failed", each.name, each.detail) for each in findings]
+        table(shell.stdout, ("result", "what", "finding"), rows)
+    return 0 if healthy else 1
+
+
+async def _look(opened: Opened, asked: tuple[str, ...], longest_s: float | None) -> list[Finding]:
+    await opened.queue_names(*asked)
+    states = await queue_states(opened.storage)
+    findings: list[Finding] = []
+    for state in states:
+        if asked and state.name not in asked:
+            continue
+        findings.append(_served(state, needed=bool(asked)))
+        if longest_s is not None and not state.paused:
+            findings.append(await _in_time(opened, state, longest_s))
+    return findings
+
+
+def _served(state: QueueState, *, needed: bool) -> Finding:
+    name = f"queue {state.name}"
+    if state.workers:
+        return Finding(name, True, f"{plural(state.workers, 'live worker')}, {state.due:,} due")
+    if state.paused:
+        return Finding(name, not needed, f"paused, no live worker, {state.due:,} due")
+    if state.due or needed:
+        return Finding(name, False, f"no live worker, {state.due:,} due")
+    return Finding(name, True, "no live worker, nothing due")
+
+
+async def _in_time(opened: Opened, state: QueueState, longest_s: float) -> Finding:
+    now = opened.storage.now()
+    late = All(Queues(state.name), Statuses("due"), Time("available_at", until=now - longest_s))
+    name = f"queue {state.name}"
+    if await opened.storage.count(late, bound=1):
+        return Finding(name, False, f"tasks have been due for more than {duration(longest_s)}")
+    return Finding(name, True, f"nothing has been due for more than {duration(longest_s)}")

@@ -1,0 +1,53 @@
+"""Signals: the first asks for a graceful end, the second for an immediate one, a third takes it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+import trio
+
+__all__ = ["FORCE_S", "signals"]
+
+FORCE_S: Final = 2.0
+"""How long the immediate end may take before the process is left as it is."""
+
+
+@contextmanager
+def signals(gracefully: Callable[[], None], at_once: Callable[[], None]) -> Generator[None]:
+    """Call `gracefully` on the first SIGINT or SIGTERM, `at_once` on the second.
+
+    Both are called on the trio thread. If the block is not left within
+    `FORCE_S` after the second, or on a third, the process exits with status 1:
+    a handler that swallows its cancellation, or blocks the loop, keeps neither.
+    """
+    token = trio.lowlevel.current_trio_token()
+    count = 0
+    timer = threading.Timer(FORCE_S, os._exit, (1,))
+    timer.daemon = True
+
+    # A plain handler and no `open_signal_receiver`, whose loop a handler may block.
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal count
+        count += 1
+        if count == 1:
+            token.run_sync_soon(gracefully)
+        elif count == 2:
+            timer.start()
+            token.run_sync_soon(at_once)
+        else:
+            os._exit(1)
+
+    caught = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(each, handle) for each in caught]
+    try:
+        yield
+    finally:
+        for each, handler in zip(caught, before, strict=True):
+            signal.signal(each, handler)
+        timer.cancel()

@@ -1,0 +1,113 @@
+"""`dispatch queue`."""
+
+from __future__ import annotations
+
+import pytest
+
+from dispatch.storage.protocol import Change, WorkerRecord
+from dispatch.storage.query import Ids
+from tests.cli.terminal import Terminal
+
+
+@pytest.fixture
+def queues(terminal: Terminal) -> Terminal:
+    """email: one each of due, held, running and failed, two succeeded; billing: one due; idle."""
+    terminal.store("due", "held", "busy", "bad", "good1", "good2")
+    terminal.store("later", delay=60.0)
+    terminal.store("bill", queue="billing")
+    terminal.declare("idle")
+    terminal.run("good1", "good2")
+    terminal.run("bad", fail="ValueError: no")
+    terminal.claim("busy")
+    terminal.does(terminal.storage.alter, Ids("held"), Change(action="hold"))
+    return terminal
+
+
+def record(terminal: Terminal, name: str) -> dict[str, object]:
+    [found] = [
+        each for each in terminal("queue", "ls", "--json").json["queues"] if each["name"] == name
+    ]
+    return found
+
+
+def test_queues_are_listed_with_what_waits_runs_and_failed(queues: Terminal) -> None:
+    worker = WorkerRecord(id="w1", host="h", pid=1, started_at=0.0, seen_at=0.0, queues=("email",))
+    queues.does(queues.storage.beat, worker)
+    email = record(queues, "email")
+    assert email.keys() == {"name", "paused", "concurrency", "tasks", "oldest_due_s", "workers"}
+    assert email["tasks"] == {"due": 1, "later": 1, "running": 1, "held": 1, "failed": 1}
+    assert (email["paused"], email["concurrency"], email["workers"]) == (False, None, 1)
+    assert [row[:8] for row in queues("queue", "ls").rows] == [
+        ["billing", "ok", "", "1", "0", "0", "0", "0"],
+        ["email", "ok", "", "1", "1", "1", "1", "1"],
+        ["idle", "ok", "", "0", "0", "0", "0", "0"],
+    ]
+    assert "oldest" in queues("queue", "ls", tty=True).out
+
+
+def test_queues_are_paused_and_resumed(queues: Terminal) -> None:
+    ran = queues("queue", "pause", "email", "idle")
+    assert (ran.status, ran.out) == (0, "queue email is paused\nqueue idle is paused\n")
+    assert record(queues, "email")["paused"] is True
+    assert queues("queue", "resume", "email").out == "queue email goes on\n"
+    assert record(queues, "email")["paused"] is False
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("pause", "emial"), ("resume", "emial"), ("limit", "emial", "2"), ("purge", "emial")],
+)
+def test_an_unknown_queue_names_the_nearest_and_nothing_is_done(
+    queues: Terminal, command: tuple[str, ...]
+) -> None:
+    ran = queues("queue", *command)
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err == "dispatch: no queue 'emial'; did you mean 'email'?\n"
+
+
+def test_one_unknown_queue_among_several_changes_none(queues: Terminal) -> None:
+    assert queues("queue", "pause", "email", "emial").status == 1
+    assert record(queues, "email")["paused"] is False
+    assert queues("queue", "pause").err == "dispatch: which queue? Give its name\n"
+
+
+def test_a_limit_is_set_and_taken_back(queues: Terminal) -> None:
+    assert (
+        queues("queue", "limit", "email", "3").out == "queue email runs at most 3 in each process\n"
+    )
+    assert record(queues, "email")["concurrency"] == 3
+    assert (
+        queues("queue", "limit", "email", "none").out
+        == "queue email runs as many as its code says\n"
+    )
+    assert record(queues, "email")["concurrency"] is None
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "1.5", "many", "٣", ""])
+def test_a_limit_that_is_none_is_refused(queues: Terminal, limit: str) -> None:
+    ran = queues("queue", "limit", "email", "--", limit)
+    assert (ran.status, ran.out) == (2, "")
+    assert record(queues, "email")["concurrency"] is None
+
+
+def test_a_purge_deletes_what_waits_and_nothing_else(queues: Terminal) -> None:
+    before = queues.statuses()
+    assert queues("queue", "purge", "email", "--dry-run").out == "would delete 3 waiting tasks\n"
+    assert queues("queue", "purge", "email").status == 2
+    assert queues.statuses() == before
+    ran = queues("queue", "purge", "email", "--yes")
+    assert (ran.status, ran.out) == (0, "deleted 3 waiting tasks\n")
+    assert queues.statuses() == {
+        name: status for name, status in before.items() if name not in ("due", "later", "held")
+    }
+
+
+def test_a_purge_by_status_takes_that_status_only(queues: Terminal) -> None:
+    ran = queues("queue", "purge", "email", "--status", "later", "--status", "failed", "--yes")
+    assert ran.out == "deleted 1 waiting task\ndeleted 1 task\n"
+    assert set(queues.statuses()) == {"due", "held", "busy", "good1", "good2", "bill"}
+    assert (
+        queues("queue", "purge", "email", "--status", "succeeded", "--yes").out
+        == "deleted 2 tasks\n"
+    )
+    assert queues("queue", "purge", "email", "--status", "running", "--yes").status == 2

@@ -1,0 +1,160 @@
+"""`task retry`, `cancel` and `rm`."""
+
+from __future__ import annotations
+
+import pytest
+
+from dispatch.storage.query import All
+from tests.cli.terminal import HOSTILE, Terminal
+
+
+@pytest.fixture
+def mixed(terminal: Terminal) -> Terminal:
+    """Two dead letters, one success, one waiting, one running; and a dead letter of another queue."""
+    terminal.store("bad1", "bad2", "good", "waiting", "busy")
+    terminal.store("other", queue="billing")
+    terminal.run("bad1", "bad2", fail="ValueError: no")
+    terminal.run("other", queue="billing", fail="ValueError: no")
+    terminal.run("good")
+    terminal.claim("busy")
+    return terminal
+
+
+def test_named_tasks_are_retried(mixed: Terminal) -> None:
+    ran = mixed("task", "retry", "bad1", "good")
+    assert (ran.status, ran.out, ran.err) == (0, "retried 2 tasks\n", "")
+    assert mixed.statuses()["bad1"] == mixed.statuses()["good"] == "pending"
+
+
+def test_what_cannot_be_retried_is_told_and_the_rest_is_done(mixed: Terminal) -> None:
+    ran = mixed("task", "retry", "bad1", "busy", "bad3")
+    assert (ran.status, ran.out) == (1, "retried 1 task\n")
+    assert ran.err.splitlines() == [
+        "task busy is running; only ended tasks can be retried",
+        "no task 'bad3'; did you mean 'bad2'?",
+    ]
+
+
+def test_ids_come_from_standard_input_the_first_word_of_each_line(mixed: Terminal) -> None:
+    listed = mixed("task", "ls", "--status", "failed").out
+    ran = mixed("task", "retry", "-", stdin=f"\n{listed}\n")
+    assert (ran.status, ran.out) == (0, "retried 3 tasks\n")
+    assert mixed("task", "retry", "-", stdin="").out == "retried 0 tasks\n"
+
+
+def test_by_filter_the_dead_letters_are_retried(mixed: Terminal) -> None:
+    assert mixed("task", "retry", "--queue", "email", "--dry-run").out == "would retry 2 tasks\n"
+    assert mixed.statuses()["bad1"] == "failed"
+    assert mixed("task", "retry", "--queue", "email").out == "retried 2 tasks\n"
+    assert mixed.statuses() == {
+        "bad1": "pending",
+        "bad2": "pending",
+        "good": "succeeded",
+        "waiting": "pending",
+        "busy": "running",
+        "other": "failed",
+    }
+    assert mixed("task", "retry", "--status", "succeeded").out == "retried 1 task\n"
+
+
+def test_a_bulk_change_takes_more_than_one_step(terminal: Terminal) -> None:
+    ids = [f"t{number:04}" for number in range(1_201)]
+    terminal.store(*ids)
+    assert terminal("task", "cancel", "--queue", "email", "--yes").out == "cancelled 1,201 tasks\n"
+    assert terminal("task", "retry", "--status", "cancelled").out == "retried 1,201 tasks\n"
+    assert terminal("task", "cancel", "-", stdin="\n".join(ids)).out == "cancelled 1,201 tasks\n"
+    assert terminal("task", "rm", "--type", "welcome", "--yes").out == "deleted 1,201 tasks\n"
+    assert not terminal.statuses()
+
+
+@pytest.mark.parametrize("command", ["retry", "cancel", "rm"])
+def test_which_tasks_are_meant_has_to_be_said_and_once(mixed: Terminal, command: str) -> None:
+    before = mixed.statuses()
+    ran = mixed("task", command)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.startswith("dispatch: which tasks? Give ids, - to read them")
+    ran = mixed("task", command, "bad1", "--queue", "email")
+    assert (ran.status, ran.err) == (2, "dispatch: give either ids or filters, not both\n")
+    assert mixed.statuses() == before
+
+
+def test_a_mistyped_option_is_no_task_id(mixed: Terminal) -> None:
+    ran = mixed("task", "retry", "bad1", "--dry-rnu")
+    assert ran.status == 2
+    assert "unknown option '--dry-rnu'" in ran.err
+    assert mixed.statuses()["bad1"] == "failed"
+
+
+def test_a_hostile_id_is_told_safely(mixed: Terminal) -> None:
+    ran = mixed("task", "retry", HOSTILE, "-", stdin="\x1b[2J\n" + "x" * 200)
+    assert ran.status == 2
+    assert "is no task id" in ran.err
+    ran = mixed("task", "retry", HOSTILE, "-", stdin="\x1b[2J\n")
+    assert ran.status == 1
+    assert "\x1b" not in ran.err
+    assert len(ran.err.splitlines()) == 2
+
+
+def test_waiting_and_held_tasks_are_cancelled_and_running_ones_asked(mixed: Terminal) -> None:
+    ran = mixed("task", "cancel", "waiting", "busy", "--reason", "a mistake")
+    assert (ran.status, ran.out) == (0, "cancelled 2 tasks\n")
+    assert mixed.statuses()["waiting"] == "cancelled"
+    assert mixed("task", "show", "busy", "--json").json["task"]["cancel_reason"] == "a mistake"
+    ran = mixed("task", "cancel", "busy", "good")
+    assert ran.status == 1
+    assert ran.err.splitlines() == [
+        "task busy was asked to stop already",
+        "task good is succeeded; it has ended",
+    ]
+
+
+def test_without_a_terminal_a_bulk_cancel_is_refused_unless_agreed(mixed: Terminal) -> None:
+    ran = mixed("task", "cancel", "--queue", "email")
+    assert (ran.status, ran.out) == (2, "")
+    assert (
+        ran.err
+        == "dispatch: this would cancel 2 tasks; there is no terminal to ask on, so give --yes\n"
+    )
+    assert mixed.statuses()["waiting"] == "pending"
+    assert mixed("task", "cancel", "--queue", "email", "--yes").out == "cancelled 2 tasks\n"
+
+
+@pytest.mark.parametrize("answer", ["\n", "n\n", "", "yess\n"])
+def test_on_a_terminal_a_no_changes_nothing(mixed: Terminal, answer: str) -> None:
+    ran = mixed("task", "rm", "good", stdin=answer, tty=True)
+    assert ran.status == 1
+    assert ran.err == "Delete 1 task? [y/N] dispatch: nothing was changed\n"
+    assert "good" in mixed.statuses()
+
+
+def test_on_a_terminal_a_yes_goes_on(mixed: Terminal) -> None:
+    ran = mixed("task", "rm", "good", stdin="Y\n", tty=True)
+    assert (ran.status, ran.out) == (0, "deleted 1 task\n")
+    assert "good" not in mixed.statuses()
+
+
+def test_ids_from_standard_input_cannot_be_agreed_to_there(mixed: Terminal) -> None:
+    ran = mixed("task", "rm", "-", stdin="good\ny\n")
+    assert ran.status == 2
+    assert "good" in mixed.statuses()
+
+
+def test_only_ended_tasks_are_deleted(mixed: Terminal) -> None:
+    ran = mixed("task", "rm", "bad1", "waiting", "busy", "goop", "--yes")
+    assert (ran.status, ran.out) == (1, "deleted 1 task\n")
+    assert ran.err.splitlines() == [
+        "task waiting is pending; cancel it first",
+        "task busy is running; cancel it first",
+        "no task 'goop'; did you mean 'good'?",
+    ]
+    assert mixed("task", "rm", "--queue", "email", "--dry-run").out == "would delete 2 tasks\n"
+    assert mixed("task", "rm", "--queue", "email", "--yes").out == "deleted 2 tasks\n"
+    assert mixed.statuses() == {"waiting": "pending", "busy": "running", "other": "failed"}
+
+
+def test_many_reasons_are_cut_short(terminal: Terminal) -> None:
+    terminal.declare("email")
+    ran = terminal("task", "retry", *(f"unknown-{number}" for number in range(30)))
+    assert ran.status == 1
+    assert ran.err.splitlines()[-1] == "and 10 more"
+    assert not terminal.does(terminal.storage.count, All())
