@@ -1,0 +1,506 @@
+"""What a page may change: one function per form, from its fields to what was done.
+
+Each answers `Done`, which the next page shows as a sentence, or `Ask`: what
+destroys, and what reaches further than the eye, is first said and confirmed, on
+a page of its own that needs no script. What cannot be done is a DispatchError,
+whose message goes to whoever asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from math import isfinite
+from typing import Any, Final, Literal, cast
+from urllib.parse import parse_qsl, urlencode
+
+import attrs
+
+from dispatch.cron.dispatcher import CronTaskDispatcher
+from dispatch.cron.policy import CronOptions
+from dispatch.cron.spec import CronSpec
+from dispatch.errors import (
+    CronTaskNotFoundError,
+    DispatchError,
+    InvalidConfigError,
+    InvalidQueuePayloadError,
+    InvalidQueueTaskError,
+)
+from dispatch.lifecycle import TABLE, Event
+from dispatch.publisher import TaskQueuePublisher
+from dispatch.records import NewTask, TaskRecord, from_seconds
+from dispatch.storage.protocol import Change
+from dispatch.storage.query import All, Ids, PruneSpec, Queues, Statuses, Where
+from dispatch.tasks import MAX_DELAY_S, Priority, QueueTask, TaskStatus, TaskType
+from dispatch.web import pages
+from dispatch.web.desk import BOUND, Desk
+from dispatch.web.filters import TaskFilter, whole
+from dispatch.web.shown import restored
+
+__all__ = ["ACTIONS", "Ask", "Done", "Fields", "preview"]
+
+Fields = Mapping[str, Sequence[str]]
+"""A form's fields; each may be given more than once."""
+
+MOST_IDS: Final = 1_000
+BATCH: Final = 1_000
+PRUNE_MOST: Final = 10_000
+SEARCH_S: Final = 5.0
+"""All that a filter means is searched for at most this long; then more may be left."""
+SPEC_LIMIT: Final = 500
+
+
+@attrs.frozen(kw_only=True)
+class Done:
+    """It was done: to how many, and which page, with which query, shows what became of it."""
+
+    what: str
+    n: int = 1
+    more: bool = False
+    page: str
+    query: str = ""
+    ids: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Ask:
+    """It is not done yet: what would be, to how many, and the word on the button."""
+
+    sentence: str
+    button: str
+    n: int
+    more: bool = False
+    page: str
+    query: str = ""
+
+
+def _one(fields: Fields, name: str, limit: int = 500) -> str:
+    """A field's first value, bounded; "" if it is missing."""
+    given = fields.get(name)
+    return given[0][:limit] if given else ""
+
+
+def _sure(fields: Fields) -> bool:
+    return _one(fields, "sure") == "yes"
+
+
+# -- lists of tasks -----------------------------------------------------------
+
+_VERBS: Final[Mapping[str, str]] = {
+    "rerun": "Run again",
+    "cancel": "Cancel",
+    "hold": "Hold",
+    "resume": "Resume",
+    "delete": "Delete",
+}
+
+
+async def change_tasks(desk: Desk, fields: Fields) -> Done | Ask:
+    """Rerun, cancel, hold, resume or delete the chosen tasks, or all that a filter means."""
+    action = _one(fields, "action")
+    if action not in _VERBS:
+        raise InvalidConfigError(f"no action on tasks is named {action[:40]!r}")
+    wanted = TaskFilter.parse(_query(_one(fields, "query", 4_000)))
+    back = attrs.evolve(wanted, after="").query()
+    everything = _one(fields, "all") == "yes"
+    ids = tuple(dict.fromkeys(each[:200] for each in fields.get("id", ())))[:MOST_IDS]
+    if not everything and not ids:
+        raise InvalidConfigError("no task was chosen; tick some first")
+    page = "task" if _one(fields, "from") == "task" and len(ids) == 1 else "tasks"
+    query = urlencode({"id": ids[0]}) if page == "task" else back
+    meant, more = await _meant(desk, wanted, action) if everything else ([Ids(*ids)], False)
+    if (everything or action in ("cancel", "delete")) and not _sure(fields):
+        n = len(await _each(desk, action, meant, dry_run=True))
+        more = more or n >= BOUND
+        return Ask(
+            sentence=f"{_VERBS[action]} {_many(n, more, 'task')}?{_WARNINGS.get(action, '')}",
+            button=_VERBS[action],
+            n=n,
+            more=more,
+            page=page,
+            query=query,
+        )
+    changed = await _each(desk, action, meant)
+    n = len(changed)
+    if action == "delete":
+        page, query = "tasks", back
+    more = more or n >= BOUND
+    return Done(what=action, n=n, more=more, page=page, query=query, ids=tuple(filter(None, changed[:MOST_IDS])))
+
+
+_WARNINGS: Final = {
+    "delete": " They and their history are gone for good; tasks that have not ended stay.",
+    "cancel": " Running ones are asked to stop.",
+}
+
+
+def _query(text: str) -> dict[str, str]:
+    try:
+        return dict(parse_qsl(text, max_num_fields=20))
+    except ValueError:
+        return {}
+
+
+def _change(action: str) -> Change:
+    named = cast("Literal['rerun', 'cancel', 'hold', 'resume']", action)
+    return Change(action=named, reason="cancelled on the dashboard")
+
+
+_FROM: Final[Mapping[str, frozenset[TaskStatus]]] = {
+    "rerun": TABLE[Event.RERUN].source,
+    "cancel": TABLE[Event.CANCEL].source | TABLE[Event.ASK_CANCEL].source,
+    "hold": TABLE[Event.HOLD].source,
+    "resume": TABLE[Event.RESUME].source,
+    "delete": frozenset(status for status in TaskStatus if status.is_terminal),
+}
+
+
+async def _meant(desk: Desk, wanted: TaskFilter, action: str) -> tuple[list[Where], bool]:
+    """What a filter means, as conditions that a storage need not search for; and whether that is all.
+
+    In those statuses only that the action can change: a million others need not be passed.
+    """
+    if not wanted.is_searching:
+        names = tuple(queue.name for queue in await desk.queues())
+        narrow = Statuses(*_FROM[action])
+        return [All(Queues(*([wanted.queue] if wanted.queue else names)), wanted.place(names), narrow)], False
+    found = await pages.search(desk, attrs.evolve(wanted, after=""), limit=BOUND, for_s=SEARCH_S)
+    ids = [record.id for record in found.records if record.status in _FROM[action]]
+    return [Ids(*ids[at : at + BATCH]) for at in range(0, len(ids), BATCH)], found.cursor is not None
+
+
+async def _each(desk: Desk, action: str, meant: Sequence[Where], *, dry_run: bool = False) -> list[str]:
+    """Change what is meant, in batches, at most `BOUND` in one request; the ids changed.
+
+    What is deleted has no ids to tell: as many empty ones stand for it.
+    """
+    found: list[str] = []
+    limit = BOUND if dry_run else BATCH
+    for where in meant:
+        while len(found) < BOUND:
+            if action == "delete":
+                spec = PruneSpec(keep=0, where=where, dead_letters=True, limit=limit)
+                batch = [""] * await desk.storage.prune(spec, dry_run=dry_run)
+            else:
+                batch = await desk.storage.alter(where, _change(action), limit=limit, dry_run=dry_run)
+            found += batch
+            if dry_run or len(batch) < limit:
+                break
+    return found
+
+
+def _many(n: int, more: bool, noun: str) -> str:
+    return f"{n:,}{'+' if more else ''} {noun}{'' if n == 1 else 's'}"
+
+
+# -- one task -----------------------------------------------------------------
+
+
+async def change_task(desk: Desk, fields: Fields) -> Done | Ask:
+    """Run one task now; save edits to it, rerun it with them, or publish a copy with them."""
+    action = _one(fields, "action")
+    record = await pages.found(desk, _one(fields, "id", 200))
+    query = urlencode({"id": record.id})
+    if action == "now":
+        change = Change(action="patch", available_at=desk.storage.now())
+        changed = await desk.storage.alter(Ids(record.id), change)
+        return Done(what="now", n=len(changed), page="task", query=query, ids=tuple(changed))
+    if action not in ("save", "rerun", "copy"):
+        raise InvalidConfigError(f"no action on a task is named {action[:40]!r}")
+    new = await _edited(desk, record, fields)
+    if action == "copy":
+        await desk.storage.enqueue([new])
+        desk.publisher.tell_published(new, desk.storage.now())
+        return Done(what="copy", page="task", query=urlencode({"id": new.id}), ids=(new.id,))
+    change = Change(
+        action="patch",
+        payload=new.payload,
+        version=new.version,
+        headers=new.headers,
+        tags=new.tags,
+        priority=new.priority,
+        timeout=new.timeout,
+        max_retry=new.max_retry,
+    )
+    changed = await desk.storage.alter(Ids(record.id), change)
+    if action == "rerun":
+        changed = await desk.storage.alter(Ids(record.id), _change("rerun"))
+    return Done(what=action, n=len(changed), page="task", query=query, ids=tuple(changed))
+
+
+async def _edited(desk: Desk, record: TaskRecord, fields: Fields) -> NewTask:
+    """The task with a form's fields in place of its own, checked as `publish` checks it."""
+    snap = pages.snapshot(desk, record)
+    shown, readable = desk.data(record.payload, snap.declared.payload if snap.declared else None)
+    if not readable:
+        raise InvalidQueuePayloadError("this payload is no JSON text; it cannot be edited here")
+    payload = restored(_json(_one(fields, "payload", 1_000_000), "payload"), shown, desk.raw(record.payload))
+    before = dict(record.headers)
+    headers = restored(
+        _json(_one(fields, "headers", 100_000) or "{}", "headers"), desk.redactor.tree(before), before
+    )
+    return await _prepared(
+        desk,
+        attrs.evolve(
+            record,
+            payload=_bytes(payload),
+            headers=headers,
+            tags=_tags(fields),
+            priority=_priority(fields),
+            timeout=_number(fields, "timeout"),
+            max_retry=_whole(fields, "max_retry"),
+        ),
+    )
+
+
+async def _prepared(desk: Desk, record: TaskRecord) -> NewTask:
+    """A row as a new task to store, checked, with its type's class where this process knows it."""
+    task, publisher = _task(desk, record)
+    return await publisher.prepare(task)
+
+
+def _task(desk: Desk, record: TaskRecord) -> tuple[QueueTask[Any, Any], TaskQueuePublisher]:
+    """A row as a task to publish, and the publisher that knows its type.
+
+    A type this process does not know keeps the payload's version: under another
+    one its handlers would read it wrongly. That takes a publisher of its own, so
+    that what is made up here never meets the type's true declaration.
+    """
+    if not isinstance(record.headers, Mapping) or not all(
+        isinstance(each, str) for pair in record.headers.items() for each in cast("Any", pair)
+    ):
+        raise InvalidQueueTaskError('headers: wanted is a JSON object of texts, such as {"trace": "1"}')
+    snap = pages.snapshot(desk, record)
+    task = snap.again()
+    if snap.declared is not None:
+        # A snapshot shows what it cannot decode as it is; here that is an error with a path.
+        desk.check(record, snap.declared)
+        return task, desk.publisher
+    if not isinstance(task.payload, dict):
+        raise InvalidQueuePayloadError("payload: wanted is a JSON object")
+    made_up: TaskType[Any] = TaskType(record.queue, record.type, dict, version=record.version)
+    return attrs.evolve(task, declared=made_up), TaskQueuePublisher(desk.storage)
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise InvalidQueuePayloadError(f"{what}: nested too deeply") from None
+    except ValueError as exc:
+        raise InvalidQueuePayloadError(f"{what}: no JSON text: {exc}") from None
+
+
+def _bytes(tree: Any) -> bytes:
+    try:
+        return json.dumps(tree, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except (ValueError, RecursionError) as exc:
+        raise InvalidQueuePayloadError(f"payload: cannot be stored: {exc}") from None
+
+
+def _tags(fields: Fields) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_one(fields, "tags", 4_000).replace(",", " ").split()))
+
+
+def _priority(fields: Fields) -> int:
+    given = _one(fields, "priority") or "normal"
+    try:
+        return int(Priority[given.upper()])
+    except KeyError:
+        raise InvalidConfigError(
+            f"priority: one of {', '.join(level.name.lower() for level in Priority)}, got {given[:40]!r}"
+        ) from None
+
+
+def _number(fields: Fields, name: str, *, least: float = 0.001) -> float | None:
+    given = _one(fields, name, 40).strip()
+    if not given:
+        return None
+    try:
+        value = float(given)
+    except ValueError:
+        raise InvalidConfigError(f"{name}: a number of seconds, got {given!r}") from None
+    if not isfinite(value):
+        raise InvalidConfigError(f"{name}: a number of seconds, got {given!r}")
+    return min(max(value, least), MAX_DELAY_S)
+
+
+def _whole(fields: Fields, name: str) -> int | None:
+    given = _one(fields, name, 40).strip()
+    if not given:
+        return None
+    try:
+        return min(max(int(given), 0), 1_000_000)
+    except ValueError:
+        raise InvalidConfigError(f"{name}: a whole number, got {given!r}") from None
+
+
+# -- queues -------------------------------------------------------------------
+
+
+async def change_queue(desk: Desk, fields: Fields) -> Done | Ask:
+    """Pause, resume or resize a queue, for every process."""
+    action, name = _one(fields, "action"), _one(fields, "name", 128)
+    match action:
+        case "pause":
+            await desk.control.pause_queue(name)
+        case "resume":
+            await desk.control.resume_queue(name)
+        case "concurrency":
+            given = _one(fields, "concurrency", 20).strip()
+            if given and not given.isdecimal():
+                raise InvalidConfigError(f"concurrency: a whole number, or nothing for the queue's own; got {given!r}")
+            await desk.control.set_concurrency(name, whole(given, 1, 1, 10_000) if given else None)
+        case _:
+            raise InvalidConfigError(f"no action on a queue is named {action[:40]!r}")
+    return Done(what=f"queue-{action}", page="queues")
+
+
+# -- cron ---------------------------------------------------------------------
+
+
+async def change_cron(desk: Desk, fields: Fields) -> Done | Ask:
+    """Add or change a stored entry; run, pause, resume or delete any cron task."""
+    action, name = _one(fields, "action"), _one(fields, "name", 128)
+    query = urlencode({"name": name})
+    match action:
+        case "add" | "change":
+            await _put_cron(desk, fields, name, replace=action == "change")
+        case "run":
+            published = await desk.cron.trigger(name)
+            if published is not None:
+                return Done(what="cron-run", page="task", query=urlencode({"id": published.id}), ids=(published.id,))
+        case "pause":
+            await desk.cron.pause(name, _one(fields, "reason", 200) or "paused on the dashboard")
+        case "resume":
+            await desk.cron.resume(name)
+        case "delete":
+            if not _sure(fields):
+                await desk.cron.get_task(name)
+                return Ask(
+                    sentence=f"Delete the cron task {name}? Its tasks stay; it publishes no more.",
+                    button="Delete",
+                    n=1,
+                    page="cron",
+                    query=query,
+                )
+            n = int(await desk.cron.cancel(name))
+            return Done(what="cron-delete", n=n, page="cron")
+        case _:
+            raise InvalidConfigError(f"no action on a cron task is named {action[:40]!r}")
+    return Done(what=f"cron-{action}", page="cron", query=query)
+
+
+async def _put_cron(desk: Desk, fields: Fields, name: str, *, replace: bool) -> None:
+    known = await desk.storage.crons(name) if replace else []
+    if replace and not known:
+        raise CronTaskNotFoundError(f"no stored cron task is named {name!r}; functions are changed in code")
+    record = pages.record_of(known[0].template) if known else None
+    spec = _spec(fields, name)
+    queue, type_name = _one(fields, "queue", 128), _one(fields, "type", 128)
+    payload = _json(_one(fields, "payload", 1_000_000) or "{}", "payload")
+    headers: Any = {}
+    version = 1
+    key = None
+    if record is not None and (record.queue, record.type) == (queue, type_name):
+        snap = pages.snapshot(desk, record)
+        shown, readable = desk.data(record.payload, snap.declared.payload if snap.declared else None)
+        if not readable:
+            raise InvalidQueuePayloadError("this payload is no JSON text; it cannot be edited here")
+        payload = restored(payload, shown, desk.raw(record.payload))
+        headers, version, key = record.headers, record.version, record.key
+    made = TaskRecord(
+        id="",
+        queue=queue,
+        type=type_name,
+        payload=_bytes(payload),
+        version=version,
+        headers=headers,
+        key=key,
+        tags=_tags(fields),
+        priority=_priority(fields),
+        timeout=_number(fields, "timeout"),
+        max_retry=_whole(fields, "max_retry"),
+    )
+    task, publisher = _task(desk, made)
+    if publisher is not desk.publisher and any(
+        each.name == name and each.func is not None for each in await desk.cron.tasks()
+    ):
+        raise InvalidConfigError(f"a function is the cron task {name!r}; take another name")
+    cron = desk.cron if publisher is desk.publisher else CronTaskDispatcher(desk.storage, publisher=publisher)
+    await cron.add_with_name(spec, name, task, replace=replace, **_policy(fields))
+
+
+def _policy(fields: Fields) -> CronOptions:
+    """The policies of a form; what they may be is checked where they are used."""
+    options: dict[str, Any] = {"description": _one(fields, "description")}
+    for name in ("overlap", "misfire"):
+        if given := _one(fields, name, 40):
+            options[name] = given
+    if (jitter := _number(fields, "jitter", least=0.0)) is not None:
+        options["jitter"] = min(jitter, 366 * 86_400.0)
+    return cast("CronOptions", options)
+
+
+def _spec(fields: Fields, name: str | None) -> CronSpec:
+    text = _one(fields, "spec", SPEC_LIMIT + 1).strip()
+    if len(text) > SPEC_LIMIT:
+        raise InvalidConfigError(f"a cron text has at most {SPEC_LIMIT} characters here")
+    if not text:
+        raise InvalidConfigError("write a cron text, such as 0 9 * * MON-FRI or @every 5m")
+    dst = cast("Literal['vixie', 'robfig']", _one(fields, "dst", 20) or "vixie")
+    return CronSpec(text, _one(fields, "zone", 64).strip() or "UTC", dst, name=name)
+
+
+def preview(desk: Desk, fields: Fields) -> dict[str, Any]:
+    """What a cron text means, and its next moments; or what is wrong with it."""
+    try:
+        spec = _spec(fields, None)
+        now = from_seconds(desk.storage.now())
+        # One that counts from its adding would count from now.
+        found = spec.with_anchor(now).preview(pages.MOMENTS, after=now)
+        return {"says": spec.describe(), "moments": pages.moments(found), "problem": None}
+    except DispatchError as exc:
+        return {"says": None, "moments": [], "problem": str(exc)}
+
+
+# -- storage ------------------------------------------------------------------
+
+
+async def prune(desk: Desk, fields: Fields) -> Done | Ask:
+    """Delete ended tasks by age; at most 10,000 in one request."""
+    if _one(fields, "action") != "prune":
+        raise InvalidConfigError("no such action on the storage")
+    days = _number(fields, "days", least=0.0)
+    if days is None:
+        raise InvalidConfigError("days: how old the ended tasks to delete are at least")
+    spec = PruneSpec(
+        age_s=min(days, 36_500.0) * 86_400.0,
+        where=All(),
+        dead_letters=_one(fields, "dead_letters") == "yes",
+        limit=PRUNE_MOST,
+    )
+    n = await desk.storage.prune(spec, dry_run=not _sure(fields))
+    more = n >= PRUNE_MOST
+    if _sure(fields):
+        return Done(what="prune", n=n, more=more, page="workers")
+    kinds = "ended tasks, dead letters included," if spec.dead_letters else "ended tasks, dead letters aside,"
+    return Ask(
+        sentence=f"Delete {n:,}{'+' if more else ''} {kinds} older than {days:g} days? They are gone for good.",
+        button="Delete",
+        n=n,
+        more=more,
+        page="workers",
+    )
+
+
+Action = Callable[[Desk, Fields], Awaitable[Done | Ask]]
+
+ACTIONS: Final[Mapping[str, Action]] = {
+    "tasks": change_tasks,
+    "task": change_task,
+    "queues": change_queue,
+    "cron": change_cron,
+    "workers": prune,
+}
+"""By the page whose form it is."""

@@ -1,0 +1,231 @@
+"""What a list of tasks is narrowed to: from a query string, to a query tree and back. Pure.
+
+The text field takes words of the form `name:value`, all of which must hold; a
+`-` before one turns it round, quotes keep blanks together, and a word without a
+name is an id. What can be named stands in `WORDS`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import attrs
+
+from dispatch.errors import InvalidConfigError
+from dispatch.storage.query import (
+    All,
+    Attempt,
+    Crons,
+    Header,
+    Ids,
+    Keys,
+    Not,
+    Order,
+    Payload,
+    Priorities,
+    Queues,
+    Statuses,
+    Tags,
+    Time,
+    Types,
+    Where,
+)
+
+__all__ = ["STATUSES", "WORDS", "FilterError", "TaskFilter", "whole"]
+
+STATUSES: Final = (
+    "pending", "later", "retrying", "running", "held", "succeeded", "failed", "cancelled",
+)  # fmt: skip
+PAGE: Final = 50
+MOST_PER_PAGE: Final = 200
+TEXT_LIMIT: Final = 1_000
+NAME_LIMIT: Final = 128
+WORD_LIMIT: Final = 20
+
+_TOKEN: Final = re.compile(r'(-?)(?:([a-z]+)((?:\.[^\s:."]+)*):)?("(?:[^"\\]|\\.)*"|\S+)')
+_AGE: Final = re.compile(r"(\d{1,6})(s|m|h|d|w)")
+_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
+_PRIORITIES: Final = {"low": 0, "normal": 1, "high": 2, "critical": 3}
+
+
+class FilterError(InvalidConfigError):
+    """A filter that cannot be read; the message is for whoever typed it."""
+
+
+def whole(text: str, default: int, least: int, most: int) -> int:
+    """A whole number within bounds; what is none is the default."""
+    try:
+        return min(max(int(text[:20]), least), most)
+    except ValueError:
+        return default
+
+
+@attrs.frozen(kw_only=True)
+class TaskFilter:
+    """One list of tasks: what it is narrowed to, its order, page size and place."""
+
+    queue: str = ""
+    type: str = ""
+    status: str = ""
+    text: str = ""
+    order: str = "newest"
+    limit: int = PAGE
+    after: str = ""
+
+    @classmethod
+    def parse(cls, given: Mapping[str, str]) -> TaskFilter:
+        """From a query string; everything is cut or clamped, nothing is refused here."""
+        status = given.get("status", "")
+        return cls(
+            queue=given.get("queue", "")[:NAME_LIMIT],
+            type=given.get("type", "")[:NAME_LIMIT],
+            status=status if status in STATUSES else "",
+            text=given.get("text", "").strip()[:TEXT_LIMIT],
+            order="oldest" if given.get("order") == "oldest" else "newest",
+            limit=whole(given.get("limit", ""), PAGE, 1, MOST_PER_PAGE),
+            after=given.get("after", "")[:NAME_LIMIT],
+        )
+
+    def query(self, **changes: Any) -> str:
+        """The query string of this list, or of one that differs in `changes`."""
+        plain = TaskFilter()
+        wanted = attrs.asdict(attrs.evolve(self, **changes))
+        return urlencode(
+            {name: each for name, each in wanted.items() if each != getattr(plain, name)},
+            errors="replace",
+        )
+
+    @property
+    def is_searching(self) -> bool:
+        """Whether tasks must be looked at one by one to tell whether they are meant."""
+        return bool(self.type or self.text) or self.status in ("later", "retrying")
+
+    @property
+    def direction(self) -> Order:
+        """The order as the storage knows it."""
+        return Order(self.order)
+
+    def place(self, queues: tuple[str, ...]) -> Where:
+        """What a storage finds without looking at what is not meant: the queue and the status.
+
+        `queues` are all there are: a status is asked for queue by queue, which
+        is how storages keep them in order.
+        """
+        parts: list[Where] = []
+        if self.queue:
+            parts.append(Queues(self.queue))
+        elif self.status and queues:
+            parts.append(Queues(*queues))
+        if self.status:
+            stored = "pending" if self.status in ("later", "retrying") else self.status
+            parts.append(Statuses(stored))
+        return All(*parts)
+
+    def where(self, now: float, queues: tuple[str, ...]) -> Where:
+        """All that it means at a moment. Raises FilterError for a text that cannot be read."""
+        parts: list[Where] = [self.place(queues)]
+        if self.status in ("later", "retrying"):
+            parts.append(Statuses(self.status))
+        if self.type:
+            parts.append(Types(self.type))
+        parts += _words(self.text, now)
+        return All(*parts)
+
+    def ids(self, now: float) -> frozenset[str] | None:
+        """The ids that it names first, which are looked up at once; None if it names none."""
+        for part in _words(self.text, now):
+            if isinstance(part, Ids):
+                return part.values
+        return None
+
+
+def _words(text: str, now: float) -> list[Where]:
+    found: list[Where] = []
+    for match in _TOKEN.finditer(text):
+        minus, name, path, value = match.groups()
+        part = _word(name or "", tuple(path.split(".")[1:]) if path else (), _unquoted(value), value, now)
+        found.append(Not(part) if minus else part)
+        if len(found) > WORD_LIMIT:
+            raise FilterError(f"a filter has at most {WORD_LIMIT} words")
+    return found
+
+
+def _unquoted(value: str) -> str:
+    if value.startswith('"') and value.endswith('"') and len(value) > 1:
+        return re.sub(r"\\(.)", r"\1", value[1:-1])
+    return value
+
+
+def _word(name: str, path: tuple[str, ...], value: str, raw: str, now: float) -> Where:
+    if name in ("header", "payload"):
+        if not path:
+            raise FilterError(f"{name}: say which one, such as {name}.{_EXAMPLES[name]}")
+        if name == "header":
+            return Header(".".join(path), None if value == "*" else value)
+        return Payload(tuple(int(step) if step.isdecimal() else step for step in path), _scalar(raw, value))
+    make = WORDS.get(name)
+    if make is None or path:
+        raise FilterError(
+            f"no filter is named {'.'.join((name, *path))!r}; there are "
+            f"{', '.join(sorted(each for each in WORDS if each))}, header.NAME and payload.PATH"
+        )
+    return make(value, now)
+
+
+_EXAMPLES: Final = {"header": "traceparent:*", "payload": "user.id:7"}
+
+
+def _scalar(raw: str, value: str) -> str | int | float | bool | None:
+    """`7` is a number, `"7"` and everything that is no JSON scalar a text."""
+    if raw.startswith('"'):
+        return value
+    try:
+        found: Any = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return found if found is None or isinstance(found, bool | int | float) else value
+
+
+def _priority(value: str, _: float) -> Where:
+    level = _PRIORITIES.get(value)
+    if level is None:
+        raise FilterError(f"priority: one of {', '.join(_PRIORITIES)}, got {value!r}")
+    return Priorities(level, level)
+
+
+def _attempt(value: str, _: float) -> Where:
+    match = re.fullmatch(r"(\d{1,9})(\+?)", value)
+    if match is None:
+        raise FilterError(f"attempt: a number, or 3+ for three and more; got {value!r}")
+    least = int(match[1])
+    return Attempt(least, None if match[2] else least)
+
+
+def _since(field: Any) -> Callable[[str, float], Where]:
+    def make(value: str, now: float) -> Where:
+        match = _AGE.fullmatch(value)
+        if match is None:
+            raise FilterError(f"{field[:-3]}: how long ago at most, such as 90s, 15m, 6h or 2d; got {value!r}")
+        return Time(field, since=now - int(match[1]) * _UNITS[match[2]])
+
+    return make
+
+
+WORDS: Final[Mapping[str, Callable[[str, float], Where]]] = {
+    "": lambda value, _: Ids(value),
+    "id": lambda value, _: Ids(value),
+    "key": lambda value, _: Keys(value),
+    "tag": lambda value, _: Tags(all_of=[value]),
+    "cron": lambda value, _: Crons(value),
+    "queue": lambda value, _: Queues(value),
+    "type": lambda value, _: Types(value),
+    "priority": _priority,
+    "attempt": _attempt,
+    "created": _since("created_at"),
+    "started": _since("started_at"),
+    "finished": _since("finished_at"),
+}

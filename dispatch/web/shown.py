@@ -1,0 +1,183 @@
+"""Stored data as people may see it: bounded, secrets as `***`, nothing invisible. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, Final, cast
+
+from dispatch.errors import InvalidQueuePayloadError
+
+__all__ = ["MASK", "SECRET_WORDS", "Redactor", "as_json", "bounded", "moment", "seconds", "visible"]
+
+MASK: Final = "***"
+SECRET_WORDS: Final = (
+    "password", "passwd", "passphrase", "pwd", "secret", "token", "apikey", "accesskey",
+    "privatekey", "authorization", "credential", "cookie", "sessionid", "cvv",
+)  # fmt: skip
+"""A name that contains one of these, capitals, `-` and `_` aside, is a secret's."""
+
+TEXT_LIMIT: Final = 65_536
+"""Characters of one payload, result or header list that a page shows."""
+
+_USERINFO: Final = re.compile(r"(?<=://)[^/\s@]{1,500}(?=@)")
+_BEARER: Final = re.compile(r"(?i)\b(bearer|basic)(\s+)[A-Za-z0-9._~+/=-]{6,}")
+_JUNK: Final = re.compile(r"[-_\s]")
+
+
+class Redactor:
+    """Puts `***` where a secret stands: under a telling name, after `name=`, in a URL's user part."""
+
+    def __init__(self, words: Iterable[str] = SECRET_WORDS) -> None:
+        self._words = tuple(_JUNK.sub("", word.lower()) for word in words)
+        names = "|".join("[-_]?".join(map(re.escape, word)) for word in self._words)
+        # A value goes on to the next blank or mark; in quotes to their end.
+        self._assigned = (
+            re.compile(
+                rf"(?i)([\w-]{{0,40}}(?:{names})[\w-]{{0,40}}[\"']?\s{{0,3}}[=:]\s{{0,3}})"
+                r"(\"[^\"\n]*\"|'[^'\n]*'|[^\s\"',;&)}\]]+)"
+            )
+            if names
+            else None
+        )
+
+    def is_secret(self, name: str) -> bool:
+        """Whether what stands under this name is a secret."""
+        plain = _JUNK.sub("", name.lower())
+        return any(word in plain for word in self._words)
+
+    def text(self, text: str) -> str:
+        """A message, a traceback: what looks like a secret in it is `***`."""
+        text = _USERINFO.sub(MASK, text)
+        text = _BEARER.sub(rf"\1\2{MASK}", text)
+        return self._assigned.sub(rf"\1{MASK}", text) if self._assigned is not None else text
+
+    def tree(self, value: object) -> Any:
+        """JSON data with `***` in place of its secrets, at any depth."""
+        match value:
+            case dict():
+                items = cast("dict[str, object]", value).items()
+                return {
+                    key: MASK if self.is_secret(key) and each is not None else self.tree(each)
+                    for key, each in items
+                }
+            case list() | tuple():
+                return [self.tree(each) for each in cast("list[object]", value)]
+            case str():
+                return self.text(value)
+            case _:
+                return value
+
+
+def restored(new: object, masked: object, original: object) -> Any:
+    """An edited tree with the secrets put back that it shows as `***`.
+
+    `masked` is what the editor was given for `original`. What still says `***`
+    after that stands for nothing: InvalidQueuePayloadError (1010).
+    """
+    found = _restored(new, masked, original)
+    if _has_mask(found) and not _has_mask(original):
+        raise InvalidQueuePayloadError(
+            f"{MASK} stands for a hidden value where it was shown, and nowhere else; write the value"
+        )
+    return found
+
+
+def _restored(new: Any, masked: Any, original: Any) -> Any:
+    if isinstance(new, dict) and isinstance(masked, dict):
+        fields, shown = cast("dict[str, Any]", new), cast("dict[str, Any]", masked)
+        return {
+            key: _restored(each, shown[key], original[key]) if key in shown else each
+            for key, each in fields.items()
+        }
+    if isinstance(new, list) and isinstance(masked, list):
+        items, before = cast("list[Any]", new), cast("list[Any]", masked)
+        return [
+            _restored(each, before[at], original[at]) if at < len(before) else each
+            for at, each in enumerate(items)
+        ]
+    # Of texts only: `1` typed over `true` is equal to it, and a change.
+    return original if isinstance(new, str) and new == masked else cast("object", new)
+
+
+def _has_mask(tree: object) -> bool:
+    match tree:
+        case dict():
+            return any(_has_mask(each) for each in cast("dict[str, object]", tree).values())
+        case list():
+            return any(_has_mask(each) for each in cast("list[object]", tree))
+        case _:
+            return tree == MASK
+
+
+def visible(text: str) -> str:
+    """The text with every control, bidirectional override and lone surrogate as `\\uXXXX`.
+
+    In JSON text that is the same string: an editor's round trip loses nothing.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(each if each in "\n\t" or _is_plain(each) else _escaped(each) for each in text)
+
+
+def _is_plain(character: str) -> bool:
+    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if code > 0xFFFF:
+        code -= 0x10000
+        return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+    return f"\\u{code:04x}"
+
+
+def as_json(value: object) -> str:
+    """Indented JSON text."""
+    return json.dumps(value, ensure_ascii=False, indent=2, default=str)
+
+
+def bounded(text: str, limit: int = TEXT_LIMIT) -> str:
+    """The text, cut with a note of how much is missing."""
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}\n… {len(text) - limit:,} more characters"
+
+
+def moment(at: float | None) -> str | None:
+    """UTC seconds as ISO 8601 to the millisecond, such as `2026-01-31T09:00:00.000Z`."""
+    if at is None:
+        return None
+    try:
+        found = datetime.fromtimestamp(at, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
+    return found.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def seconds(value: float | None) -> str:
+    """A duration in the unit that reads best: `340 µs`, `12 ms`, `3.4 s`, `2 min 5 s`, `3 d 4 h`."""
+    if value is None:
+        return "\u2013"
+    value = max(value, 0.0)
+    if value == 0:
+        return "0"
+    if value < 0.001:
+        return f"{value * 1e6:.0f} µs"
+    if value < 1:
+        return f"{value * 1e3:.3g} ms"
+    if value < 60:
+        return f"{value:.3g} s"
+    whole = round(value)
+    for size, unit, smaller, name in (
+        (86_400, "d", 3_600, "h"),
+        (3_600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            first, rest = divmod(whole, size)
+            return f"{first} {unit}" + (f" {rest // smaller} {name}" if rest // smaller else "")
+    return f"{whole} s"

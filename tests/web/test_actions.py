@@ -1,0 +1,358 @@
+"""Every action: what it does, what it asks first, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import trio
+
+from dispatch import MemoryStorage, TaskQueueConfig, TaskType, open_dispatcher
+from dispatch.records import NewTask
+from dispatch.storage.query import Ids, Queues
+from dispatch.web import create_app
+from tests.web.visitor import WELCOME, Mail, Visitor, status_of, visit
+
+
+async def record(storage: Any, task_id: str) -> Any:
+    (found,) = (await storage.find(Ids(task_id))).records
+    return found
+
+
+@pytest.mark.parametrize(
+    ("action", "task_id", "becomes"),
+    [("rerun", "dead", "pending"), ("hold", "waiting", "held"), ("resume", "parked", "pending")],
+)
+async def test_an_action_on_ticked_tasks_is_done_and_said(action: str, task_id: str, becomes: str) -> None:
+    visitor, storage = await visit()
+    answer = await visitor.post("tasks", {"action": action, "id": [task_id, "nobody"], "query": "queue=email"})
+    assert answer.status == 303
+    assert answer.headers["location"] == f"tasks?queue=email&did={action}&n=1"
+    assert await status_of(storage, task_id) == becomes
+    assert "1 task" in (await visitor.get(answer.headers["location"])).text
+
+
+@pytest.mark.parametrize(("action", "task_id"), [("cancel", "waiting"), ("delete", "dead")])
+async def test_what_destroys_is_asked_first(action: str, task_id: str) -> None:
+    visitor, storage = await visit()
+    before = await status_of(storage, task_id)
+    fields = {"action": action, "id": [task_id, "running"]}
+    asked = await visitor.post("tasks", fields)
+    assert asked.status == 200
+    assert 'name="sure" value="yes"' in asked.text
+    assert f'name="id" value="{task_id}"' in asked.text
+    assert await status_of(storage, task_id) == before
+    done = await visitor.post("tasks", {**fields, "sure": "yes"})
+    assert done.status == 303
+    assert await status_of(storage, task_id) == {"cancel": "cancelled", "delete": None}[action]
+    assert await status_of(storage, "running") == "running"
+
+
+async def test_all_that_a_filter_means_is_counted_asked_and_changed() -> None:
+    visitor, storage = await visit()
+    await storage.enqueue([NewTask(id=f"n{n}", queue="reports", type="x", payload=b"{}") for n in range(120)])
+    fields = {"action": "hold", "all": "yes", "query": "queue=reports"}
+    asked = await visitor.post("tasks.json", fields)
+    assert (asked.data["done"], asked.data["n"]) == (False, 120)
+    done = await visitor.post("tasks.json", {**fields, "sure": "yes"})
+    assert (done.data["done"], done.data["n"]) == (True, 120)
+    assert await status_of(storage, "n7") == "held"
+    assert await status_of(storage, "waiting") == "pending"
+
+
+async def test_all_that_a_search_means_is_found_first_and_then_changed() -> None:
+    visitor, storage = await visit()
+    await storage.enqueue(
+        [NewTask(id=f"n{n}", queue="reports", type="x", payload=b"{}", tags=("old",) if n % 3 else ()) for n in range(90)]
+    )
+    fields = {"action": "cancel", "all": "yes", "query": "text=tag:old"}
+    assert (await visitor.post("tasks.json", fields)).data["n"] == 60
+    assert (await visitor.post("tasks.json", {**fields, "sure": "yes"})).data["n"] == 60
+    gone = await visitor.post("tasks.json", {**fields, "action": "delete", "sure": "yes"})
+    assert (gone.data["n"], gone.data["ids"]) == (60, [])
+    assert (await status_of(storage, "n1"), await status_of(storage, "n3")) == (None, "pending")
+    bad = {**fields, "query": "text=nope:1"}
+    assert (await visitor.post("tasks", bad)).status == 422
+
+
+async def test_nothing_ticked_and_unknown_actions_are_refused() -> None:
+    visitor, _ = await visit()
+    for page, fields in {
+        "tasks": {"action": "rerun"},
+        "queues": {"action": "explode", "name": "email"},
+        "cron": {"action": "explode", "name": "x"},
+        "task": {"action": "explode", "id": "dead"},
+        "workers": {"action": "explode"},
+    }.items():
+        assert (await visitor.post(page, fields)).status == 422
+    assert (await visitor.post("tasks.json", {"action": "drop", "id": "dead"})).data["code"] == 1012
+    assert (await visitor.post("overview", {"action": "rerun"})).status == 404
+
+
+async def test_a_retry_that_waits_can_be_made_due_now() -> None:
+    visitor, storage = await visit()
+    assert (await visitor.post("task", {"action": "now", "id": "again"})).status == 303
+    assert (await record(storage, "again")).available_at <= storage.now()
+
+
+def edit(**changes: str) -> dict[str, str]:
+    shown = {"to": "ada@example.org", "password": "***"}
+    return {"id": "dead", "payload": json.dumps(shown), "headers": "{}", **changes}
+
+
+async def test_a_dead_letter_is_rerun_with_edits_and_hidden_values_stay() -> None:
+    visitor, storage = await visit()
+    payload = json.dumps({"to": "bob@example.org", "password": "***"})
+    answer = await visitor.post(
+        "task", edit(action="rerun", payload=payload, tags="a, b", priority="high", max_retry="2", timeout="1.5")
+    )
+    assert answer.status == 303
+    changed = await record(storage, "dead")
+    assert json.loads(changed.payload) == {"to": "bob@example.org", "password": "hunter2"}
+    assert (changed.status.value, changed.tags, changed.priority, changed.timeout) == ("pending", ("a", "b"), 2, 1.5)
+
+
+async def test_an_edit_is_saved_without_running() -> None:
+    visitor, storage = await visit()
+    await visitor.post("task", edit(action="save", headers='{"trace": "1"}'))
+    changed = await record(storage, "dead")
+    assert (changed.status.value, dict(changed.headers)) == ("failed", {"trace": "1"})
+
+
+async def test_an_edited_copy_is_a_task_of_its_own() -> None:
+    visitor, storage = await visit()
+    done = await visitor.post("task.json", {**edit(action="copy"), "id": "done"})
+    (new_id,) = done.data["ids"]
+    assert json.loads((await record(storage, new_id)).payload)["password"] == "hunter2"  # noqa: S105
+    assert await status_of(storage, "done") == "succeeded"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"payload": "{"},
+        {"payload": "[1, 2]"},
+        {"payload": '{"to": "***"}'},
+        {"payload": "[" * 100_000},
+        {"payload": '{"to": NaN}'},
+        {"headers": "[]"},
+        {"headers": '{"a": 1}'},
+        {"timeout": "soon"},
+        {"timeout": "nan"},
+        {"max_retry": "1.5"},
+        {"priority": "utmost"},
+    ],
+)
+async def test_a_bad_edit_is_refused_and_the_text_kept(changes: dict[str, str]) -> None:
+    visitor, storage = await visit()
+    before = await record(storage, "dead")
+    answer = await visitor.post("task", edit(action="save", **changes))
+    assert answer.status == 422
+    assert 'role="alert"' in answer.text
+    assert await record(storage, "dead") == before
+
+
+async def test_numbers_of_a_form_are_clamped() -> None:
+    visitor, storage = await visit()
+    await visitor.post("task", edit(action="save", timeout="1e300", max_retry="9" * 30))
+    changed = await record(storage, "dead")
+    assert changed.timeout == 10 * 365 * 86_400.0
+    assert changed.max_retry == 1_000_000
+
+
+async def test_a_known_type_checks_the_edit_and_an_unknown_one_keeps_its_version() -> None:
+    visitor, storage = await visit()
+    await storage.enqueue([NewTask(id="v3", queue="email", type="other", payload=b'{"a":1}', version=3)])
+    assert (await visitor.post("task", edit(action="save", id="v3", payload='{"a":2}'))).status == 303
+    changed = await record(storage, "v3")
+    assert (changed.payload, changed.version) == (b'{"a":2}', 3)
+    async with open_dispatcher() as dispatcher:
+        dispatcher.consumer.register_queue("email", TaskQueueConfig())
+        task = await dispatcher.publisher.publish(WELCOME(Mail("ada"), delay=60))
+        visitor = Visitor(create_app(dispatcher))
+        answer = await visitor.post("task", edit(action="save", id=task.id, payload='{"to": 5, "password": "***"}'))
+        assert answer.status == 422
+        assert "$.to" in answer.text
+        good = await visitor.post("task", edit(action="save", id=task.id, payload='{"to": "b", "password": "***"}'))
+        assert good.status == 303
+        assert (await dispatcher.control.get(task)).payload == Mail("b", "hunter2")
+        # An unknown type that was edited here is not taken for declared.
+        await dispatcher.storage.enqueue([NewTask(id="n", queue="email", type="new", payload=b'{"a":1}', version=2)])
+        assert (await visitor.post("task", edit(action="save", id="n", payload='{"a":5}'))).status == 303
+        dispatcher.consumer.register_handler(TaskType("email", "new", Mail), _nothing)
+        await dispatcher.control.cancel(Queues("email"))
+
+
+async def _nothing(task: object) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+async def test_a_queue_is_paused_resumed_and_resized() -> None:
+    visitor, storage = await visit()
+
+    async def queue() -> Any:
+        return next(each for each in await storage.queues() if each.name == "email")
+
+    assert (await visitor.post("queues", {"action": "pause", "name": "email"})).status == 303
+    assert (await queue()).paused
+    assert "paused" in (await visitor.get("queues")).text
+    await visitor.post("queues", {"action": "resume", "name": "email"})
+    await visitor.post("queues", {"action": "concurrency", "name": "email", "concurrency": "9999999"})
+    assert ((await queue()).paused, (await queue()).concurrency) == (False, 10_000)
+    await visitor.post("queues", {"action": "concurrency", "name": "email", "concurrency": ""})
+    assert (await queue()).concurrency is None
+    assert (await visitor.post("queues", {"action": "concurrency", "name": "email", "concurrency": "-1"})).status == 422
+    assert (await visitor.post("queues", {"action": "pause", "name": "nope"})).status == 422
+
+
+CRON = {
+    "name": "nightly", "spec": "0 2 * * *", "zone": "Europe/Berlin", "queue": "email", "type": "welcome",
+    "payload": '{"to": "team", "password": "geheim2"}', "overlap": "skip", "description": "At night",
+}  # fmt: skip
+
+
+async def test_a_cron_task_is_added_previewed_run_paused_changed_and_deleted() -> None:
+    visitor, storage = await visit()
+    preview = await visitor.post("cron.json", {**CRON, "action": "preview"})
+    assert preview.data["says"].startswith("At 02:00")
+    assert len(preview.data["moments"]) == 8
+    assert await storage.crons() == []
+
+    assert (await visitor.post("cron", {**CRON, "action": "add"})).headers["location"] == (
+        "cron?name=nightly&did=cron-add&n=1"
+    )
+    page = await visitor.get("cron?name=nightly")
+    assert "At 02:00" in page.text
+    assert "geheim2" not in page.text
+
+    ran = await visitor.post("cron.json", {"action": "run", "name": "nightly"})
+    (task_id,) = ran.data["ids"]
+    assert (await record(storage, task_id)).cron == "nightly"
+    assert task_id in (await visitor.get("cron?name=nightly")).text
+
+    await visitor.post("cron", {"action": "pause", "name": "nightly", "reason": "holiday"})
+    assert (await storage.crons("nightly"))[0].paused_reason == "holiday"
+    await visitor.post("cron", {"action": "resume", "name": "nightly"})
+    assert (await storage.crons("nightly"))[0].paused_reason is None
+
+    changed = {**CRON, "action": "change", "spec": "30 3 * * *", "payload": '{"to": "all", "password": "***"}'}
+    assert (await visitor.post("cron", changed)).status == 303
+    (entry,) = await storage.crons("nightly")
+    assert json.loads(entry.template.payload) == {"to": "all", "password": "geheim2"}
+    assert "30 3 * * *" in entry.definition
+
+    asked = await visitor.post("cron", {"action": "delete", "name": "nightly"})
+    assert asked.status == 200
+    assert len(await storage.crons()) == 1
+    await visitor.post("cron", {"action": "delete", "name": "nightly", "sure": "yes"})
+    assert await storage.crons() == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"spec": "nonsense"},
+        {"spec": ""},
+        {"spec": "* " * 5_000},
+        {"spec": "0-59/0 * * * *"},
+        {"zone": "Mars/Olympus"},
+        {"dst": "sideways"},
+        {"queue": "nope"},
+        {"type": "b a d"},
+        {"name": "b a d"},
+        {"payload": "{"},
+        {"overlap": "maybe"},
+        {"jitter": "inf"},
+    ],
+)
+async def test_a_bad_cron_task_is_refused_and_the_form_kept(wrong: dict[str, str]) -> None:
+    visitor, storage = await visit()
+    answer = await visitor.post("cron", {**CRON, "action": "add", **wrong})
+    assert answer.status == 422
+    assert 'role="alert"' in answer.text
+    assert "At night" in answer.text
+    assert await storage.crons() == []
+
+
+async def test_a_bad_cron_text_is_previewed_as_what_is_wrong_with_it() -> None:
+    visitor, _ = await visit()
+    answer = await visitor.post("cron", {**CRON, "action": "preview", "spec": "61 * * * *"})
+    assert answer.status == 200
+    assert 'class="problem"' in answer.text
+    assert 'value="61 * * * *"' in answer.text
+
+
+async def test_a_name_that_is_taken_is_refused() -> None:
+    visitor, _ = await visit()
+    await visitor.post("cron", {**CRON, "action": "add"})
+    other = {**CRON, "action": "add", "spec": "0 4 * * *"}
+    assert (await visitor.post("cron", other)).status == 422
+    assert (await visitor.post("cron", {**other, "name": "unknown", "action": "change"})).status == 404
+
+
+async def test_a_function_of_the_process_is_run_and_paused_too() -> None:
+    ran = trio.Event()
+
+    async def sweep() -> None:
+        await trio.lowlevel.checkpoint()
+        ran.set()
+
+    async with open_dispatcher() as dispatcher:
+        await dispatcher.cron.add_with_name("0 0 1 1 *", "sweep", sweep)
+        visitor = Visitor(create_app(dispatcher))
+        assert (await visitor.post("cron", {"action": "run", "name": "sweep"})).status == 303
+        with trio.fail_after(5):
+            await ran.wait()
+        await visitor.post("cron", {"action": "pause", "name": "sweep"})
+        assert (await dispatcher.cron.get_task("sweep")).paused
+        assert "function" in (await visitor.get("cron")).text
+        assert (await visitor.get("cron?name=sweep")).status == 200
+
+
+async def test_pruning_is_counted_asked_and_done() -> None:
+    visitor, storage = await visit()
+    fields = {"action": "prune", "days": "0", "dead_letters": "yes"}
+    asked = await visitor.post("workers.json", fields)
+    assert (asked.data["done"], asked.data["n"]) == (False, 2)
+    assert await status_of(storage, "dead") == "failed"
+    await visitor.post("workers", {**fields, "sure": "yes"})
+    assert await status_of(storage, "dead") is None
+    assert await status_of(storage, "waiting") == "pending"
+    assert (await visitor.post("workers", {"action": "prune", "days": ""})).status == 422
+
+
+async def test_an_action_is_seen_at_once_by_whoever_did_it() -> None:
+    visitor, _ = await visit()
+    assert (await visitor.data("overview.json"))["counts"]["held"]["n"] == 1
+    await visitor.post("tasks", {"action": "hold", "id": "waiting"})
+    assert (await visitor.data("overview.json"))["counts"]["held"]["n"] == 2
+
+
+async def test_what_a_redirect_says_is_one_of_our_sentences() -> None:
+    visitor, _ = await visit()
+    good = (await visitor.get("tasks?did=delete&n=3&more=1")).text
+    assert "3 tasks deleted." in good
+    for query in ("did=<b>pwned</b>", "did=nope&n=1", "n=5"):
+        assert 'id="notice"' not in (await visitor.get(f"tasks?{query}")).text
+    assert "1,000,000 tasks" in (await visitor.get("tasks?did=delete&n=99999999999999")).text
+
+
+async def test_a_cancelled_action_did_all_or_nothing() -> None:
+    visitor, storage = await visit()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await visitor.post("tasks", {"action": "hold", "id": "waiting"})
+    assert scope.cancelled_caught
+    assert await status_of(storage, "waiting") == "pending"
+
+
+async def test_a_form_too_large_or_of_another_kind_is_refused() -> None:
+    visitor = Visitor(create_app(MemoryStorage()))
+    form = ("content-type", "application/x-www-form-urlencoded")
+    assert (await visitor.request("POST", "tasks", b"a" * 3_000_000, [form])).status == 413
+    assert (await visitor.request("POST", "tasks", b"a=1&" * 5_000, [form])).status == 400
+    assert (await visitor.request("POST", "tasks", b"\xff\xfe", [form])).status == 400
+    assert (await visitor.request("POST", "tasks", b"{}", [("content-type", "application/json")])).status == 415
+    assert (await visitor.request("POST", "tasks", b"a=1", [("content-type", "text/plain")])).status == 415
+    assert (await visitor.request("DELETE", "tasks", b"", [])).status == 405
