@@ -41,7 +41,7 @@ from dispatch.handlers import HandlerEntry, Middleware
 from dispatch.records import Claim, Transition, TransitionKind, from_seconds
 from dispatch.retry import RetryPolicy, VerdictKind, judge
 from dispatch.run import Prepare, Report, Run
-from dispatch.tasks import FailureReason, Priority, QueueTask, TaskStatus
+from dispatch.tasks import FailureReason, Priority, QueueTask, TaskStatus, task_of
 from dispatch.threads import ThreadRun
 
 __all__ = ["Ended", "Executor", "Slot", "Stop"]
@@ -270,25 +270,33 @@ def task_for_handler(claim: Claim, payload: Any, entry: HandlerEntry) -> QueueTa
     """The claim as the task its handler sees."""
     created = from_seconds(claim.created_at)
     at_once = claim.available_at == claim.created_at
-    return QueueTask(
-        queue=claim.queue,
-        type=claim.type,
-        payload=payload,
-        id=claim.id,
-        key=claim.key,
-        headers=claim.headers,
-        timeout=claim.timeout,
-        max_retry=claim.max_retry,
-        priority=PRIORITIES[claim.priority],
-        tags=claim.tags,
-        attempt=claim.attempt,
-        status=TaskStatus.RUNNING,
-        last_error=claim.last_error,
-        created_at=created,
-        available_at=created if at_once else from_seconds(claim.available_at),
-        started_at=from_seconds(claim.started_at),
-        cron=claim.cron,
-        declared=entry.task_type,
+    return task_of(
+        {
+            "queue": claim.queue,
+            "type": claim.type,
+            "payload": payload,
+            "id": claim.id,
+            "key": claim.key,
+            "headers": claim.headers,
+            "delay": 0.0,
+            "timeout": claim.timeout,
+            "max_retry": claim.max_retry,
+            "priority": PRIORITIES[claim.priority],
+            "tags": claim.tags,
+            "unique": None,
+            "attempt": claim.attempt,
+            "status": TaskStatus.RUNNING,
+            "last_error": claim.last_error,
+            "failure_reason": None,
+            "created_at": created,
+            "available_at": created if at_once else from_seconds(claim.available_at),
+            "started_at": from_seconds(claim.started_at),
+            "finished_at": None,
+            "result": None,
+            "worker": None,
+            "cron": claim.cron,
+            "declared": entry.task_type,
+        }
     )
 
 

@@ -19,16 +19,17 @@ from dispatch.errors import (
     InvalidQueueTaskError,
     QueueFullError,
     QueueNotRegisteredError,
+    StorageError,
     TaskCancelledError,
     TaskFailedError,
     TaskNotFoundError,
 )
-from dispatch.events import EventKind, Observers, TaskEvent
+from dispatch.events import EventKind, Observers
 from dispatch.records import NewTask, TaskRecord, from_seconds, to_seconds
 from dispatch.registry import Registry
 from dispatch.storage.protocol import EnqueueAnswer, EnqueueResult, Storage, Topic, TopicKind
 from dispatch.storage.query import Ids
-from dispatch.tasks import Priority, QueueTask, TaskStatus, TaskType
+from dispatch.tasks import Priority, QueueTask, TaskStatus, TaskType, task_of
 
 __all__ = ["Published", "TaskQueuePublisher"]
 
@@ -89,7 +90,9 @@ class TaskQueuePublisher:
         says so; from inside a handler neither.
 
         A checkpoint. Cancelled, it has stored nothing, or all of it: it is
-        never cut in two, and a publish that waits for room holds nothing.
+        never cut in two, and a publish that waits for room holds nothing. In
+        memory, of a run of calls with nothing in between every eighth lets
+        other trio tasks run.
 
         Raises InvalidQueueTaskError (1003), InvalidQueueNameError (1006),
         QueueNotRegisteredError (1007), InvalidTaskTypeError (1008),
@@ -97,6 +100,16 @@ class TaskQueuePublisher:
         (1013), StorageError (1021: whether it was stored is then in doubt;
         publishing the same id again settles it).
         """
+        try:
+            if self._observers.around_publishing:
+                with self._observers.publishing((task,), "send") as (marked,):
+                    return await self._publish(cast("QueueTask[P, R]", marked))
+            return await self._publish(task)
+        except StorageError as exc:
+            self._observers.tell("storage_failed", "publish", exc)
+            raise
+
+    async def _publish(self, task: QueueTask[P, R]) -> QueueTask[P, R]:
         new, payload = self._prepare(task)
         if self._turns or self._registry.undeclared:
             result = (await self._enqueue([new]))[0]
@@ -122,11 +135,21 @@ class TaskQueuePublisher:
         A checkpoint. Cancelled while it waits for room, what found room before
         stays stored: publish again with the same ids to learn which.
         """
+        try:
+            if self._observers.around_publishing:
+                with self._observers.publishing(tasks, "send") as marked:
+                    return await self._publish_many(marked)
+            return await self._publish_many(tasks)
+        except StorageError as exc:
+            self._observers.tell("storage_failed", "publish", exc)
+            raise
+
+    async def _publish_many(self, tasks: Sequence[QueueTask[Any, Any]]) -> list[Published]:
         limit = self._codec.limits.batch
         if len(tasks) > limit:
             answers: list[Published] = []
             for start in range(0, len(tasks), limit):
-                answers += await self.publish_many(tasks[start : start + limit])
+                answers += await self._publish_many(tasks[start : start + limit])
             return answers
         found: list[Published | None] = [None] * len(tasks)
         batch: list[tuple[int, NewTask, object]] = []
@@ -144,6 +167,35 @@ class TaskQueuePublisher:
             answer, error = self._answer(tasks[index], new, payload, result)
             found[index] = Published(answer, result.answer, error)
         return [each for each in found if each is not None]
+
+    def publish_in(self, connection: object, task: QueueTask[P, R]) -> QueueTask[P, R]:
+        """Store `task` inside your own transaction on the storage's database.
+
+        The task exists exactly if that transaction commits, and workers wake
+        then: no task without the rows it is about, no rows without their task.
+        `connection` is a `sqlite3.Connection` on the storage's file, or on
+        PostgreSQL a synchronous psycopg connection or SQLAlchemy's over one,
+        with a transaction open; anything else is InvalidConfigError.
+
+        Synchronous, on whichever thread the connection is used on; it never
+        waits for room, and observers are not told, since nobody here knows how
+        the transaction ends. Do not await a write of the dispatcher before it
+        has ended: on SQLite that would wait for itself. Raises what `publish`
+        raises; the queue must have been declared by a running dispatcher.
+        """
+        if self._observers.around_publishing:
+            with self._observers.publishing((task,), "send") as (marked,):
+                return self._publish_in(connection, cast("QueueTask[P, R]", marked))
+        return self._publish_in(connection, task)
+
+    def _publish_in(self, connection: object, task: QueueTask[P, R]) -> QueueTask[P, R]:
+        new, payload = self._prepare(task)
+        (result,) = self._storage.enqueue_in(connection, [new])
+        if result.answer is EnqueueAnswer.CREATED:
+            return cast("QueueTask[P, R]", _stored(task, new, payload, result))
+        if result.record is not None and result.answer is not EnqueueAnswer.REJECTED:
+            return cast("QueueTask[P, R]", self.snapshot(result.record, task))
+        raise self.refusal(new, result)
 
     async def wait(self, task: QueueTask[P, R] | str) -> QueueTask[P, R]:
         """Wait until a published task has ended, and answer with it as it then stands.
@@ -203,18 +255,43 @@ class TaskQueuePublisher:
         """Tell the storage of the queues registered here since it was last told."""
         await self._registry.declare(self._storage)
 
-    async def prepare(self, task: QueueTask[Any, Any]) -> NewTask:
-        """Check and encode a task to be stored later; its queue must be known by now.
+    async def prepare(self, task: QueueTask[Any, Any], *, known: bool = True) -> NewTask:
+        """Check and encode a task to be stored later; if `known`, its queue must be known by now.
 
         For `run.publish` and cron. Raises what `publish` raises for a bad task. A checkpoint.
         """
         new, _ = self._prepare(task)
         await trio.lowlevel.checkpoint()
-        if new.queue not in self._registry.configs and new.queue not in {
+        if known and new.queue not in self._registry.configs and new.queue not in {
             record.name for record in await self._storage.queues()
         }:
             raise self._not_registered(new.queue)
         return new
+
+    async def prepare_spawned(self, task: QueueTask[Any, Any]) -> NewTask:
+        """`prepare` for `run.publish`: what is to travel in headers is added now, not when it is stored."""
+        if not self._observers.around_publishing:
+            return await self.prepare(task)
+        with self._observers.publishing((task,), "create") as (marked,):
+            return await self.prepare(marked)
+
+    async def store(self, batch: Sequence[NewTask]) -> list[EnqueueResult]:
+        """Store prepared tasks beyond any bound, for cron: an answer per item. A checkpoint."""
+        await self._registry.declare(self._storage)
+        results = await self._storage.enqueue(batch)
+        for new, result in zip(batch, results, strict=True):
+            if result.answer is EnqueueAnswer.CREATED:
+                self.tell_published(new, result.created_at)
+        return results
+
+    def tell_published(self, new: NewTask, at: float) -> None:
+        """Tell the observers that this task was stored at `at`."""
+        self._observers.published(at, new.id, new.queue, new.type, new.cron, new.headers)
+
+    @property
+    def observers(self) -> Observers:
+        """Who is told of what happens."""
+        return self._observers
 
     def snapshot(self, record: TaskRecord, like: QueueTask[Any, Any] | None = None) -> QueueTask[Any, Any]:
         """A stored row as the task the user sees, decoded by the type it was declared with.
@@ -383,23 +460,15 @@ class TaskQueuePublisher:
         """The storage's answer as a snapshot or an error."""
         if result.answer is EnqueueAnswer.CREATED:
             if self._observers.wants(EventKind.PUBLISHED):
-                self._observers.emit(
-                    TaskEvent(
-                        kind=EventKind.PUBLISHED,
-                        at=result.created_at,
-                        task_id=new.id,
-                        queue=new.queue,
-                        task_type=new.type,
-                        cron=new.cron,
-                    )
-                )
+                self.tell_published(new, result.created_at)
             return _stored(task, new, payload, result), None
         if result.answer in (EnqueueAnswer.EXISTING, EnqueueAnswer.REPLACED):
             assert result.record is not None
             return self.snapshot(result.record, task), None
-        return None, self._refusal(new, result)
+        return None, self.refusal(new, result)
 
-    def _refusal(self, new: NewTask, result: EnqueueResult) -> DispatchError:
+    def refusal(self, new: NewTask, result: EnqueueResult) -> DispatchError:
+        """The error of a task that was not stored."""
         if result.answer is EnqueueAnswer.UNKNOWN_QUEUE:
             return self._not_registered(new.queue)
         if result.answer is EnqueueAnswer.FULL:
@@ -431,26 +500,14 @@ def _stored(
 ) -> QueueTask[Any, Any]:
     """The snapshot of a task just created; its payload is the checked copy."""
     created = from_seconds(result.created_at)
-    return QueueTask(
-        queue=task.queue,
-        type=task.type,
-        payload=payload,
-        id=new.id,
-        key=task.key,
-        headers=task.headers,
-        delay=task.delay,
-        timeout=task.timeout,
-        max_retry=task.max_retry,
-        priority=task.priority,
-        tags=task.tags,
-        unique=task.unique,
-        created_at=created,
-        available_at=created
-        if result.available_at == result.created_at
-        else from_seconds(result.available_at),
-        cron=new.cron,
-        declared=task.declared,
-    )
+    at_once = result.available_at == result.created_at
+    fields = task.__dict__.copy()
+    fields["payload"] = payload
+    fields["id"] = new.id
+    fields["created_at"] = created
+    fields["available_at"] = created if at_once else from_seconds(result.available_at)
+    fields["cron"] = new.cron
+    return task_of(fields)
 
 
 def new_id(now: float) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 
 import attrs
 
@@ -200,6 +201,7 @@ class AttemptRecord:
     """Type and message, then the traceback's text; at most 4 kB."""
 
 
+@lru_cache(maxsize=1_024)
 def from_seconds(seconds: float) -> datetime:
     """UTC seconds since 1970 as an aware datetime, exact to the microsecond."""
     return datetime.fromtimestamp(seconds, UTC)

@@ -3,8 +3,11 @@
 Theory of operation. Rows are `TaskRecord`s in one dict; `dispatch.lifecycle`
 alone changes their state. Every method first honours a pending cancellation,
 then reads the clock once and acts without yielding, so it is atomic and a
-cancelled call has done nothing. `enqueue` alone yields after it has acted, so
-that a loop which only publishes lets others run.
+cancelled call has done nothing. `enqueue` alone yields after it has acted, the
+first time and then every eighth, so that a loop which only publishes lets others
+run, and they find more than one task at a time: a turn that claims eight costs
+little more than one that claims one, and singly published tasks came through at
+half the speed.
 
 Beside the rows there are indexes, each changed in the step that changes a row:
 
@@ -81,6 +84,8 @@ FIELDS: Final = tuple(field.name for field in attrs.fields(TaskRecord))
 _fields = attrgetter(*FIELDS)
 HISTORY_LIMIT: Final = 1_000
 """Runs kept per task; of a longer history the oldest go."""
+STREAK: Final = 7
+"""Steps of publishing, in a loop of them, between two that let others run."""
 SLACK: Final = 1_024
 """Stale entries that an index may hold beyond one per valid entry before it is swept."""
 
@@ -127,6 +132,7 @@ class MemoryStorage(MemoryRegistry):
         self._ended_by_unique: Index = {}
         self._leases: list[tuple[float, int, int, Row]] = []
         self._leased = 0
+        self._streak = 0
 
     def __repr__(self) -> str:
         return f"<MemoryStorage tasks={len(self._rows)} queues={len(self._queues)}>"
@@ -159,8 +165,11 @@ class MemoryStorage(MemoryRegistry):
             now = self._clock.now()
             results = [self._store(new, now, bounded) for new in tasks]
             self._ring_queues()
-        # Shielded: what was stored must not be reported as cancelled.
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        self._streak -= 1
+        if self._streak < 0:
+            self._streak = STREAK
+            # Shielded: what was stored must not be reported as cancelled.
+            await trio.lowlevel.cancel_shielded_checkpoint()
         return results
 
     def _store(self, new: NewTask, now: float, bounded: bool = False) -> EnqueueResult:

@@ -14,7 +14,8 @@ of the tree that its state decides left out.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any, Final, Literal
 
 import attrs
@@ -22,7 +23,16 @@ import attrs
 from dispatch.errors import InvalidConfigError
 from dispatch.records import AttemptRecord, TaskRecord
 from dispatch.storage.changes import group_value
-from dispatch.storage.postgres_rows import COLUMNS, LANE_AT, PENDING, Lanes, Sql, attempt_of, runs_of, stored_of
+from dispatch.storage.postgres_rows import (
+    COLUMNS,
+    LANE_AT,
+    PENDING,
+    Lanes,
+    Sql,
+    attempt_of,
+    runs_of,
+    stored_of,
+)
 from dispatch.storage.postgres_schema import State
 from dispatch.storage.protocol import Page
 from dispatch.storage.psycopg_trio import TrioConnection
@@ -255,10 +265,11 @@ async def find(
     place = None if after is None else _seq(after)
     records: list[TaskRecord] = []
     chunk = limit + 1 if not looks_into_payload(where) else max(limit + 1, CHUNK)
-    async for record, _ in matching(connection, sql, lanes, where, order, place, chunk):
-        records.append(record)
-        if len(records) > limit:
-            break
+    async with aclosing(matching(connection, sql, lanes, where, order, place, chunk)) as found:
+        async for record, _ in found:
+            records.append(record)
+            if len(records) > limit:
+                break
     more = len(records) > limit
     del records[limit:]
     return Page(records, str(records[-1].seq) if more else None)
@@ -274,7 +285,7 @@ async def matching(
     chunk: int,
     *,
     every: bool = False,
-) -> AsyncIterator[tuple[TaskRecord, float]]:
+) -> AsyncGenerator[tuple[TaskRecord, float]]:
     """The records that match, by order of storing, and when they were read; `chunk` at a time.
 
     Ends after one chunk if not `every` is wanted and SQL alone decides.
@@ -386,14 +397,12 @@ async def _count_looking(
     bound: int | None,
 ) -> dict[tuple[str, ...], int]:
     counts: dict[tuple[str, ...], int] = {}
-    left = bound
-    async for record, now in matching(connection, sql, lanes, where, Order.NEWEST, None, CHUNK):
-        if left is not None:
-            if left <= 0:
+    async with aclosing(matching(connection, sql, lanes, where, Order.NEWEST, None, CHUNK)) as found:
+        async for record, now in found:
+            group = tuple(group_value(record, name, now) for name in by)
+            counts[group] = counts.get(group, 0) + 1
+            if sum(counts.values()) == bound:
                 break
-            left -= 1
-        group = tuple(group_value(record, name, now) for name in by)
-        counts[group] = counts.get(group, 0) + 1
     return counts
 
 

@@ -158,6 +158,13 @@ class Lanes:
         self._by_address: dict[Address, Lane] = {}
         self._by_id: dict[int, Lane] = {}
 
+    def copy(self) -> Lanes:
+        """What is known so far, to which may be added what is not committed yet."""
+        other = Lanes(self._sql)
+        other._by_address = self._by_address.copy()
+        other._by_id = self._by_id.copy()
+        return other
+
     def known(self, address: Address) -> Lane | None:
         """The lane, if this process has met it."""
         return self._by_address.get(address)

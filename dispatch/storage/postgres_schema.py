@@ -9,6 +9,7 @@ Everything lies in a schema of its own, `dispatch` by default:
 - `attempts`: ended runs, written when a run ends in anything but a success; a
   success stands in the task's row until that is rerun.
 - `queues`, `workers`, `crons`: the records. `migrations`: what was applied.
+- `identity`: what tells this database from every other.
 - `now_s()`: the one clock. Tests replace it.
 
 Indexes of `tasks`. `ready` is what claims merge, one range per lane and priority
@@ -74,6 +75,8 @@ class State(IntEnum):
 _FIRST: Final = """
 CREATE FUNCTION @.now_s() RETURNS float8 LANGUAGE sql VOLATILE AS
 $$ SELECT extract(epoch FROM clock_timestamp())::float8 $$;
+
+CREATE TABLE @.identity AS SELECT gen_random_uuid()::text AS id;
 
 CREATE TABLE @.queues (
     id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -214,8 +217,7 @@ def migration_sql(schema: str = DEFAULT_SCHEMA, *, since: int = 0) -> str:
     parts = ["BEGIN;", f"SELECT pg_advisory_xact_lock({_lock_sql(schema)});"]
     if since == 0:
         parts.append(_foundation(schema))
-    for version in range(since + 1, SCHEMA_VERSION + 1):
-        parts.append(_step(schema, version))
+    parts += (_step(schema, version) for version in range(since + 1, SCHEMA_VERSION + 1))
     return "\n".join([*parts, "COMMIT;", ""])
 
 
@@ -274,8 +276,11 @@ _VERSIONS: Final = (
 )
 
 
-async def check_version(connection: TrioConnection[Any], schema: str) -> None:
-    """Raise StorageError unless this code works with the schema; the message names the remedy."""
+async def check_version(connection: TrioConnection[Any], schema: str) -> str:
+    """Raise StorageError unless this code works with the schema; answers the schema's identity.
+
+    The message names the remedy.
+    """
     _check_server(connection.info.server_version)
     cursor = await connection.execute("SELECT to_regclass(%s)", (f"{schema}.migrations",))
     there = await cursor.fetchone()
@@ -293,6 +298,10 @@ async def check_version(connection: TrioConnection[Any], schema: str) -> None:
         )
     if oldest > SCHEMA_VERSION:
         raise StorageError(_too_new(schema, found))
+    cursor = await connection.execute(f"SELECT id FROM {schema}.identity".encode())
+    row = await cursor.fetchone()
+    assert row is not None
+    return str(row[0])
 
 
 def _too_new(schema: str, found: int) -> str:

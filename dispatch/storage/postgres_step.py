@@ -25,8 +25,8 @@ the server; the whole step is then done again.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Collection, Generator, Iterable, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 from zlib import crc32
 
@@ -60,11 +60,11 @@ from dispatch.storage.protocol import (
     Topic,
     TopicKind,
 )
-from dispatch.storage.psycopg_trio import TrioConnection
+from dispatch.storage.psycopg_trio import TrioConnection, psycopg
 from dispatch.storage.texts import unique_to_text
 from dispatch.tasks import OnClash, TaskStatus
 
-__all__ = ["Again", "Queue", "Step", "due_at", "insert_sql", "promote"]
+__all__ = ["INSERTED", "QUEUES", "Again", "Outcome", "Queue", "Step", "column", "insert_sql", "promote", "transaction"]
 
 HISTORY_LIMIT: Final = 1_000
 """Runs kept per task; of a longer history the oldest go."""
@@ -187,6 +187,31 @@ def column(name: str, new: NewTask | TaskRecord, lane: int) -> Any:
             return unique_to_text(new.unique)
         case _:
             return getattr(new, name)
+
+
+@attrs.define
+class Outcome:
+    """What a transaction leads to once it is committed: bells to ring, lanes to remember."""
+
+    rings: set[Topic] = attrs.field(factory=set[Topic])
+    lanes: list[Lane] = attrs.field(factory=list[Lane])
+    leases: list[tuple[str, float]] = attrs.field(factory=list[tuple[str, float]])
+    """Workers that took a lease, and until when."""
+
+    def add(self, step: Step) -> None:
+        """Note what a step led to."""
+        self.rings |= step.rings
+        self.lanes += step.made
+
+
+@asynccontextmanager
+async def transaction(connection: TrioConnection[Any]) -> AsyncGenerator[None]:
+    """A transaction for the block, which may be one that is open already."""
+    if connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+        async with connection.transaction():
+            yield
+    else:
+        yield
 
 
 class Step:
@@ -336,7 +361,8 @@ class Step:
         if record.status.is_terminal and not had_ended:
             self.rings.add(Topic(TopicKind.TASK, record.id))
             self.rings.add(Topic(TopicKind.DONE, record.queue))
-        if record.status is TaskStatus.PENDING or stored.line is not None:
+        limited = queue.max_running is not None or queue.rate_count is not None
+        if record.status is TaskStatus.PENDING or stored.line is not None or limited:
             self.rings.add(Topic(TopicKind.QUEUE, record.queue))
 
     def _is_due(self, record: TaskRecord) -> bool:
@@ -484,8 +510,16 @@ class Step:
         await self._insert(lanes)
         if self._attempts:
             rows = [
-                (seq, run.epoch, run.attempt, run.worker, run.started_at, run.finished_at)
-                + (run.outcome.value, run.error)
+                (
+                    seq,
+                    run.epoch,
+                    run.attempt,
+                    run.worker,
+                    run.started_at,
+                    run.finished_at,
+                    run.outcome.value,
+                    run.error,
+                )
                 for seq, run in self._attempts
             ]
             await self._connection.execute(self._sql(ATTEMPTS), _columns(rows))

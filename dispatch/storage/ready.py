@@ -143,11 +143,11 @@ class _View:
                     empty = False
                     continue
                 for priority, heap in enumerate(levels):
-                    if heap:
+                    if heap and heap[0][2] != heap[0][3].ticket:
                         self._top(heap)
-                        if heap:
-                            found.append((priority, heap))
-                            empty = False
+                    if heap:
+                        found.append((priority, heap))
+                        empty = False
             if empty and len(self.groups) > SMALL:
                 del self.groups[name]  # else a flood of one-off types would be looked at for ever
         return found
@@ -157,7 +157,7 @@ class _View:
         row = heappop(heap)[3]
         self.entries -= 1
         row.ticket += 1  # its entries in other views are stale now
-        if heap:
+        if heap and heap[0][2] != heap[0][3].ticket:
             self._top(heap)
         return row
 

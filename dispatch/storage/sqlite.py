@@ -101,8 +101,11 @@ class _Ledger:
 
     def commit(self) -> None:
         rung = ring(self.tasks)
+        # Should the answer be lost, it may have been done: then a ring too many is harmless, one
+        # too few is not. The counts are only known once it is.
+        self.rung, self.ended = dict.fromkeys(rung, 0), list(self.tasks.ended)
         self.db.execute("COMMIT")
-        self.rung, self.ended = rung, list(self.tasks.ended)
+        self.rung = rung
 
     def rollback(self) -> None:
         self.tasks.forget()

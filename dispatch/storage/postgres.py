@@ -1,0 +1,715 @@
+"""Tasks in PostgreSQL: durable, for any number of processes on any number of machines.
+
+Theory of operation. Every method is one transaction, most are one statement (see
+`postgres_tasks`); what needs deciding goes through `postgres_step`. Publishing is
+gathered: while one statement is under way, further `enqueue` calls wait, and go
+together in the next. So one round trip and one flush to disk serve many callers,
+and there is no lingering when there is only one.
+
+Statements of the ordinary flow are short. They run shielded from cancellation,
+with a deadline, so that what a cancelled caller did is done or not, never in
+doubt; reads and changes in bulk may be cancelled, and are then rolled back.
+
+The database's clock decides everything. `now()` is trio's clock plus the offset
+last seen between the two.
+
+Reads for people (`find`, `count`, `history`) have connections of their own, with
+the planner as it is. Those of the flow tell it to use indexes whatever it
+believes about the size of tables: statistics of a queue table are always out of
+date, and one bad plan would stop the work.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, Final, Literal, TypeVar
+
+import attrs
+import trio
+
+from dispatch.bell import Bell
+from dispatch.errors import ClosedError, DispatchError, InvalidConfigError, StorageError
+from dispatch.records import AttemptRecord, NewTask, Transition
+from dispatch.storage import postgres_query
+from dispatch.storage.postgres_bell import BellRope
+from dispatch.storage.postgres_joined import Joined
+from dispatch.storage.postgres_registry import PostgresRegistry
+from dispatch.storage.postgres_rows import Lanes, Sql
+from dispatch.storage.postgres_schema import DEFAULT_SCHEMA, check_schema_name, check_version
+from dispatch.storage.postgres_step import Again, Outcome
+from dispatch.storage.postgres_tasks import PostgresTasks
+from dispatch.storage.protocol import (
+    KEEP,
+    AdvanceAnswer,
+    Change,
+    Claimed,
+    CronRecord,
+    EnqueueAnswer,
+    EnqueueResult,
+    Keep,
+    Page,
+    PutAnswer,
+    QueueRecord,
+    RenewAnswer,
+    Rescued,
+    SettleResult,
+    Storage,
+    Topic,
+    TopicKind,
+    Want,
+    WorkerRecord,
+)
+from dispatch.storage.psycopg_trio import TrioConnection, TrioPool, listen, psycopg, redacted
+from dispatch.storage.query import Order, PruneSpec, Where
+
+__all__ = ["PostgresStorage"]
+
+log: Final = logging.getLogger("dispatch.storage.postgres")
+
+T = TypeVar("T")
+
+DEADLINE_S: Final = 4.0
+"""A step of the ordinary flow that takes longer has failed: less than the engine waits for it."""
+TRIES: Final = 5
+"""How often a step that the server rolled back for the sake of others is made."""
+BATCH: Final = 1_000
+"""Tasks that one statement stores at most."""
+POLL_S: Final = 5.0
+POLL_DEAF_S: Final = 1.0
+FLOW_OPTIONS: Final = " ".join(
+    f"-c {setting}"
+    for setting in (
+        "enable_seqscan=off",
+        "enable_bitmapscan=off",
+        "enable_hashjoin=off",
+        "enable_mergejoin=off",
+        "jit=off",
+        "plan_cache_mode=force_generic_plan",
+    )
+)
+ENDED: Final = (
+    "SELECT g.id FROM unnest(%s::text[]) AS g (id) LEFT JOIN @.tasks t ON t.id = g.id"
+    " WHERE t.id IS NULL OR t.state >= 5"
+)
+
+
+@attrs.define(eq=False)
+class _Job:
+    """One `enqueue` on its way to the next statement."""
+
+    tasks: Sequence[NewTask]
+    bounded: bool
+    caller: trio.lowlevel.Task
+    taken: bool = False
+    """From here on its caller waits for the answer, cancelled or not."""
+    results: list[EnqueueResult] = attrs.field(factory=list[EnqueueResult])
+    error: DispatchError | None = None
+
+
+class PostgresStorage(Storage):
+    """A storage in a PostgreSQL database, 14 or newer: `async with PostgresStorage(dsn) as storage`.
+
+    - `dsn`: libpq's connection string or URL.
+    - `schema`: where the tables lie. `dispatch migrate` makes and upgrades it;
+      opening a storage never does.
+    - `connections`: how many the flow of tasks may use at a time; two more serve
+      reads and notify, and one listens.
+    - `listen`: False where LISTEN does not pass, as with PgBouncer in transaction
+      mode; then other processes' doings are seen within a second, by polling.
+    - `prepare`: False where prepared statements do not pass, as with PgBouncer
+      before 1.21; every statement is then planned anew, which is slower.
+    - `ticks`: what advances between two looks at the database's clock, for tests.
+
+    Raises StorageError if the database cannot be reached, or its schema is
+    missing, older or too new.
+    """
+
+    durable = True
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        schema: str = DEFAULT_SCHEMA,
+        connections: int = 5,
+        listen: bool = True,
+        prepare: bool = True,
+        ticks: Callable[[], float] = trio.current_time,
+    ) -> None:
+        self._dsn = dsn
+        self._schema = check_schema_name(schema)
+        self._sql = Sql(self._schema)
+        self._lanes = Lanes(self._sql)
+        self._tasks = PostgresTasks(self._sql, self._lanes)
+        self._registry = PostgresRegistry(self._sql, self._lanes)
+        self._flow = TrioPool(
+            _with_options(dsn, FLOW_OPTIONS), connections, prepare_threshold=0 if prepare else None
+        )
+        self._reads = TrioPool(dsn, 2, prepare_threshold=5 if prepare else None)
+        self._flow.where = redacted(dsn)  # in messages: not with settings that the user did not give
+        self._listens = listen
+        self._ticks = ticks
+        self._offset = 0.0
+        self._rope = BellRope(self._notify, self._ended_of)
+        self._joined = Joined(self._sql, self._lanes, self._channel, redacted(dsn))
+        self._relied_on: dict[str, float] = {}
+        """Per worker watching LEASES: the earliest end of another's lease it was told of."""
+        self._jobs: list[_Job] = []
+        self._job_bell = Bell()
+        self._open = False
+        self._background: trio.CancelScope | None = None
+        self._ended = trio.Event()
+
+    def __repr__(self) -> str:
+        state = "open" if self._open else "closed"
+        return f"<PostgresStorage {redacted(self._dsn)!r} schema={self._schema!r} {state}>"
+
+    # ---- opening and closing ---------------------------------------------
+
+    async def __aenter__(self) -> PostgresStorage:
+        """Look at the schema, and start listening. A checkpoint."""
+        if self._background is not None:
+            raise InvalidConfigError(f"{self!r}: opened once already; make a new one")
+        try:
+            async with self._flow.connection() as connection:
+                self._joined.identity = await check_version(connection, self._schema)
+                await self._look_at_clock(connection)
+        except BaseException:
+            await self._close_pools()
+            raise
+        # Not in a nursery of this block: it may be left in another trio task than it was
+        # entered in, and a nursery may not.
+        self._background = trio.CancelScope()
+        trio.lowlevel.spawn_system_task(self._run, self._background)
+        self._open = True
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the connections. What waits for an answer gets a StorageError."""
+        assert self._background is not None
+        self._open = False
+        self._background.cancel()
+        with trio.CancelScope(shield=True) as scope:
+            scope.deadline = trio.current_time() + 2 * DEADLINE_S
+            await self._ended.wait()
+            await self._close_pools()
+
+    async def _close_pools(self) -> None:
+        with trio.CancelScope(shield=True):
+            await self._flow.aclose()
+            await self._reads.aclose()
+
+    async def _run(self, scope: trio.CancelScope) -> None:
+        """What goes on beside the calls, until cancelled."""
+        try:
+            with scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._run_publishing)
+                    nursery.start_soon(self._rope.run_sender)
+                    nursery.start_soon(self._rope.run_looker)
+                    nursery.start_soon(self._run_poll)
+                    if self._listens:
+                        nursery.start_soon(self._run_listener)
+        except Exception:
+            # A system task that raises would end the whole run without saying why.
+            log.exception("%r: broken by a mistake of its own; every call fails from now on", self)
+        finally:
+            self._open = False
+            self._fail_jobs("the storage was closed")
+            self._rope.bells.ring_all()
+            self._ended.set()
+
+    async def _run_listener(self) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(
+                partial(
+                    listen,
+                    self._dsn,
+                    [self._channel],
+                    on_notify=lambda _, payload: self._rope.hear(payload),
+                    on_reconnect=self._rope.ring_all,
+                )
+            )
+            self._rope.ring_all()  # for what was told before it listened
+
+    async def _run_poll(self) -> None:
+        """Look at the database's clock, and let every watcher look, now and then."""
+        while True:
+            await trio.sleep(POLL_S if self._listens else POLL_DEAF_S)
+            try:
+                async with self._reads.connection() as connection:
+                    await self._look_at_clock(connection)
+            except StorageError:
+                continue
+            self._rope.ring_all()
+
+    async def _look_at_clock(self, connection: TrioConnection[Any]) -> None:
+        before = self._ticks()
+        cursor = await connection.execute(self._sql("SELECT @.now_s()"))
+        row = await cursor.fetchone()
+        assert row is not None
+        # It was read about in the middle between asking and hearing.
+        self._offset = row[0] - (before + self._ticks()) / 2
+
+    @property
+    def _channel(self) -> str:
+        return f"dispatch.{self._schema}"
+
+    async def _notify(self, payloads: Sequence[str]) -> None:
+        async with self._reads.connection() as connection:
+            await connection.execute(
+                "SELECT pg_notify(%s, payload) FROM unnest(%s::text[]) AS payload",
+                (self._channel, list(payloads)),
+            )
+
+    async def _ended_of(self, ids: Collection[str]) -> list[str]:
+        async with self._reads.connection() as connection:
+            cursor = await connection.execute(self._sql(ENDED), (list(ids),))
+            return [row[0] for row in await cursor.fetchall()]
+
+    # ---- how steps are made ----------------------------------------------
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise ClosedError(f"{self!r}: it is not open")
+
+    async def _step(
+        self,
+        action: Callable[[TrioConnection[Any], Outcome], Awaitable[T]],
+        *,
+        atomic: bool = True,
+        shielded: bool = True,
+    ) -> T:
+        """One step of the flow, then what follows from it; `atomic`: it takes several statements."""
+        self._check_open()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        async with self._flow.connection() as connection:
+            if not shielded:
+                return await self._tried(connection, action, atomic)
+            with trio.CancelScope(shield=True) as scope:
+                scope.deadline = trio.current_time() + DEADLINE_S
+                return await self._tried(connection, action, atomic)
+        raise StorageError(f"{redacted(self._dsn)}: no answer within {DEADLINE_S:g} s")
+
+    async def _tried(
+        self,
+        connection: TrioConnection[Any],
+        action: Callable[[TrioConnection[Any], Outcome], Awaitable[T]],
+        atomic: bool,
+    ) -> T:
+        for left in reversed(range(TRIES)):
+            outcome = Outcome()
+            try:
+                if atomic:
+                    async with connection.transaction():
+                        result = await action(connection, outcome)
+                else:
+                    result = await action(connection, outcome)
+            except (Again, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as exc:
+                if not left:
+                    raise StorageError(f"{redacted(self._dsn)}: {TRIES} times in conflict with others") from exc
+                continue
+            self._follow(outcome)
+            return result
+        raise AssertionError("the last try returns or raises")
+
+    def _follow(self, outcome: Outcome) -> None:
+        """A step is committed: remember its lanes, ring its bells."""
+        self._lanes.note(outcome.lanes)
+        self._rope.ring(outcome.rings)
+        for worker, until in outcome.leases:
+            for name, relied_on in self._relied_on.items():
+                if until < relied_on and name != worker:
+                    self._relied_on[name] = until
+                    self._rope.bells.ring(TopicKind.LEASES, name)
+
+    async def _read(self, action: Callable[[TrioConnection[Any]], Awaitable[T]]) -> T:
+        self._check_open()
+        async with self._reads.connection() as connection:
+            return await action(connection)
+
+    # ---- publishing ------------------------------------------------------
+
+    async def enqueue(
+        self, tasks: Sequence[NewTask], *, bounded: bool = False, by: tuple[str, int] | None = None
+    ) -> list[EnqueueResult]:
+        if by is not None:
+            return await self._step(lambda connection, outcome: self._enqueue_by(connection, outcome, tasks, bounded, by))
+        self._check_open()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if not tasks:
+            return []
+        job = _Job(tasks, bounded, trio.lowlevel.current_task())
+        self._jobs.append(job)
+        self._job_bell.ring()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            if job.taken:
+                return trio.lowlevel.Abort.FAILED
+            self._jobs.remove(job)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        if job.error is not None:
+            raise job.error
+        return job.results
+
+    async def _enqueue_by(
+        self,
+        connection: TrioConnection[Any],
+        outcome: Outcome,
+        tasks: Sequence[NewTask],
+        bounded: bool,
+        by: tuple[str, int],
+    ) -> list[EnqueueResult]:
+        if not await self._tasks.holds(connection, by):
+            return [EnqueueResult(EnqueueAnswer.CLAIM_LOST, new.id) for new in tasks]
+        return await self._tasks.enqueue(connection, tasks, outcome, bounded=bounded)
+
+    def enqueue_in(self, connection: object, tasks: Sequence[NewTask]) -> list[EnqueueResult]:
+        """As the contract says; `connection` is a `psycopg.Connection`, or SQLAlchemy's over one.
+
+        It runs a few statements on your connection, in your thread. They may
+        wait: for another transaction that publishes the same unique key, or to
+        the same key of a keyed queue, and is not over yet. Those two need READ
+        COMMITTED. Raises StorageError, after which only a rollback helps.
+        """
+        self._check_open()
+        return self._joined.enqueue(connection, tasks)
+
+    async def enqueue_in_async(
+        self, connection: object, tasks: Sequence[NewTask]
+    ) -> list[EnqueueResult]:
+        """`enqueue_in` on a `TrioConnection` with a transaction open."""
+        self._check_open()
+        return await self._joined.enqueue_async(connection, tasks)
+
+    def settle_in(self, connection: object, transition: Transition) -> SettleResult:
+        """End a run inside the handler's own transaction: its effect and this commit together.
+
+        As `settle` for one run; a later `settle` of it answers REPEATED if the
+        transaction was committed, and applies if it was rolled back. The task's
+        row stays locked until then. The connection and errors are those of
+        `enqueue_in`.
+        """
+        self._check_open()
+        return self._joined.settle(connection, transition)
+
+    async def settle_in_async(self, connection: object, transition: Transition) -> SettleResult:
+        """`settle_in` on a `TrioConnection` with a transaction open."""
+        self._check_open()
+        return await self._joined.settle_async(connection, transition)
+
+    async def _run_publishing(self) -> None:
+        """Store what callers of `enqueue` bring, a batch at a time. Until cancelled."""
+        while True:
+            await self._job_bell.wait()
+            while self._jobs:
+                await self._publish(self._take_jobs())
+
+    def _take_jobs(self) -> list[_Job]:
+        """The next batch: of one kind, bounded or not, since one statement is."""
+        taken: list[_Job] = []
+        size = 0
+        while self._jobs and self._jobs[0].bounded == (taken or self._jobs)[0].bounded:
+            size += len(self._jobs[0].tasks)
+            if taken and size > BATCH:
+                break
+            job = self._jobs.pop(0)
+            job.taken = True
+            taken.append(job)
+        return taken
+
+    async def _publish(self, jobs: list[_Job]) -> None:
+        """Store these, and wake their callers."""
+        try:
+            await self._store(jobs)
+        except Exception as exc:  # noqa: BLE001 - each caller is told; the next ones go on
+            away = isinstance(exc.__cause__, psycopg.OperationalError | None)
+            if len(jobs) > 1 and not (isinstance(exc, StorageError) and away):
+                # It is about what one of them brought: that must stay its own trouble.
+                for job in jobs:
+                    await self._publish([job])
+                return
+            for job in jobs:
+                job.error = _as_storage_error(exc, redacted(self._dsn))
+        except BaseException:
+            for job in jobs:
+                job.error = StorageError(f"{redacted(self._dsn)}: closed while it was storing")
+                trio.lowlevel.reschedule(job.caller)
+            raise
+        for job in jobs:
+            trio.lowlevel.reschedule(job.caller)
+
+    async def _store(self, jobs: list[_Job]) -> None:
+        bounded = jobs[0].bounded
+        tasks = [new for job in jobs for new in job.tasks]
+        stored: list[EnqueueResult | None] = [None] * len(tasks)
+        if all(new.unique is None for new in tasks):
+            stored = await self._step(
+                lambda connection, outcome: self._tasks.enqueue_plain(
+                    connection, tasks, outcome, bounded=bounded
+                ),
+                atomic=False,
+            )
+        left = [new for new, result in zip(tasks, stored, strict=True) if result is None]
+        if left:
+            decided = iter(
+                await self._step(
+                    lambda connection, outcome: self._tasks.enqueue(
+                        connection, left, outcome, bounded=bounded
+                    )
+                )
+            )
+            stored = [next(decided) if result is None else result for result in stored]
+        answers = iter(stored)
+        for job in jobs:
+            job.results = [result for _, result in zip(job.tasks, answers, strict=False) if result is not None]
+
+    def _fail_jobs(self, why: str) -> None:
+        """Wake who waits for a statement that will not be made."""
+        jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            job.error = StorageError(f"{redacted(self._dsn)}: {why}; nothing was stored")
+            trio.lowlevel.reschedule(job.caller)
+
+    # ---- runs ------------------------------------------------------------
+
+    async def claim(self, wants: Sequence[Want], *, worker: str, lease: float | None) -> Claimed:
+        return await self._step(
+            lambda connection, outcome: self._tasks.claims.claim(
+                connection, wants, outcome, worker=worker, lease=lease
+            ),
+            atomic=len(wants) > 1,
+        )
+
+    async def settle(self, transitions: Sequence[Transition]) -> list[SettleResult]:
+        if not transitions:
+            return []
+        return await self._step(
+            lambda connection, outcome: self._tasks.settle(connection, transitions, outcome)
+        )
+
+    async def turn(
+        self,
+        transitions: Sequence[Transition],
+        wants: Sequence[Want],
+        *,
+        worker: str,
+        lease: float | None,
+    ) -> tuple[list[SettleResult], Claimed]:
+        if not transitions:
+            return [], await self.claim(wants, worker=worker, lease=lease)
+        if not wants:
+            return await self.settle(transitions), Claimed([])
+        if self._tasks.turns_at_once(transitions, wants):
+            return await self._step(
+                lambda connection, outcome: self._tasks.turn_at_once(
+                    connection, transitions, wants[0], outcome, worker=worker, lease=lease
+                ),
+                atomic=False,
+            )
+
+        async def both(
+            connection: TrioConnection[Any], outcome: Outcome
+        ) -> tuple[list[SettleResult], Claimed]:
+            settled = await self._tasks.settle(connection, transitions, outcome)
+            claimed = await self._tasks.claims.claim(
+                connection, wants, outcome, worker=worker, lease=lease
+            )
+            return settled, claimed
+
+        return await self._step(both)
+
+    async def renew(
+        self, claims: Sequence[tuple[str, int]], *, lease: float | None
+    ) -> list[RenewAnswer]:
+        if not claims:
+            return []
+        return await self._step(
+            lambda connection, _: self._tasks.renew(connection, claims, lease), atomic=False
+        )
+
+    async def rescue(self, limit: int = 1_000) -> Rescued:
+        """End expired runs. `next_sweep` is None: other processes take leases, too."""
+        records = await self._step(
+            lambda connection, outcome: self._tasks.rescue(connection, limit, outcome)
+        )
+        for name in self._relied_on:
+            self._relied_on[name] = float("inf")
+        return Rescued(records)
+
+    async def progress(self, claim: tuple[str, int], data: bytes) -> bool:
+        return await self._step(
+            lambda connection, _: self._tasks.progress(connection, claim, data), atomic=False
+        )
+
+    # ---- looking ---------------------------------------------------------
+
+    async def find(
+        self,
+        where: Where,
+        *,
+        order: Order = Order.OLDEST,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> Page:
+        return await self._read(
+            lambda connection: postgres_query.find(
+                connection, self._sql, self._lanes, where, order=order, limit=limit, after=after
+            )
+        )
+
+    async def count(
+        self,
+        where: Where,
+        *,
+        by: Sequence[Literal["queue", "type", "status"]] = (),
+        bound: int | None = None,
+    ) -> dict[tuple[str, ...], int]:
+        return await self._read(
+            lambda connection: postgres_query.count(
+                connection, self._sql, self._lanes, where, by=by, bound=bound
+            )
+        )
+
+    async def history(self, task_id: str) -> list[AttemptRecord]:
+        return await self._read(
+            lambda connection: postgres_query.history(connection, self._sql, self._lanes, task_id)
+        )
+
+    # ---- by hand ---------------------------------------------------------
+
+    async def alter(
+        self, where: Where, change: Change, *, limit: int | None = None, dry_run: bool = False
+    ) -> list[str]:
+        if dry_run:
+            return await self._read(
+                lambda connection: self._tasks.would_alter(connection, where, change, limit)
+            )
+        return await self._step(
+            lambda connection, outcome: self._tasks.alter(connection, where, change, limit, outcome),
+            shielded=False,
+        )
+
+    async def prune(self, spec: PruneSpec, *, dry_run: bool = False) -> int:
+        return await self._read(
+            lambda connection: self._tasks.prune(connection, spec, dry_run=dry_run)
+        )
+
+    # ---- queues, workers, cron entries -----------------------------------
+
+    async def declare(self, queues: Sequence[QueueRecord]) -> None:
+        await self._step(
+            lambda connection, outcome: self._registry.declare(connection, queues, outcome),
+            shielded=False,
+        )
+
+    async def queues(self) -> list[QueueRecord]:
+        return await self._read(self._registry.queues)
+
+    async def alter_queue(
+        self, name: str, *, paused: bool | None = None, concurrency: int | Keep | None = KEEP
+    ) -> bool:
+        return await self._step(
+            lambda connection, outcome: self._registry.alter_queue(
+                connection, name, paused, concurrency, outcome
+            ),
+            atomic=False,
+        )
+
+    async def beat(self, worker: WorkerRecord) -> None:
+        await self._step(lambda connection, _: self._registry.beat(connection, worker))
+
+    async def workers(self) -> list[WorkerRecord]:
+        return await self._read(self._registry.workers)
+
+    async def forget(self, worker: str) -> None:
+        await self._step(
+            lambda connection, _: self._registry.forget(connection, worker), atomic=False
+        )
+
+    async def put_cron(self, entry: CronRecord, *, replace: bool = False) -> PutAnswer:
+        return await self._step(
+            lambda connection, outcome: self._registry.put_cron(connection, entry, replace, outcome)
+        )
+
+    async def crons(self, name: str | None = None) -> list[CronRecord]:
+        return await self._read(lambda connection: self._registry.crons(connection, name))
+
+    async def alter_cron(
+        self,
+        name: str,
+        *,
+        paused_reason: str | None,
+        last_slot: float | None = None,
+        next_slot: float | None = None,
+    ) -> bool:
+        return await self._step(
+            lambda connection, outcome: self._registry.alter_cron(
+                connection, name, paused_reason, last_slot, next_slot, outcome
+            ),
+            atomic=False,
+        )
+
+    async def remove_cron(self, name: str) -> bool:
+        return await self._step(
+            lambda connection, outcome: self._registry.remove_cron(connection, name, outcome),
+            atomic=False,
+        )
+
+    async def advance_cron(
+        self,
+        name: str,
+        *,
+        expected: float | None,
+        last_slot: float,
+        next_slot: float | None,
+        tasks: Sequence[NewTask],
+        definition: str | None = None,
+    ) -> AdvanceAnswer:
+        return await self._step(
+            lambda connection, outcome: self._registry.advance_cron(
+                connection, name, expected, (last_slot, next_slot), tasks, definition, outcome
+            )
+        )
+
+    # ---- clock and bells -------------------------------------------------
+
+    def now(self) -> float:
+        return round(self._ticks() + self._offset, 6)
+
+    def watch(self, bell: Bell, *topics: Topic) -> AbstractContextManager[None]:
+        return self._watched(bell, topics)
+
+    @contextmanager
+    def _watched(self, bell: Bell, topics: tuple[Topic, ...]) -> Generator[None]:
+        leases = [topic.name for topic in topics if topic.kind is TopicKind.LEASES]
+        with self._rope.bells.watch(bell, *topics):
+            for name in leases:
+                self._relied_on[name] = float("inf")
+            try:
+                yield
+            finally:
+                for name in leases:
+                    self._relied_on.pop(name, None)
+
+
+def _as_storage_error(exc: Exception, where: str) -> DispatchError:
+    if isinstance(exc, DispatchError):
+        return exc
+    error = StorageError(f"{where}: cannot be stored: {exc}")
+    error.__cause__ = exc
+    return error
+
+
+def _with_options(dsn: str, options: str) -> str:
+    """The connection string with settings of the session, its own coming after them."""
+    try:
+        given = psycopg.conninfo.conninfo_to_dict(dsn).get("options")
+        return psycopg.conninfo.make_conninfo(dsn, options=f"{options} {given or ''}".strip())
+    except psycopg.Error:
+        return dsn  # the pool's own attempt to connect says what is wrong with it

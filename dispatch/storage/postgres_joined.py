@@ -1,0 +1,214 @@
+"""Storing and settling tasks inside the user's own transaction on PostgreSQL.
+
+The steps are those of the storage, written once, as coroutines. On a synchronous
+connection they are given one whose awaits never wait (`_Blocking`), and so run to
+their end in one go.
+
+Nothing is remembered of what such a transaction made, since it may be rolled
+back; and its notifications are part of it, so that workers wake when it commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, TypeVar, cast
+from weakref import WeakSet
+
+from psycopg.rows import tuple_row
+
+from dispatch.errors import InvalidConfigError
+from dispatch.records import NewTask, Transition
+from dispatch.storage.postgres_bell import payloads
+from dispatch.storage.postgres_rows import Lanes, Sql
+from dispatch.storage.postgres_step import Outcome
+from dispatch.storage.postgres_tasks import PostgresTasks
+from dispatch.storage.protocol import EnqueueResult, SettleResult
+from dispatch.storage.psycopg_trio import TrioConnection, psycopg, storage_errors
+
+__all__ = ["Joined"]
+
+T = TypeVar("T")
+
+EVERYBODY: Final = "-"
+"""Sent as the sender's name: also this process hears it, when it is committed."""
+
+
+class _Results:
+    """A synchronous cursor with the methods of an asynchronous one."""
+
+    def __init__(self, cursor: psycopg.Cursor[Any]) -> None:
+        self._cursor = cursor
+        self.rowcount = cursor.rowcount
+
+    async def fetchall(self) -> list[Any]:
+        return self._cursor.fetchall()
+
+    async def fetchone(self) -> Any:
+        return self._cursor.fetchone()
+
+
+class _Blocking:
+    """A synchronous connection with the methods of an asynchronous one, as far as steps use them."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self._connection = connection
+        self.pgconn = connection.pgconn
+
+    async def execute(self, query: bytes, values: Any = None, *, binary: bool = False) -> _Results:
+        # Not the connection's own cursor: that may make rows of another kind.
+        cursor = psycopg.Cursor(self._connection, row_factory=tuple_row)
+        return _Results(cursor.execute(query, values, binary=binary))
+
+
+def _finished(step: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that never waits."""
+    try:
+        step.send(None)
+    except StopIteration as end:
+        return cast("T", end.value)
+    raise AssertionError("a step on a synchronous connection waited")
+
+
+class Joined:
+    """What can be done in the user's transaction, for the storage of this schema and `identity`."""
+
+    def __init__(self, sql: Sql, lanes: Lanes, channel: str, where: str) -> None:
+        self._sql = sql
+        self._lanes = lanes
+        self._channel = channel
+        self._where = where
+        self.identity = ""
+        self._known: WeakSet[Any] = WeakSet()
+        """Connections found to be of this database."""
+
+    # ---- on a synchronous connection -------------------------------------
+
+    def enqueue(self, given: object, tasks: Sequence[NewTask]) -> list[EnqueueResult]:
+        """See `Storage.enqueue_in`."""
+        connection = _plain(given, "publish_in")
+        with storage_errors(self._where):
+            blocking = cast("TrioConnection[Any]", _Blocking(connection))
+            return _finished(self._enqueue(blocking, connection, tasks))
+
+    def settle(self, given: object, transition: Transition) -> SettleResult:
+        """End a run in the transaction."""
+        connection = _plain(given, "settle_in")
+        with storage_errors(self._where):
+            blocking = cast("TrioConnection[Any]", _Blocking(connection))
+            return _finished(self._settle(blocking, connection, transition))
+
+    # ---- on a connection of ours -----------------------------------------
+
+    async def enqueue_async(self, given: object, tasks: Sequence[NewTask]) -> list[EnqueueResult]:
+        """`enqueue` on a `TrioConnection`."""
+        connection = _ours(given, "publish_in")
+        with storage_errors(self._where):
+            return await self._enqueue(connection, connection, tasks)
+
+    async def settle_async(self, given: object, transition: Transition) -> SettleResult:
+        """`settle` on a `TrioConnection`."""
+        connection = _ours(given, "settle_in")
+        with storage_errors(self._where):
+            return await self._settle(connection, connection, transition)
+
+    # ---- on either -------------------------------------------------------
+
+    async def _enqueue(
+        self, connection: TrioConnection[Any], known_by: object, tasks: Sequence[NewTask]
+    ) -> list[EnqueueResult]:
+        await self._check_database(connection, known_by)
+        steps, outcome = PostgresTasks(self._sql, self._lanes.copy()), Outcome()
+        results = await steps.enqueue_plain(connection, tasks, outcome, bounded=False)
+        left = [new for new, result in zip(tasks, results, strict=True) if result is None]
+        if left:
+            await self._check_isolation(connection)
+            decided = iter(await steps.enqueue(connection, left, outcome, bounded=False))
+            results = [next(decided) if result is None else result for result in results]
+        await self._tell(connection, outcome)
+        return [result for result in results if result is not None]
+
+    async def _settle(
+        self, connection: TrioConnection[Any], known_by: object, transition: Transition
+    ) -> SettleResult:
+        await self._check_database(connection, known_by)
+        await self._check_isolation(connection)
+        steps, outcome = PostgresTasks(self._sql, self._lanes.copy()), Outcome()
+        [result] = await steps.settle(connection, [transition], outcome)
+        await self._tell(connection, outcome)
+        return result
+
+    async def _check_database(self, connection: TrioConnection[Any], known_by: object) -> None:
+        if known_by in self._known:
+            return
+        table = f"{self._sql.schema}.identity"
+        cursor = await connection.execute(b"SELECT to_regclass(%s) IS NOT NULL", (table,))
+        there = await cursor.fetchone()
+        found = None
+        if there is not None and there[0]:
+            cursor = await connection.execute(self._sql("SELECT id FROM @.identity"))
+            found = await cursor.fetchone()
+        if found is None or found[0] != self.identity:
+            raise InvalidConfigError(
+                "publish_in: the connection is of another database than this storage "
+                f"({self._where}, schema {self._sql.schema!r}); the transaction must be on the same"
+            )
+        self._known.add(known_by)
+
+    async def _check_isolation(self, connection: TrioConnection[Any]) -> None:
+        cursor = await connection.execute(b"SELECT current_setting('transaction_isolation')")
+        row = await cursor.fetchone()
+        if row is None or row[0] != "read committed":
+            # What another transaction has committed since must be seen behind its lock.
+            raise InvalidConfigError(
+                "publish_in: unique tasks, keyed queues and settling need a transaction that is "
+                f"READ COMMITTED, this one is {row[0] if row else 'unknown'}"
+            )
+
+    async def _tell(self, connection: TrioConnection[Any], outcome: Outcome) -> None:
+        for payload in payloads(EVERYBODY, outcome.rings):
+            await connection.execute(b"SELECT pg_notify(%s, %s)", (self._channel, payload))
+
+
+def _plain(given: object, what: str) -> psycopg.Connection[Any]:
+    """The psycopg connection that was given, perhaps as SQLAlchemy's, with a transaction to join."""
+    begun = True
+    driver: object = given
+    if not isinstance(given, psycopg.Connection):
+        driver = getattr(getattr(given, "connection", None), "driver_connection", None)
+        # SQLAlchemy would neither commit nor keep what it does not know to be begun.
+        begun = bool(getattr(given, "in_transaction", bool)())
+    if not isinstance(driver, psycopg.Connection):
+        raise InvalidConfigError(
+            f"{what}: expected a psycopg.Connection, or SQLAlchemy's Connection over psycopg, "
+            f"got {_named(cast('object', given))}"
+        )
+    connection = cast("psycopg.Connection[Any]", driver)
+    if not begun or _outside(connection):
+        raise InvalidConfigError(
+            f"{what}: no transaction is open on the connection; begin one first: "
+            "with connection.transaction(): ..., or with SQLAlchemy engine.begin()"
+        )
+    return connection
+
+
+def _ours(given: object, what: str) -> TrioConnection[Any]:
+    if not isinstance(given, TrioConnection):
+        raise InvalidConfigError(f"{what}: expected a TrioConnection, got {_named(given)}")
+    connection = cast("TrioConnection[Any]", given)
+    if _outside(connection):
+        raise InvalidConfigError(
+            f"{what}: no transaction is open on the connection; begin one first: "
+            "async with connection.transaction(): ..."
+        )
+    return connection
+
+
+def _outside(connection: psycopg.Connection[Any] | TrioConnection[Any]) -> bool:
+    """Whether a statement would be committed by itself: without autocommit, the first one begins."""
+    status = connection.pgconn.transaction_status
+    return connection.autocommit and status == psycopg.pq.TransactionStatus.IDLE
+
+
+def _named(given: object) -> str:
+    kind = type(given)
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,210 @@
+"""A wall clock that jumps, stands still and talks nonsense, in virtual time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from itertools import pairwise
+
+import pytest
+import trio
+
+from dispatch import Clock, Dispatcher, MemoryStorage
+from dispatch.records import TaskRecord
+from dispatch.storage.query import All
+
+from .work import JOB, Job, nothing, working
+
+FAIL_AFTER_S = 1_000_000.0
+NOON = datetime(2026, 3, 2, 12, 0, 0, 250_000, tzinfo=UTC).timestamp()
+HOUR_S = 3_600.0
+YEARS_5_S = 5 * 366 * 86_400.0
+
+
+class Wall:
+    """A wall clock that goes with trio's, and can be set."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+        self.instead: float | None = None
+        self.clock = Clock(wall=self)
+
+    def __call__(self) -> float:
+        return self.right() + self.ahead_s if self.instead is None else self.instead
+
+    def right(self) -> float:
+        return NOON + trio.current_time()
+
+
+class Watched:
+    """A dispatcher with one stored entry and one function, both of one text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.wall = Wall()
+        self.storage = MemoryStorage(self.wall.clock, keep_finished=100_000)
+        self.ran: list[float] = []
+        """The wall time at each run of the function."""
+
+    async def function(self) -> None:
+        self.ran.append(self.wall())
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[Dispatcher]:
+        options = {"storage": self.storage, "clock": self.wall.clock}
+        async with working(nothing, **options) as dispatcher:
+            await dispatcher.cron.add_with_name(self.text, "stored", JOB(Job()))
+            await dispatcher.cron.add_with_name(self.text, "function", self.function)
+            yield dispatcher
+
+    async def slots(self) -> list[float]:
+        return [record.slot for record in await self.records() if record.slot is not None]
+
+    async def records(self) -> list[TaskRecord]:
+        return (await self.storage.find(All(), limit=10_000)).records
+
+    async def fired_within(self, seconds: float) -> tuple[list[float], list[float]]:
+        """The slots published, and the function's runs, of the next so many seconds."""
+        slots, ran = len(await self.slots()), len(self.ran)
+        await trio.sleep(seconds)
+        return (await self.slots())[slots:], self.ran[ran:]
+
+
+def rising(moments: list[float]) -> bool:
+    return all(one < two for one, two in pairwise(moments))
+
+
+async def test_a_clock_set_back_and_forth_fires_every_slot_at_most_once_and_in_order(
+    autojump_clock: object,
+) -> None:
+    watched = Watched("* * * * * *")
+    wall = watched.wall
+    async with watched.serving():
+        slots, ran = await watched.fired_within(10)
+        assert (len(slots), len(ran)) == (10, 10)
+        for _ in range(20):
+            wall.ahead_s -= 3.0
+            await trio.sleep(1.5)
+        # Behind what was decided already: silent until the clock has caught up.
+        slots, ran = await watched.fired_within(60)
+        assert 28 <= len(slots) <= 31
+        assert len(ran) == len(slots)
+
+        wall.ahead_s -= 2 * HOUR_S
+        assert await watched.fired_within(2 * HOUR_S - 5) == ([], [])
+        slots, ran = await watched.fired_within(10)
+        assert 4 <= len(slots) == len(ran) <= 6
+
+        for jump_s in (HOUR_S, 8 * HOUR_S):
+            wall.ahead_s += jump_s
+            slots, ran = await watched.fired_within(5)
+            skipped = [two - one for one, two in pairwise(slots)]
+            assert len(slots) == len(ran) == 5
+            assert slots[0] > wall() - 6  # one coalesced tick for all that were leapt over
+            assert set(skipped) == {1.0}
+        assert rising(await watched.slots())
+        assert rising(watched.ran)
+
+
+@pytest.mark.parametrize("text", ["* * * * * *", "* * * * *", "*/30 * * * *"])
+async def test_five_years_ahead_for_ten_seconds_and_back(
+    autojump_clock: object, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched = Watched(text)
+    wall = watched.wall
+    async with watched.serving() as dispatcher:
+        await trio.sleep(65)
+        before = await watched.slots()
+        wall.ahead_s = YEARS_5_S
+        slots, ran = await watched.fired_within(10)
+        assert len(slots) == len(ran) >= 1
+        assert all(slot > NOON + YEARS_5_S - 86_400 for slot in slots)
+        wall.ahead_s = 0.0
+        await trio.sleep(5)  # one slice
+        assert caplog.text.count("lies in the future; the clock was wrong. Starting from now") == 2
+        for name in ("stored", "function"):
+            task = await dispatcher.cron.get_task(name)
+            assert task.next is not None
+            assert task.next.timestamp() - wall() <= {"* * * * * *": 1, "* * * * *": 60}.get(text, 1_800)
+        slots, ran = await watched.fired_within(1_900)
+        assert len(slots) == len(ran) >= 1
+        assert rising(before + slots)
+        assert all(slot <= wall() for slot in slots)
+
+
+@pytest.mark.parametrize("nonsense", [0.0, 86_400.0, -1.0, -1e12, 1e12, 1e300, math.inf])
+async def test_a_moment_of_nonsense_repeats_and_loses_nothing(
+    autojump_clock: object, nonsense: float
+) -> None:
+    watched = Watched("* * * * * *")
+    wall = watched.wall
+    async with watched.serving():
+        await trio.sleep(30)
+        wall.instead = nonsense
+        await trio.sleep(12)
+        assert not [slot for slot in await watched.slots() if slot > NOON + 42]
+        wall.instead = None
+        await trio.sleep(5)
+        slots, ran = await watched.fired_within(10)
+        assert (len(slots), len(ran)) == (10, 10)
+        real = [slot for slot in await watched.slots() if slot > NOON]
+        assert rising(real)
+        runs = [moment for moment in watched.ran if moment > NOON]
+        assert rising(runs)
+        assert len(real) == len(runs) >= 40
+
+
+async def test_a_suspended_machine_wakes_to_one_coalesced_run(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched = Watched("* * * * *")
+    async with watched.serving():
+        await trio.sleep(90)
+        watched.wall.ahead_s += 9 * HOUR_S  # trio's clock stood still meanwhile
+        slots, ran = await watched.fired_within(5)
+        assert (len(slots), len(ran)) == (1, 1)
+        assert "cron task stored: ticks were missed; running 1" in caplog.text
+        assert "cron: the wall clock jumped by +32400.0 s" in caplog.text
+        slots, _ = await watched.fired_within(60)
+        assert len(slots) == 1
+
+
+async def test_a_clock_that_stands_still_fires_nothing_twice(autojump_clock: object) -> None:
+    watched = Watched("* * * * * *")
+    async with watched.serving():
+        await trio.sleep(10)
+        watched.wall.instead = watched.wall()
+        slots, ran = await watched.fired_within(600)
+        assert slots == ran == []
+        watched.wall.instead = None
+        slots, ran = await watched.fired_within(6)
+        assert len(slots) == len(ran) == 6 or len(slots) == len(ran) == 7
+        assert rising(await watched.slots())
+
+
+async def test_a_jump_over_a_change_of_clocks_is_made_up_once(autojump_clock: object) -> None:
+    watched = Watched("CRON_TZ=Europe/Berlin 30 2 * * *")
+    watched.wall.ahead_s = datetime(2026, 3, 29, 0, 30, tzinfo=UTC).timestamp() - NOON
+    async with watched.serving():
+        watched.wall.ahead_s += HOUR_S  # 02:30 is skipped that night, and so were its minutes
+        slots, ran = await watched.fired_within(5)
+        assert slots == [datetime(2026, 3, 29, 1, 0, tzinfo=UTC).timestamp()]
+        assert len(ran) == 1
+        assert await watched.fired_within(3 * HOUR_S) == ([], [])
+
+
+async def test_a_process_started_after_the_clock_was_put_right_fires_again(autojump_clock: object) -> None:
+    watched = Watched("* * * * *")
+    watched.wall.ahead_s = YEARS_5_S
+    async with watched.serving() as dispatcher:
+        await trio.sleep(90)
+        assert (await dispatcher.cron.get_task("stored")).total == 1
+    watched.wall.ahead_s = 0.0
+    async with working(nothing, storage=watched.storage, clock=watched.wall.clock) as dispatcher:
+        await trio.sleep(65)
+        task = await dispatcher.cron.get_task("stored")
+        assert task.total == 2
+        assert task.last is not None
+        assert task.last.timestamp() <= watched.wall()

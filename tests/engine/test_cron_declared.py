@@ -1,0 +1,286 @@
+"""Entries declared in code, beside those added at run time."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import trio
+
+from dispatch import (
+    Clock,
+    CronEntry,
+    CronNameConflictError,
+    CronPolicy,
+    CronSpec,
+    InvalidConfigError,
+    InvalidCronSpecError,
+    InvalidTaskHandlerError,
+    MemoryStorage,
+    open_dispatcher,
+)
+from dispatch.cron.stored import ABANDONED
+
+from .work import JOB, Job, Script, working
+
+FAIL_AFTER_S = 1_000_000.0
+START = datetime(2026, 3, 2, 12, 0, 30, tzinfo=UTC)
+HOUR_S = 3_600.0
+
+
+@pytest.fixture
+def storage() -> MemoryStorage:
+    return MemoryStorage(Clock(START), keep_finished=100_000)
+
+
+def entry(text: str = "0 * * * *", name: str = "hourly", n: int = 0, **options: Any) -> CronEntry:
+    return CronEntry(text, name, JOB(Job(n)), **options)
+
+
+async def test_declared_entries_are_there_when_the_block_begins_and_fire(autojump_clock: object) -> None:
+    handler, ticks = Script(), Script()
+
+    async def tick() -> None:
+        await ticks(None)
+
+    declared = [
+        entry("0 * * * *", "stored", 7, zone="Europe/Berlin", misfire="skip", description="says so"),
+        CronEntry("*/30 * * * *", "function", tick),
+    ]
+    async with working(handler, cron=declared, clock=Clock(START)) as dispatcher:
+        function, stored = await dispatcher.cron.tasks()
+        assert (function.name, function.declared, function.func) == ("function", False, tick)
+        assert (stored.name, stored.declared, stored.description) == ("stored", True, "says so")
+        assert stored.policy == CronPolicy(misfire="skip")
+        await dispatcher.cron.add_with_name("0 * * * *", "late", JOB(Job(8)))
+        await trio.sleep(HOUR_S)
+    assert sorted((task.payload.n, task.cron) for task in handler.seen) == [(7, "stored"), (8, "late")]
+    assert len(ticks.seen) == 2
+
+
+async def test_the_queue_of_a_declared_entry_may_be_registered_later(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler = Script()
+    async with open_dispatcher(cron=[entry("* * * * *", "early")], clock=Clock(START)) as dispatcher:
+        await trio.sleep(65)
+        task = await dispatcher.cron.get_task("early")
+        assert (task.total, task.err_count > 0) == (0, True)
+        assert task.last_error == (
+            "QueueNotRegisteredError: [1007] queue 'q' is not registered by any process yet; its ticks wait"
+        )
+        assert "cron task early could not be fired, trying again in 5 s" in caplog.text
+        dispatcher.consumer.register_queue("q")
+        dispatcher.consumer.register_handler(JOB, handler)
+        await trio.sleep(60)
+        assert (await dispatcher.cron.get_task("early")).total == 2
+        await dispatcher.drain()
+    assert len(handler.seen) == 2
+
+
+async def test_declaring_the_same_again_keeps_its_place_and_makes_up_what_was_missed(
+    autojump_clock: object, storage: MemoryStorage
+) -> None:
+    handler = Script()
+    for _ in range(2):
+        async with working(handler, storage=storage, cron=[entry()]) as dispatcher:
+            await trio.sleep(HOUR_S)
+            await dispatcher.drain()
+        await trio.sleep(5 * HOUR_S)
+    [record] = await storage.crons()
+    assert (record.total, record.declared) == (3, True)
+    slots = [datetime.fromtimestamp(slot, UTC).hour for slot in await slots_of(storage)]
+    assert slots == [13, 18, 19]  # the latest of those missed from 14 to 18, and no other
+
+
+async def slots_of(storage: MemoryStorage) -> list[float]:
+    from dispatch.storage.query import All
+
+    records = (await storage.find(All(), limit=1_000)).records
+    return [record.slot for record in records if record.slot is not None]
+
+
+async def test_a_new_definition_replaces_the_stored_one_and_an_old_process_leaves_it(
+    autojump_clock: object, storage: MemoryStorage
+) -> None:
+    handler = Script()
+    async with working(handler, storage=storage, cron=[entry("0 * * * *", n=1)]) as old:
+        await trio.sleep(HOUR_S)
+        async with working(handler, storage=storage, cron=[entry("30 * * * *", n=2)]) as new:
+            await trio.sleep(5 * HOUR_S)  # long enough for the old one to have renewed its own
+            for dispatcher in (old, new):
+                task = await dispatcher.cron.get_task("hourly")
+                assert (task.spec, task.total) == (CronSpec("30 * * * *", name="hourly"), 6)
+            await new.drain()
+    assert [task.payload.n for task in handler.seen] == [1, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("change", ["spec", "zone", "policy", "payload", "description"])
+async def test_whatever_is_changed_makes_a_new_definition(
+    autojump_clock: object, storage: MemoryStorage, change: str
+) -> None:
+    other: dict[str, CronEntry] = {
+        "spec": entry("5 * * * *"),
+        "zone": entry(zone="Asia/Kolkata"),
+        "policy": entry(overlap="skip"),
+        "payload": entry(n=1),
+        "description": entry(description="new"),
+    }
+    async with working(storage=storage, cron=[entry()]):
+        [before] = await storage.crons()
+    async with working(storage=storage, cron=[other[change]]):
+        [after] = await storage.crons()
+    assert before.definition != after.definition
+    assert (after.created_at, after.declared) == (before.created_at, True)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+async def test_a_declared_entry_is_not_changed_at_run_time(autojump_clock: object, replace: bool) -> None:
+    async with working(cron=[entry()]) as dispatcher:
+        same = await dispatcher.cron.add_with_name("0 * * * *", "hourly", JOB(Job(0)), replace=replace)
+        assert same is await dispatcher.cron.get_task("hourly")
+        with pytest.raises(CronNameConflictError) as caught:
+            await dispatcher.cron.add_with_name("1 * * * *", "hourly", JOB(Job(0)), replace=replace)
+        assert str(caught.value) == (
+            "[1015] a different cron task named 'hourly' is declared in code, "
+            "for open_dispatcher(cron=[...]); change it there"
+        )
+        with pytest.raises(CronNameConflictError, match="'hourly' is a stored entry that publishes a task"):
+            await dispatcher.cron.add_with_name("1 * * * *", "hourly", print, replace=replace)
+
+
+async def test_a_declared_entry_does_not_take_the_name_of_one_added_at_run_time(
+    autojump_clock: object, storage: MemoryStorage
+) -> None:
+    async with working(storage=storage) as dispatcher:
+        await dispatcher.cron.add_with_name("0 * * * *", "hourly", JOB(Job(0)))
+    with pytest.raises(CronNameConflictError) as caught:
+        async with working(storage=storage, cron=[entry("5 * * * *")]):
+            raise AssertionError("the block began")
+    assert str(caught.value) == (
+        "[1015] cron task 'hourly' is declared in code, and a different one was added at run time; "
+        "cancel that one first, or declare this one under another name"
+    )
+    async with working(storage=storage, cron=[entry()]):  # the same is a no-op: it stays what it was
+        [record] = await storage.crons()
+        assert not record.declared
+    async with working(storage=storage):
+        await trio.sleep(2 * HOUR_S)
+        assert (await storage.crons())[0].paused_reason is None
+
+
+async def test_a_declared_function_does_not_take_the_name_of_a_stored_entry(
+    autojump_clock: object, storage: MemoryStorage
+) -> None:
+    async with working(storage=storage) as dispatcher:
+        await dispatcher.cron.add_with_name("0 * * * *", "taken", JOB(Job(0)))
+    with pytest.raises(CronNameConflictError, match="'taken' is a stored entry that publishes a task"):
+        async with working(storage=storage, cron=[CronEntry("0 * * * *", "taken", print)]):
+            raise AssertionError("the block began")
+
+
+async def test_one_that_nobody_has_declared_for_an_hour_is_paused_and_declaring_resumes_it(
+    autojump_clock: object, storage: MemoryStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    async with working(storage=storage, cron=[entry()]):
+        await trio.sleep(60)
+    async with working(storage=storage) as dispatcher:
+        await trio.sleep(HOUR_S - 61)
+        assert not (await dispatcher.cron.get_task("hourly")).paused
+        await trio.sleep(2)
+        task = await dispatcher.cron.get_task("hourly")
+        assert (task.paused_reason, task.total) == (ABANDONED, 1)  # until then others fire it
+        assert "cron task hourly is paused: no running process has declared it for an hour" in caplog.text
+        await trio.sleep(5 * HOUR_S)
+        async with working(storage=storage, cron=[entry()]) as again:
+            assert not (await again.cron.get_task("hourly")).paused
+            assert "cron task hourly is declared again, and resumed" in caplog.text
+            await trio.sleep(HOUR_S)
+            assert (await again.cron.get_task("hourly")).total == 2  # nothing is made up
+
+
+async def test_a_living_process_keeps_what_it_declares_from_being_paused(
+    autojump_clock: object, storage: MemoryStorage
+) -> None:
+    async with working(storage=storage, cron=[entry()]), working(storage=storage):
+        await trio.sleep(24 * HOUR_S)
+        [record] = await storage.crons()
+        assert record.paused_reason is None
+        assert storage.now() - record.seen_at <= 600.0
+
+
+async def test_a_cancelled_one_comes_back_when_a_process_starts_and_not_before(
+    autojump_clock: object, storage: MemoryStorage
+) -> None:
+    async with working(storage=storage, cron=[entry()]) as dispatcher:
+        assert await dispatcher.cron.cancel("hourly")
+        await trio.sleep(3 * HOUR_S)
+        assert await dispatcher.cron.tasks() == []
+    async with working(storage=storage, cron=[entry()]) as dispatcher:
+        assert [task.name for task in await dispatcher.cron.tasks()] == ["hourly"]
+
+
+async def test_one_paused_by_hand_stays_paused_whoever_declares_it(
+    autojump_clock: object, storage: MemoryStorage
+) -> None:
+    async with working(storage=storage, cron=[entry()]) as dispatcher:
+        await dispatcher.cron.pause("hourly", "holidays")
+    for declared in (entry(), entry("30 * * * *")):
+        async with working(storage=storage, cron=[declared]) as dispatcher:
+            await trio.sleep(2 * HOUR_S)
+            assert (await dispatcher.cron.get_task("hourly")).paused_reason == "holidays"
+    assert await slots_of(storage) == []
+
+
+async def test_a_jump_of_the_clock_does_not_make_living_processes_look_gone(autojump_clock: object) -> None:
+    ahead_s = 0.0
+
+    def wall() -> float:
+        return START.timestamp() + trio.current_time() + ahead_s
+
+    storage = MemoryStorage(Clock(wall=wall))
+    async with working(storage=storage, cron=[entry("0 0 * * *")]), working(storage=storage):
+        await trio.sleep(30)
+        ahead_s = 8 * HOUR_S
+        await trio.sleep(300)
+        [record] = await storage.crons()
+        assert record.paused_reason is None
+        assert storage.now() - record.seen_at <= 300
+
+
+async def test_what_is_declared_is_checked_at_once() -> None:
+    with pytest.raises(InvalidCronSpecError, match="never fires"):
+        entry("0 0 31 2 *")
+    with pytest.raises(InvalidConfigError, match="cron task name must be 1 to 128 characters"):
+        entry(name="no such name")
+    with pytest.raises(InvalidConfigError, match="unknown option overlapping; there are"):
+        entry(overlapping="skip")
+    with pytest.raises(InvalidConfigError, match="zone belongs to the CronSpec given"):
+        CronEntry(CronSpec("@daily"), "daily", JOB(Job()), zone="UTC")
+    with pytest.raises(InvalidTaskHandlerError, match="needs a function of no arguments or a QueueTask"):
+        CronEntry("@daily", "daily", 3)  # type: ignore[arg-type]
+    with pytest.raises(AttributeError, match="a CronEntry is immutable"):
+        entry().name = "other"
+    with pytest.raises(CronNameConflictError, match="two different entries named 'hourly' are declared"):
+        async with open_dispatcher(cron=[entry(), entry("5 * * * *")]):
+            pass
+    with pytest.raises(InvalidConfigError, match="declared are CronEntry values, such as"):
+        async with open_dispatcher(cron=["@daily"]):
+            pass
+    shown = repr(entry("@daily"))
+    assert shown.startswith("CronEntry('@daily', 'hourly', ")
+
+
+async def test_a_start_that_is_cancelled_has_declared_each_entry_or_not(
+    autojump_clock: object, storage: MemoryStorage
+) -> None:
+    declared = [entry(name=f"c{n}") for n in range(200)]
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        async with working(storage=storage, cron=declared):
+            raise AssertionError("the block began")
+    async with working(storage=storage, cron=declared) as dispatcher:
+        assert len(await dispatcher.cron.tasks()) == 200
