@@ -174,6 +174,8 @@ class SqliteStorage(Storage):
         self._open = False
         self._used = False
         self._reading = trio.CapacityLimiter(1)
+        self._looking: object | None = None
+        """Which read the reader is busy with."""
 
     def __repr__(self) -> str:
         return f"<SqliteStorage {str(self._path)!r}{'' if self._open else ' not open'}>"
@@ -252,18 +254,26 @@ class SqliteStorage(Storage):
         self._check_open()
         now = self._clock.now()
 
+        this = object()
+
         def look() -> T:
+            self._looking = this
             self._reader.execute("BEGIN")
             try:
                 return action(self._reader, now)
             finally:
                 self._reader.execute("COMMIT")
+                self._looking = None
 
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
             if self._inline:
                 return look()
-            return await trio.to_thread.run_sync(look, limiter=self._reading)
+            return await trio.to_thread.run_sync(look, limiter=self._reading, abandon_on_cancel=True)
+        except trio.Cancelled:
+            if self._looking is this:  # a search of a million rows must not hold up the next reader
+                self._reader.interrupt()
+            raise
         except (sqlite3.OperationalError, sqlite3.DatabaseError) as exc:
             raise self._failed(exc) from exc
 
