@@ -24,7 +24,7 @@ from dispatch.consumer import ShutdownReport, TaskQueueConsumer
 from dispatch.control import TaskQueueControl
 from dispatch.cron.dispatcher import CronTaskDispatcher
 from dispatch.cron.entries import CronEntry
-from dispatch.errors import ClosedError, InvalidConfigError
+from dispatch.errors import ClosedError, DispatchError, InvalidConfigError
 from dispatch.events import Observer, Observers, TaskEvent
 from dispatch.handlers import Middleware
 from dispatch.observe.logging import LogObserver
@@ -178,16 +178,24 @@ class Dispatcher:
         if self._served:
             raise ClosedError("this dispatcher was run already; make another")
         self._served = True
+        refused: DispatchError | None = None
         try:
             async with trio.open_nursery() as nursery:
-                await nursery.start(self.consumer.run)
-                await nursery.start(self.cron.run)
-                await nursery.start(self.pool.run_pool)
-                task_status.started(self)
-                await self._closing.wait()
-                self.cron.close()
-                self.pool.close()
-                self.consumer.close()
+                try:
+                    await nursery.start(self.consumer.run)
+                    await nursery.start(self.cron.run)
+                    await nursery.start(self.pool.run_pool)
+                except DispatchError as exc:  # raised on below, bare rather than in the nursery's group
+                    refused = exc
+                    nursery.cancel_scope.cancel()
+                else:
+                    task_status.started(self)
+                    await self._closing.wait()
+                    self.cron.close()
+                    self.pool.close()
+                    self.consumer.close()
+            if refused is not None:
+                raise refused
         finally:
             self._closing.set()
             self.publisher.close()
@@ -307,8 +315,8 @@ async def open_dispatcher(storage: Storage | str | None = None, **options: Any) 
     dispatcher = Dispatcher(storage, **options)
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
-        await nursery.start(dispatcher.serve)
         try:
+            await nursery.start(dispatcher.serve)
             yield dispatcher
         except Exception as exc:  # noqa: BLE001 - raised on below, bare rather than in the nursery's group
             failure = exc

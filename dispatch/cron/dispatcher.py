@@ -59,7 +59,11 @@ __all__ = ["CronTask", "CronTaskDispatcher"]
 log: Final = logging.getLogger("dispatch.cron")
 
 RELOAD_GAP_S: Final = 0.5
-"""Between two readings of all entries: ten thousand that are added one by one ring as often."""
+RELOAD_REST: Final = 5.0
+"""Between two readings of all entries lie so many seconds, and so many times what one takes:
+ten thousand that are added one by one ring as often."""
+CROWD: Final = 1_000
+"""Entries taken from the heap before the clock is looked at again."""
 JUMP_S: Final = 1.0
 """Wall and monotonic clock parting by more than this since the last look is a jump."""
 PATIENCE_S: Final = 60.0
@@ -72,17 +76,22 @@ LATEST_S: Final = 253_000_000_000.0
 
 
 class _CronBell(Bell):
-    """The loop's bell: the storage rings it when entries changed, the loop's own parts `wake` it."""
+    """The loop's bell: the storage rings it when entries changed, the loop's own parts `wake` it.
+
+    While the loop knows already that entries changed, and waits a moment before it
+    reads them, further rings would only wake it for nothing, ten thousand times.
+    """
 
     __slots__ = ("stale",)
 
     def __init__(self) -> None:
         super().__init__()
-        self.stale = True
+        self.stale = False
 
     def ring(self) -> None:
-        self.stale = True
-        super().ring()
+        if not self.stale:
+            self.stale = True
+            super().ring()
 
     def wake(self) -> None:
         super().ring()
@@ -130,6 +139,8 @@ class CronTaskDispatcher:
         self._calm_s = 0.0
         self._ahead: float | None = None
         """By how much the wall clock is ahead of trio's."""
+        self._sleeps_towards = inf
+        """The moment that the loop knew to be the next."""
 
     # -- adding ---------------------------------------------------------------
 
@@ -182,7 +193,7 @@ class CronTaskDispatcher:
         if task.name in self._functions.entries:
             raise taken(task.name)
         added = await self._stored.add(task, replace=replace)
-        self._bell.wake()
+        self._wake_if_earlier()
         return added
 
     async def _add_function(self, task: CronTask, *, replace: bool) -> CronTask:
@@ -201,7 +212,7 @@ class CronTaskDispatcher:
         if task.spec.anchor is None:
             task.spec = task.spec.with_anchor(from_seconds(now))
         self._functions.put(task, definition, now)
-        self._bell.wake()
+        self._wake_if_earlier()
         return task
 
     # -- looking --------------------------------------------------------------
@@ -273,7 +284,7 @@ class CronTaskDispatcher:
             self._functions.set_paused(entry, reason, self._now())
         else:
             await self._stored.set_paused(entry, reason)
-        self._bell.wake()
+        self._wake_if_earlier()
 
     async def trigger(self, name: str) -> QueueTask[Any, Any] | None:
         """Run it now, beside its plan: the task published, or None for a function. A checkpoint.
@@ -395,13 +406,15 @@ class CronTaskDispatcher:
             await self._stored.pause_abandoned()
 
     async def _reload(self) -> None:
+        began = trio.current_time()
         self._bell.stale = False
         try:
             await self._stored.reload()
         except BaseException:
             self._bell.stale = True
             raise
-        self._reload_at = trio.current_time() + RELOAD_GAP_S
+        ended = trio.current_time()
+        self._reload_at = ended + max(RELOAD_GAP_S, RELOAD_REST * (ended - began))
         self._calm_s = 0.0
 
     def _calm_down(self, exc: StorageError) -> None:
@@ -415,14 +428,16 @@ class CronTaskDispatcher:
         """Decide every entry whose moment has come, by the time there is now."""
         while not self._closing.is_set():
             now = self._now()
-            if not _believable(now) or not (due := self._timetable.take(now, AT_ONCE)):
+            if not _believable(now) or not (due := self._timetable.take(now, CROWD)):
                 return
             stored: list[StoredEntry] = []
-            for entry in due:
+            for number, entry in enumerate(due, 1):
                 if isinstance(entry, StoredEntry):
                     stored.append(entry)
                 else:
                     self._fire_function(entry, now)
+                if number % AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
             calm_s = self._calm_until - trio.current_time()
             if calm_s > 0:
                 for entry in stored:
@@ -444,9 +459,14 @@ class CronTaskDispatcher:
             log.exception("cron task %s could not be decided, trying again in 60 s", entry.task.name)
             self._timetable.put(entry, now + 60.0)
 
+    def _wake_if_earlier(self) -> None:
+        if self._timetable.first() < self._sleeps_towards:
+            self._bell.wake()
+
     def _nap_s(self) -> float:
         """Seconds until something is to be done, as far as is known now."""
         now, monotonic = self._now(), trio.current_time()
+        self._sleeps_towards = self._timetable.first()
         if not _believable(now):
             return MAX_CALM_S
         judge_s = max(self._stored.abandoned_at - now, self._judge_from - monotonic)
@@ -456,7 +476,7 @@ class CronTaskDispatcher:
         if self._stored.moved:
             look_s = 0.0
         look_s = max(look_s, self._calm_until - monotonic)
-        return max(min(self._timetable.first() - now, look_s, self._source.slice_s), 0.0)
+        return max(min(self._sleeps_towards - now, look_s, self._source.slice_s), 0.0)
 
 
 def _believable(now: float) -> bool:

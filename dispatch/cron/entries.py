@@ -10,7 +10,7 @@ from typing import Any, Unpack, cast
 
 import attrs
 
-from dispatch.cron.policy import CronOptions, CronPolicy
+from dispatch.cron.policy import CronOptions, CronPolicy, shared
 from dispatch.cron.spec import CronSpec
 from dispatch.errors import CronNameConflictError, InvalidConfigError, InvalidTaskHandlerError
 from dispatch.tasks import QueueTask, check_name
@@ -137,7 +137,7 @@ def made_task(spec: str | CronSpec, name: str, what: What, options: CronOptions)
             f"cron: unknown option {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}"
         )
     policies = {field.name for field in attrs.fields(CronPolicy)}
-    policy = CronPolicy(**{key: given.pop(key) for key in list(given) if key in policies})
+    policy = shared(CronPolicy(**{key: given.pop(key) for key in list(given) if key in policies}))
     description = given.pop("description", "")
     func, task = _parted(what)
     if task is None:

@@ -104,7 +104,8 @@ class Functions:
                 self._overlapping(entry)
             else:
                 self._observers.tell("cron_fired", task.name, now - slot)
-                self.launch(entry, delay_s(task.policy, task.name, slot, decision.next_slot))
+                wait_s = delay_s(task.policy, task.name, slot, decision.next_slot) - (now - slot)
+                self.launch(entry, max(wait_s, 0.0))
         return decision
 
     def _overlapping(self, entry: FunctionEntry) -> None:
@@ -161,7 +162,8 @@ class Functions:
             self.active -= 1
             task.running -= 1
             entry.scopes.discard(scope)
-            self._wake()
+            if self.closing:
+                self._wake()
             if entry.queued and not task.running:
                 entry.queued = False
                 if not self.closing and self.entries.get(task.name) is entry:

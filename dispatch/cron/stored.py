@@ -25,8 +25,10 @@ from typing import Any, Final, TypeVar
 import attrs
 import trio
 
+from dispatch.bell import Bell
 from dispatch.cron.entries import CronTask, taken
 from dispatch.cron.policy import (
+    CronPolicy,
     Decision,
     Slots,
     delay_s,
@@ -70,7 +72,9 @@ RENEW_S: Final = 600.0
 """How often a process renews the entries that it declares."""
 
 AT_ONCE: Final = 50
-"""Entries put, renewed or fired side by side: a database writes them as one batch."""
+"""Entries put, renewed or fired between two turns of the loop, so that others are not kept waiting."""
+IN_FLIGHT: Final = 500
+"""Of which so many may wait for the storage: a database writes them as one batch."""
 READ_AT_ONCE: Final = 100
 """Entries looked at between two checkpoints: a new one costs up to 0.1 ms."""
 RETRY_S: Final = 5.0
@@ -112,6 +116,16 @@ class StoredEntry:
         self.task.total = total
         self.task.last = None if last_slot is None else from_seconds(last_slot)
         self.task.next = None if next_slot is None else from_seconds(next_slot)
+
+
+@attrs.frozen
+class Added:
+    """What an entry was just added from, which saves reading it out of its own text again."""
+
+    definition: str
+    spec: CronSpec
+    policy: CronPolicy
+    description: str
 
 
 class StoredEntries:
@@ -167,30 +181,32 @@ class StoredEntries:
                 await self.set_paused(entry, None)
                 log.warning("cron task %s is declared again, and resumed", name)
 
-    async def read(self, name: str) -> StoredEntry | None:
+    async def read(self, name: str, like: Added | None = None) -> StoredEntry | None:
         """Read one entry; None if there is none, or it cannot be understood. A checkpoint."""
         found = await self._storage.crons(name)
         self._touched.add(name)
         if not found:
             self._forget(name)
             return None
-        return self._take_in(found[0], self._now())
+        return self._take_in(found[0], self._now(), like)
 
     async def read_moved(self) -> None:
         """Read again what somebody else decided; a crowd of them all at once."""
         if len(self.moved) > AT_ONCE:
             await self.reload()
             self.moved.clear()
-        for name in list(self.moved):
+        for name in sorted(self.moved):  # as every run of the same seed does
             await self.read(name)
             self.moved.discard(name)
 
-    def _take_in(self, record: CronRecord, now: float) -> StoredEntry | None:
+    def _take_in(
+        self, record: CronRecord, now: float, like: Added | None = None
+    ) -> StoredEntry | None:
         entry = self.entries.get(record.name)
         if entry is not None and entry.record is record:
             return entry  # in memory a row that did not change is the same object
         if entry is None or not _same_definition(entry.record, record):
-            made = self._made(record)
+            made = self._made(record, like)
             if made is None:
                 self._forget(record.name)
                 return None
@@ -206,10 +222,13 @@ class StoredEntries:
             self._schedule(entry, entry.due(now))
         return entry
 
-    def _made(self, record: CronRecord) -> StoredEntry | None:
+    def _made(self, record: CronRecord, like: Added | None) -> StoredEntry | None:
         """An entry of its row. One that cannot be understood is named in the log, once."""
         try:
-            spec, policy, description = read_definition(record.definition, record.created_at)
+            if like is not None and like.definition == record.definition and like.spec.every_s is None:
+                spec, policy, description = like.spec, like.policy, like.description
+            else:
+                spec, policy, description = read_definition(record.definition, record.created_at)
         except Exception as exc:  # noqa: BLE001 - a broken row must not stop the others
             if self._unreadable.get(record.name) != record.definition:
                 self._unreadable[record.name] = record.definition
@@ -232,8 +251,8 @@ class StoredEntries:
         """Store an entry of the run time, and answer with its live `CronTask`. A checkpoint."""
         record = await self._row(task, known=True)
         if await self._storage.put_cron(record) is PutAnswer.CONFLICT:
-            there = await self._storage.crons(task.name)
-            if there and there[0].declared:
+            known = await self._storage.crons(task.name)
+            if known and known[0].declared:
                 raise CronNameConflictError(
                     f"a different cron task named {task.name!r} is declared in code, "
                     "for open_dispatcher(cron=[...]); change it there"
@@ -241,10 +260,12 @@ class StoredEntries:
             if not replace:
                 raise taken(task.name)
             await self._storage.put_cron(record, replace=True)
-        entry = await self.read(task.name)
-        if entry is None:
+        assert task.spec is not None
+        like = Added(record.definition, task.spec, task.policy, task.description)
+        there = await self.read(task.name, like)
+        if there is None:
             raise CronTaskNotFoundError(f"cron task {task.name!r} was cancelled as soon as it was added")
-        return entry.task
+        return there.task
 
     async def _row(self, task: CronTask, *, known: bool) -> CronRecord:
         """The row of a cron task, whose queue has to be `known`."""
@@ -538,21 +559,32 @@ def say_decided(name: str, decision: Decision) -> None:
 
 
 async def _side_by_side(act: Callable[[T], Awaitable[object]], items: Sequence[T]) -> None:
-    """`await act(item)` for all, a batch at a time; the first error is raised as it is."""
+    """`await act(item)` for all of them, begun in portions; the first error is raised as it is."""
     errors: list[Exception] = []
+    running = 0
+    ended = Bell()
 
     async def one(item: T) -> None:
+        nonlocal running
         try:
             await act(item)
         except Exception as exc:  # noqa: BLE001 - raised below, out of the nursery's group
             errors.append(exc)
+        finally:
+            running -= 1
+            ended.ring()
 
-    for start in range(0, len(items), AT_ONCE):
-        async with trio.open_nursery() as nursery:
-            for item in items[start : start + AT_ONCE]:
+    async with trio.open_nursery() as nursery:
+        for start in range(0, len(items), AT_ONCE):
+            while running > IN_FLIGHT:
+                await ended.wait()
+            portion = items[start : start + AT_ONCE]
+            running += len(portion)
+            for item in portion:
                 nursery.start_soon(one, item)
-        if errors:
-            raise errors[0]
+            await trio.lowlevel.checkpoint()
+    if errors:
+        raise errors[0]
 
 
 def _publication(

@@ -99,9 +99,9 @@ class Walls:
         # Whole seconds: croniter reckons in floats, which lose microseconds far from 1970.
         whole = _whole(wall)
         with self.lock:
-            for asked, found in self.recent[0].pairs:
-                if asked <= whole < found:
-                    return found
+            for asked, answer in self.recent[0].pairs:
+                if asked <= whole < answer:
+                    return answer
             found = self._after(whole)
             return found if found is None else self.recent[0].keep(whole, found)
 
@@ -111,9 +111,9 @@ class Walls:
         if wall.microsecond:
             whole += SECOND
         with self.lock:
-            for asked, found in self.recent[1].pairs:
-                if asked >= whole > found:
-                    return found
+            for asked, answer in self.recent[1].pairs:
+                if asked >= whole > answer:
+                    return answer
             found = self._before(whole)
             return found if found is None else self.recent[1].keep(whole, found)
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
 from typing import Final
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
 import attrs
 
@@ -77,12 +78,20 @@ class Zone:
 
     @classmethod
     def named(cls, key: str) -> Zone:
-        """The zone of an IANA key such as `Europe/Berlin`. Raises UnknownZoneError."""
-        if key == "UTC":
-            return cls(key, UTC)
+        """The zone of an IANA key such as `Europe/Berlin`; one object for all who ask.
+
+        Raises UnknownZoneError.
+        """
         # Callers may be untyped, and `len` of something else would be another error.
         if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UnknownZoneError(f"a zone key is a str, got {type(key).__name__}")
+        return cls._named(key)
+
+    @classmethod
+    @lru_cache(maxsize=1024)
+    def _named(cls, key: str) -> Zone:
+        if key == "UTC":
+            return cls(key, UTC)
         if len(key) > 64 or not _KEY.fullmatch(key) or _NOT_ZONES.fullmatch(key):
             raise UnknownZoneError("no zone key, wanted is a name such as Europe/Berlin")
         try:
@@ -93,7 +102,7 @@ class Zone:
             hint = _respelled(key)
             if hint is not None:
                 raise UnknownZoneError(f"no zone of this name is known, did you mean {hint}") from error
-            if not available_timezones():
+            if not _is_zone("Etc/UTC"):  # asking for all there are opens six hundred files
                 raise UnknownZoneError(
                     "this machine has no zone database; pip install 'trio-dispatch[tzdata]'"
                 ) from error
@@ -147,10 +156,12 @@ class Zone:
 def _respelled(key: str) -> str | None:
     """The key with the capitals that zone keys usually have, if that is a zone."""
     capitals = re.sub(r"[a-z]+", lambda word: word[0].capitalize(), key.lower())
-    for candidate in (capitals, key.upper()):
-        try:
-            ZoneInfo(candidate)
-        except (KeyError, ValueError, OSError):
-            continue
-        return candidate
-    return None
+    return next((each for each in (capitals, key.upper()) if _is_zone(each)), None)
+
+
+def _is_zone(key: str) -> bool:
+    try:
+        ZoneInfo(key)
+    except (KeyError, ValueError, OSError):
+        return False
+    return True

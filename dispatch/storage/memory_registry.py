@@ -43,8 +43,8 @@ class MemoryRegistry(Storage):
         self._bells: dict[TopicKind, dict[str, list[Bell]]] = {kind: {} for kind in TopicKind}
         self._sweeps: dict[str, float] = {}
         """Per worker watching LEASES: the latest `next_sweep` it may be relying on."""
-        self._touched: set[str] = set()
-        """Queues in which something may be claimable that was not: rung at the end of the step."""
+        self._touched: dict[str, None] = {}
+        """Queues in which something may be claimable that was not, in order: rung at the step's end."""
 
     @abstractmethod
     def _store(self, new: NewTask, now: float, bounded: bool = False) -> EnqueueResult:
@@ -118,13 +118,13 @@ class MemoryRegistry(Storage):
             if known is None:
                 fresh = attrs.evolve(given, paused=False, concurrency=None)
                 self._queues[given.name] = ReadyQueue(fresh)
-                self._touched.add(given.name)
+                self._touched[given.name] = None
                 continue
             kept = known.record
             record = attrs.evolve(given, paused=kept.paused, concurrency=kept.concurrency)
             if record != kept:
                 known.rebuild(record, self._rows_of(given.name), now)
-                self._touched.add(given.name)
+                self._touched[given.name] = None
                 self._ring(TopicKind.CONTROL, given.name)
         self._ring_queues()
 

@@ -56,9 +56,7 @@ BEAT: Final = (
     " seen_at, queues, running) = (EXCLUDED.host, EXCLUDED.pid, EXCLUDED.started_at, EXCLUDED.seen_at,"
     " EXCLUDED.queues, EXCLUDED.running)"
 )
-CRON: Final = (
-    "name, definition, template, declared, paused_reason, last_slot, next_slot, total, created_at, seen_at"
-)
+CRON: Final = "name, definition, template, declared, paused_reason, last_slot, next_slot, total, created_at, seen_at"
 
 
 def queue_record(queue: Queue) -> QueueRecord:
@@ -102,10 +100,14 @@ class PostgresRegistry:
         it holds are placed anew, with every other write kept out meanwhile.
         """
         known = {record.name: record for record in await self.queues(connection)}
-        changed = [given for given in queues if _declared(known.get(given.name)) != _declared(given)]
+        changed = [
+            given for given in queues if _declared(known.get(given.name)) != _declared(given)
+        ]
         if not changed:
             return
-        if any(given.name in known and _lines(known[given.name]) != _lines(given) for given in changed):
+        if any(
+            given.name in known and _lines(known[given.name]) != _lines(given) for given in changed
+        ):
             # Whoever writes waits behind this lock while it waits itself, perhaps for a user's
             # long transaction: not for long, then.
             await connection.execute(b"SET LOCAL lock_timeout = '2s'")
@@ -262,7 +264,9 @@ class PostgresRegistry:
     async def crons(self, connection: TrioConnection[Any], name: str | None) -> list[CronRecord]:
         """See `CronStore.crons`."""
         cursor = await connection.execute(
-            self._sql(f"SELECT {CRON} FROM @.crons WHERE %s::text IS NULL OR name = %s ORDER BY name"),
+            self._sql(
+                f"SELECT {CRON} FROM @.crons WHERE %s::text IS NULL OR name = %s ORDER BY name"
+            ),
             (name, name),
         )
         return [
@@ -305,9 +309,7 @@ class PostgresRegistry:
         self, connection: TrioConnection[Any], name: str, outcome: Outcome
     ) -> bool:
         """See `CronStore.remove_cron`."""
-        cursor = await connection.execute(
-            self._sql("DELETE FROM @.crons WHERE name = %s"), (name,)
-        )
+        cursor = await connection.execute(self._sql("DELETE FROM @.crons WHERE name = %s"), (name,))
         if not cursor.rowcount:
             return False
         outcome.rings.add(Topic(TopicKind.CRON))

@@ -207,10 +207,12 @@ class SqliteRegistry:
 
     def crons(self, name: str | None = None) -> list[CronRecord]:
         """See `CronStore.crons`."""
+        # Not `? IS NULL OR name = ?`, which looks at every entry to find one.
+        where, values = ("ORDER BY name", ()) if name is None else ("WHERE name = ?", (name,))
         rows = self._db.execute(
             "SELECT name, definition, template, declared, paused_reason, last_slot, next_slot, total,"
-            " created_at, seen_at FROM dispatch_crons WHERE ? IS NULL OR name = ? ORDER BY name",
-            (name, name),
+            f" created_at, seen_at FROM dispatch_crons {where}",
+            values,
         )
         return [
             CronRecord(

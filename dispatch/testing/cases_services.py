@@ -76,6 +76,23 @@ class WatchCases:
             with trio.fail_after(DEADLINE_S):
                 await bell.wait()
 
+    async def test_looking_and_finding_nothing_rings_nothing(self, bench: Workbench) -> None:
+        # Or an idle worker would wake itself, over and over.
+        await bench.declare(rate=(5, 10.0), max_running=5)
+        await bench.publish("later", delay=1_000.0)
+        bell = Bell()
+        with bench.storage.watch(bell, Topic(TopicKind.QUEUE, "q"), Topic(TopicKind.LEASES, "w")):
+            for _ in range(3):
+                assert await bench.taken(9) == []
+                await bench.storage.turn([], [], worker="w", lease=1.0)
+                await bench.storage.rescue()
+                await bench.storage.renew([("unknown", 1)], lease=1.0)
+                await bench.settle(("unknown", 1))
+                await bench.alter("unknown", "cancel")
+                with trio.move_on_after(0.2) as scope:
+                    await bell.wait()
+            assert scope.cancelled_caught  # at least the last time
+
     async def test_whatever_makes_a_task_claimable_rings_its_queue(self, bench: Workbench) -> None:
         await bench.declare(keyed=True)
         await bench.publish("held", "dead", "later", max_retry=0)

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dispatch.cron.fields import FieldReader
-from dispatch.cron.spec import CronSpec, DstRule, jitter_s
+from dispatch.cron.spec import CronSpec, DstRule, _plan_of, jitter_s
 from dispatch.errors import InvalidCronSpecError
 
 from .oracle import (
@@ -234,27 +234,72 @@ PIECES = [*"0123456789*,-/?#LWHR@ ", "MON", "jan", "SUN-", "*/5", "1-5", "60", "
 GOOD = ["0 0 29 2 *", "*/7 * * * *", "0 0 31 1/2 MON#5", "0 */5 2 L * ? 2000-2050/7", "1 2 3 4 5"]
 
 
+LONG = "9" * 240
+WORST = [
+    "CRON_TZ=Nowhere/City * * * * *",
+    "CRON_TZ=" + "a/" * 30 + "b * * * * *",
+    "0 0 0 31 2,4,6,9,11 * 1970-2099",
+    "0 0 0 29 2 MON#5 1970-2099",
+    "0 0 0 29 2 SUN 2098/1",
+    "0 0 0 31W 2,4,6,9,11 SUN#5 1970-2099",
+    "* * " + ",".join(["15W"] * 60) + " * *",
+    "* * * * " + ",".join(["MON#1"] * 40),
+    ",".join(["*"] * 120) + " * * * *",
+    "H(0-59)/1," * 20 + "1 * * * *",
+    f"*/{LONG} * * * *",
+    f"{LONG} * * * *",
+    f"1-{LONG} * * * *",
+    f"@every {LONG}h",
+    f"@every 0.{LONG}s",
+    "@every " + "1h" * 120,
+    "1 2 3 4 5 6",
+    "* " * 120,
+    "\x00" * 256,
+    "-" * 256,
+    "a" * 400_000,
+    "* " * 200_000,
+    "*," * 200_000,
+    "é" * 400_000,
+    " " * 400_000,
+]
+"""Texts made to be read slowly: whatever a refusal looks through, it looks through all of it."""
+
+
 def asked(text: str) -> None:
-    """Make a spec and ask it everything; only the package's own refusal may come of it."""
-    begun = time.thread_time()
-    refused: InvalidCronSpecError | None = None
-    try:
-        spec = CronSpec(text, "Europe/Berlin", name="n")
-    except InvalidCronSpecError as error:
-        refused = error
-    else:
-        after = datetime(2024, 10, 27, tzinfo=UTC)
-        spec.next(after)
-        spec.previous(after)
-        assert len(spec.describe()) < 800
-    # 50 ms of an idle machine's processor; a busy one counts its waits for memory, too.
-    assert time.thread_time() - begun < 0.25, text
+    """Make a spec and ask it everything; only the package's own refusal may come of it, and soon."""
+    took_s = math.inf
+    for _ in range(3):  # the best of three: a busy machine's waits for memory count as work, too
+        _plan_of.cache_clear()
+        began = time.thread_time()
+        refused: InvalidCronSpecError | None = None
+        try:
+            spec = CronSpec(text, "Europe/Berlin", name="n")
+        except InvalidCronSpecError as error:
+            refused = error
+        else:
+            after = datetime(2024, 10, 27, tzinfo=UTC)
+            spec.next(after)
+            spec.previous(after)
+            assert len(spec.describe()) < 800
+        took_s = min(took_s, time.thread_time() - began)
+        if took_s < 0.02:
+            break
+    assert took_s < 0.05, text
     assert refused is None or (len(refused.detail) < 600 and refused.detail.isprintable())
 
 
-def test_a_thousand_random_texts_are_read_or_refused_at_once() -> None:
-    rng = Random(7)
-    for _ in range(1_000):
+@pytest.mark.parametrize("text", WORST, ids=lambda text: text[:20].strip())
+def test_texts_made_to_be_read_slowly_are_not(text: str) -> None:
+    asked(text)
+
+
+@pytest.mark.parametrize(
+    ("seed", "count"),
+    [(7, 1_000), *(pytest.param(seed, 20_000, marks=pytest.mark.battery) for seed in (8, 9))],
+)
+def test_random_texts_are_read_or_refused_at_once(seed: int, count: int) -> None:
+    rng = Random(seed)
+    for _ in range(count):
         if rng.random() < 0.5:
             text = "".join(rng.choice(PIECES) for _ in range(rng.randint(1, 12)))
         else:

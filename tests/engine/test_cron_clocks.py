@@ -11,8 +11,9 @@ from itertools import pairwise
 import pytest
 import trio
 
-from dispatch import Clock, Dispatcher, MemoryStorage
-from dispatch.records import TaskRecord
+from dispatch import Clock, Dispatcher, MemoryStorage, QueueTask
+from dispatch.cron.spec import jitter_s
+from dispatch.records import TaskRecord, from_seconds
 from dispatch.storage.query import All
 
 from .work import JOB, Job, nothing, working
@@ -208,3 +209,28 @@ async def test_a_process_started_after_the_clock_was_put_right_fires_again(autoj
         assert task.total == 2
         assert task.last is not None
         assert task.last.timestamp() <= watched.wall()
+
+
+async def test_a_run_starts_at_its_tick_and_its_jitter_even_if_it_is_decided_late(autojump_clock: object) -> None:
+    wall = Wall()
+    storage = MemoryStorage(wall.clock)
+    ran: dict[str, list[float]] = {"stored": [], "function": []}
+
+    async def function() -> None:
+        ran["function"].append(wall())
+
+    async def handler(task: QueueTask[Job]) -> None:
+        ran["stored"].append(wall())
+
+    async with working(handler, storage=storage, clock=wall.clock) as dispatcher:
+        add = dispatcher.cron.add_with_name
+        await add("* * * * *", "stored", JOB(Job()), jitter=50.0)
+        await add("* * * * *", "function", function, jitter=50.0)
+        await trio.sleep(118)
+        wall.ahead_s = 4.0  # over a tick, which is decided two seconds or more after its moment
+        await trio.sleep(110)
+    for name, moments in ran.items():
+        assert len(moments) == 3
+        for moment in moments:
+            slot = moment // 60 * 60  # a jitter of 50 s stays in its minute
+            assert moment - slot == pytest.approx(jitter_s(name, from_seconds(slot), 50.0), abs=0.01)

