@@ -409,6 +409,7 @@ class QueueActors:
                     worker=self.worker,
                     wait_s=claim.started_at - claim.available_at,
                     cron=claim.cron,
+                    headers=claim.headers,
                 )
             )
         try:
@@ -476,6 +477,7 @@ class QueueActors:
                 raise StorageError(f"no answer within {SETTLE_DEADLINE_S:g} s")
         except StorageError as exc:
             self._look = True
+            self.observers.tell("storage_failed", "turn", exc)
             level = logging.WARNING if self._failures == 0 else logging.DEBUG
             log.log(level, "queue %s: the storage failed, trying again: %s", self.name, exc)
             pause_s = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
@@ -571,6 +573,10 @@ class QueueActors:
                 ending.claim.attempt,
                 answer.answer.value,
             )
+        if answer.answer is SettleAnswer.APPLIED:
+            for new in ending.transition.spawn:
+                at = self.storage.now()
+                self.observers.published(at, new.id, new.queue, new.type, new.cron, new.headers)
         if not self.observers.wants(kind):
             return
         claim, transition = ending.claim, ending.transition
@@ -590,6 +596,7 @@ class QueueActors:
                 error=transition.error,
                 failure_reason=answer.failure_reason,
                 cron=claim.cron,
+                headers=claim.headers,
             )
         )
 

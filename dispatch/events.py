@@ -4,20 +4,32 @@ Log lines, metrics, spans, the event stream and the dashboard are all readers of
 the same `TaskEvent`. An observer is a plain function, called at once and in
 order on the trio thread: it must be quick, must not block, and what it raises is
 logged and goes no further.
+
+It may offer more, under these names; what is not offered costs nothing:
+
+- `interested_in(kind)`: whether it would look at such an event at all.
+- `publishing(tasks, operation)`: a context manager around each publishing. It is
+  given the tasks and yields as many, with what is to travel in their headers;
+  `operation` is "send", or "create" for `run.publish`, which stores later.
+- `middleware`: a `Middleware` around each attempt, outside the user's own. Taken
+  up when the dispatcher is made, not by `observe()`.
+- `storage_failed(operation, error)`: a `StorageError` that the dispatcher met.
+- `cron_fired(name, lag_s)`: a tick was run, so many seconds after its moment.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final, Literal
 
 import attrs
 
-from dispatch.tasks import FailureReason
+from dispatch.tasks import NO_HEADERS, FailureReason, QueueTask
 
-__all__ = ["EventKind", "Observer", "Observers", "TaskEvent"]
+__all__ = ["EventKind", "Observer", "Observers", "Operation", "TaskEvent"]
 
 log: Final = logging.getLogger("dispatch.events")
 
@@ -48,6 +60,7 @@ class TaskEvent:
     `at` is UTC seconds by the storage's clock. `wait_s` is from falling due to
     the start, `run_s` from the start to the end, both None where they do not
     apply. `retry_in` is seconds until the next run, `error` type and message.
+    `headers` are the task's own: a trace's context is among them.
     """
 
     kind: EventKind
@@ -63,15 +76,20 @@ class TaskEvent:
     error: str | None = None
     failure_reason: FailureReason | None = None
     cron: str | None = None
+    headers: Mapping[str, str] = attrs.field(default=NO_HEADERS, repr=False)
 
 
 Observer = Callable[[TaskEvent], None]
+Operation = Literal["send", "create"]
+Publishing = Callable[
+    [Sequence[QueueTask[Any, Any]], Operation], AbstractContextManager[Sequence[QueueTask[Any, Any]]]
+]
 
 
 class Observers:
     """The observers of one dispatcher, in the order they were added."""
 
-    __slots__ = ("_interests", "_observers")
+    __slots__ = ("_interests", "_observers", "around_publishing")
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
         self._set(tuple(observers))
@@ -89,6 +107,12 @@ class Observers:
         self._interests: tuple[Callable[[EventKind], bool] | None, ...] = tuple(
             getattr(each, "interested_in", None) for each in observers
         )
+        self.around_publishing: tuple[Publishing, ...] = self.offered("publishing")
+
+    def offered(self, name: str) -> tuple[Any, ...]:
+        """What the observers offer under this name, in their order."""
+        found = (getattr(each, name, None) for each in self._observers)
+        return tuple(each for each in found if each is not None)
 
     def wants(self, kind: EventKind) -> bool:
         """Whether any observer would look at this kind: saves building an event nobody reads."""
@@ -104,3 +128,47 @@ class Observers:
                 observer(event)
             except Exception:
                 log.exception("observer %r failed on %s of task %s", observer, event.kind, event.task_id)
+
+    def published(
+        self,
+        at: float,
+        task_id: str,
+        queue: str,
+        task_type: str,
+        cron: str | None,
+        headers: Mapping[str, str],
+    ) -> None:
+        """Emit that a task was stored, by whichever way it came."""
+        if self.wants(EventKind.PUBLISHED):
+            self.emit(
+                TaskEvent(
+                    kind=EventKind.PUBLISHED,
+                    at=at,
+                    task_id=task_id,
+                    queue=queue,
+                    task_type=task_type,
+                    cron=cron,
+                    headers=headers,
+                )
+            )
+
+    def tell(self, name: Literal["storage_failed", "cron_fired"], *what: object) -> None:
+        """Call what the observers offer under this name; what one raises is logged."""
+        for function in self.offered(name):
+            try:
+                function(*what)
+            except Exception:
+                log.exception("observer %r failed", function)
+
+    @contextmanager
+    def publishing(
+        self, tasks: Sequence[QueueTask[Any, Any]], operation: Operation
+    ) -> Generator[Sequence[QueueTask[Any, Any]]]:
+        """Publish inside the block what is yielded; an observer that cannot begin is passed over."""
+        with ExitStack() as stack:
+            for around in self.around_publishing:
+                try:
+                    tasks = stack.enter_context(around(tasks, operation))
+                except Exception:
+                    log.exception("observer %r failed before publishing", around)
+            yield tasks

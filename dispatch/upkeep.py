@@ -80,7 +80,8 @@ class Upkeep:
             self._bell.arm()
 
     def attend(self) -> None:
-        """A queue was added: read its controls soon."""
+        """A queue was added: read its controls soon, and say so in the worker's record."""
+        self._beat_due = -inf
         self._bell.ring()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -93,6 +94,7 @@ class Upkeep:
                 try:
                     await self._round()
                 except StorageError as exc:
+                    self.observers.tell("storage_failed", "upkeep", exc)
                     if not started:
                         raise
                     log.warning("upkeep: the storage failed, trying again: %s", exc)
@@ -197,6 +199,7 @@ class Upkeep:
                     error=record.last_error,
                     failure_reason=record.failure_reason,
                     cron=record.cron,
+                    headers=record.headers,
                 )
             )
         mono = trio.current_time()

@@ -1,0 +1,1 @@
+"""Observers that ship: traces, metrics, log fields; with the real SDKs."""
