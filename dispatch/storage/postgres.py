@@ -22,7 +22,7 @@ date, and one bad plan would stop the work.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
@@ -149,7 +149,9 @@ class PostgresStorage(Storage):
             _with_options(dsn, FLOW_OPTIONS), connections, prepare_threshold=0 if prepare else None
         )
         self._reads = TrioPool(dsn, 2, prepare_threshold=5 if prepare else None)
-        self._flow.where = redacted(dsn)  # in messages: not with settings that the user did not give
+        self._flow.where = redacted(
+            dsn
+        )  # in messages: not with settings that the user did not give
         self._listens = listen
         self._ticks = ticks
         self._offset = 0.0
@@ -308,9 +310,15 @@ class PostgresStorage(Storage):
                         result = await action(connection, outcome)
                 else:
                     result = await action(connection, outcome)
-            except (Again, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as exc:
+            except (
+                Again,
+                psycopg.errors.DeadlockDetected,
+                psycopg.errors.SerializationFailure,
+            ) as exc:
                 if not left:
-                    raise StorageError(f"{redacted(self._dsn)}: {TRIES} times in conflict with others") from exc
+                    raise StorageError(
+                        f"{redacted(self._dsn)}: {TRIES} times in conflict with others"
+                    ) from exc
                 continue
             self._follow(outcome)
             return result
@@ -337,7 +345,11 @@ class PostgresStorage(Storage):
         self, tasks: Sequence[NewTask], *, bounded: bool = False, by: tuple[str, int] | None = None
     ) -> list[EnqueueResult]:
         if by is not None:
-            return await self._step(lambda connection, outcome: self._enqueue_by(connection, outcome, tasks, bounded, by))
+            return await self._step(
+                lambda connection, outcome: self._enqueue_by(
+                    connection, outcome, tasks, bounded, by
+                )
+            )
         self._check_open()
         await trio.lowlevel.checkpoint_if_cancelled()
         if not tasks:
@@ -445,17 +457,27 @@ class PostgresStorage(Storage):
             trio.lowlevel.reschedule(job.caller)
 
     async def _store(self, jobs: list[_Job]) -> None:
+        """Store plain tasks by one statement, and others in one transaction: each job in one of them."""
         bounded = jobs[0].bounded
+        jobs.sort(key=lambda job: not self._tasks.are_plain(job.tasks, bounded=bounded))
         tasks = [new for job in jobs for new in job.tasks]
-        stored: list[EnqueueResult | None] = [None] * len(tasks)
-        if all(new.unique is None for new in tasks):
+        plain = [
+            new
+            for job in jobs
+            if self._tasks.are_plain(job.tasks, bounded=bounded)
+            for new in job.tasks
+        ]
+        stored: list[EnqueueResult | None] = []
+        if plain:
             stored = await self._step(
                 lambda connection, outcome: self._tasks.enqueue_plain(
-                    connection, tasks, outcome, bounded=bounded
+                    connection, plain, outcome, bounded=bounded
                 ),
                 atomic=False,
             )
+        stored += [None] * (len(tasks) - len(plain))
         left = [new for new, result in zip(tasks, stored, strict=True) if result is None]
+        decided: Iterator[EnqueueResult] = iter(())
         if left:
             decided = iter(
                 await self._step(
@@ -464,10 +486,9 @@ class PostgresStorage(Storage):
                     )
                 )
             )
-            stored = [next(decided) if result is None else result for result in stored]
-        answers = iter(stored)
+        answers = iter([next(decided) if result is None else result for result in stored])
         for job in jobs:
-            job.results = [result for _, result in zip(job.tasks, answers, strict=False) if result is not None]
+            job.results = [next(answers) for _ in job.tasks]
 
     def _fail_jobs(self, why: str) -> None:
         """Wake who waits for a statement that will not be made."""
@@ -591,7 +612,9 @@ class PostgresStorage(Storage):
                 lambda connection: self._tasks.would_alter(connection, where, change, limit)
             )
         return await self._step(
-            lambda connection, outcome: self._tasks.alter(connection, where, change, limit, outcome),
+            lambda connection, outcome: self._tasks.alter(
+                connection, where, change, limit, outcome
+            ),
             shielded=False,
         )
 
@@ -607,9 +630,12 @@ class PostgresStorage(Storage):
             lambda connection, outcome: self._registry.declare(connection, queues, outcome),
             shielded=False,
         )
+        self._tasks.know(queues)
 
     async def queues(self) -> list[QueueRecord]:
-        return await self._read(self._registry.queues)
+        records = await self._read(self._registry.queues)
+        self._tasks.know(records)
+        return records
 
     async def alter_queue(
         self, name: str, *, paused: bool | None = None, concurrency: int | Keep | None = KEEP

@@ -61,6 +61,8 @@ OVERDUE: Final = (
     " WHERE q.name = %(queue)s AND t.available_at <= (SELECT now FROM clock))"
 )
 """A task that let others of its key pass is due: the lines must be put in order first."""
+WHOLE: Final = " AND (SELECT count(*) FROM held) = cardinality(%(done)s::text[])"
+"""Where a run could not be ended, nothing is claimed: that comes after what else must be done."""
 TYPES_WANTED: Final = (
     " JOIN unnest(%(types)s::text[], %(versions)s::int8[]) AS w (type, version)"
     " ON l.type = w.type AND l.version <= w.version"
@@ -68,7 +70,7 @@ TYPES_WANTED: Final = (
 LANE: Final = (
     "lane AS MATERIALIZED (SELECT l.id, l.tagged FROM @.queues q JOIN @.lanes l ON l.queue = q.id{types}"
     " WHERE q.name = %(queue)s AND NOT q.paused AND (l.tagged = FALSE OR %(tagged)s)"
-    f" AND (%(within)s OR (q.max_running IS NULL AND q.rate_count IS NULL)) AND NOT {OVERDUE})"
+    f" AND (%(within)s OR (q.max_running IS NULL AND q.rate_count IS NULL)) AND NOT {OVERDUE}{{whole}})"
 )
 PLAIN_RANGES: Final = (
     "SELECT t.seq, t.priority, t.available_at FROM lane CROSS JOIN generate_series(0, 3) AS p (priority)"
@@ -141,9 +143,7 @@ LIMITS: Final = (
     " WHERE name = %s AND (max_running IS NOT NULL OR rate_count IS NOT NULL) FOR NO KEY UPDATE"
 )
 """Whoever claims from a limited queue does so alone."""
-RUNNING: Final = (
-    "SELECT count(*) FROM (SELECT 1 FROM @.tasks WHERE queue = %s AND state = 3 LIMIT %s) AS running"
-)
+RUNNING: Final = "SELECT count(*) FROM (SELECT 1 FROM @.tasks WHERE queue = %s AND state = 3 LIMIT %s) AS running"
 SPEND: Final = "UPDATE @.queues SET tokens = %s, tokens_at = %s WHERE id = %s"
 NULLS: Final = ", ".join(
     f"NULL::{type_}"
@@ -238,7 +238,7 @@ class PostgresClaims:
         worker: str,
         lease: float | None,
     ) -> tuple[Ended, Claimed]:
-        """End runs that succeeded, and claim, in one statement."""
+        """End runs that succeeded and, if that ended all of them, claim; in one statement."""
         ended: Ended = {}
         taken, due = await self._claim(
             connection, want, worker, lease, outcome, ending=_ends(transitions), ended=ended
@@ -301,6 +301,8 @@ class PostgresClaims:
             if ending is not None and ended is not None:
                 over = [(row[2], row[4], row[15]) for row in rows if row[0] == -1]
                 ended |= self._ended(over, outcome)
+                if len(ended) < len(ending["done"]):
+                    return [], None  # nothing was claimed: see WHOLE
                 ending = None
             if limited:
                 self.limited.add(want.queue)
@@ -370,7 +372,10 @@ class PostgresClaims:
                 clock=CLOCK.removeprefix("WITH "),
                 ending=f"{ENDING}," if ending else "",
                 ended=ENDED_ROWS if ending else "",
-                lane=LANE.format(types="" if want.types is None else TYPES_WANTED),
+                lane=LANE.format(
+                    types="" if want.types is None else TYPES_WANTED,
+                    whole=WHOLE if ending else "",
+                ),
                 sets=sets,
                 level=LEVEL,
                 ranges=ranges,

@@ -57,7 +57,17 @@ from dispatch.storage.query import (
     matches,
 )
 
-__all__ = ["CLOCK", "Condition", "condition", "count", "find", "history", "looks_into_payload", "matching", "sequences"]
+__all__ = [
+    "CLOCK",
+    "Condition",
+    "condition",
+    "count",
+    "find",
+    "history",
+    "looks_into_payload",
+    "matching",
+    "sequences",
+]
 
 CLOCK: Final = "WITH clock AS MATERIALIZED (SELECT @.now_s() AS now)"
 NOW: Final = "(SELECT now FROM clock)"
@@ -134,9 +144,13 @@ def _leaf(where: Where) -> Condition:
         case Ids():
             return _among("t.id = ANY (%s)", where.values)
         case Queues():
-            return _among("t.queue = ANY (ARRAY(SELECT id FROM @.queues WHERE name = ANY (%s)))", where.values)
+            return _among(
+                "t.queue = ANY (ARRAY(SELECT id FROM @.queues WHERE name = ANY (%s)))", where.values
+            )
         case Types():
-            return _among("t.lane = ANY (ARRAY(SELECT id FROM @.lanes WHERE type = ANY (%s)))", where.values)
+            return _among(
+                "t.lane = ANY (ARRAY(SELECT id FROM @.lanes WHERE type = ANY (%s)))", where.values
+            )
         case Keys():
             return _among("(t.key IS NOT NULL AND t.key = ANY (%s))", where.values)
         case Crons():
@@ -148,7 +162,9 @@ def _leaf(where: Where) -> Condition:
                 return Condition(FALSE)
             if value is None:
                 return Condition("(t.headers IS NOT NULL AND t.headers ? %s)", (name,))
-            return Condition("(t.headers IS NOT NULL AND coalesce(t.headers ->> %s = %s, FALSE))", (name, value))
+            return Condition(
+                "(t.headers IS NOT NULL AND coalesce(t.headers ->> %s = %s, FALSE))", (name, value)
+            )
         case Priorities(least, most):
             return Condition("(t.priority >= %s AND t.priority <= %s)", (least, most))
         case Attempt(least, most):
@@ -158,7 +174,9 @@ def _leaf(where: Where) -> Condition:
         case Time():
             return _time(where)
         case _:
-            raise InvalidConfigError(f"not a query: {where!r}; build one from dispatch.storage.query")
+            raise InvalidConfigError(
+                f"not a query: {where!r}; build one from dispatch.storage.query"
+            )
 
 
 def _among(sql: str, values: frozenset[str]) -> Condition:
@@ -183,7 +201,9 @@ def _statuses(values: frozenset[str], state: State | None) -> Condition:
             return Condition(TRUE)
         return shown if state in PENDING else Condition(FALSE)
     pending = Condition("t.state <= 2").joined(shown, word="AND", empty=TRUE)
-    among = Condition("t.state = ANY (%s)", (sorted(map(int, plain)),)) if plain else Condition(FALSE)
+    among = (
+        Condition("t.state = ANY (%s)", (sorted(map(int, plain)),)) if plain else Condition(FALSE)
+    )
     return among.joined(pending, word="OR", empty=FALSE)
 
 
@@ -360,7 +380,9 @@ async def count(
     for source in sources(where):
         limit = "" if bound is None else " LIMIT %s"
         later = f"t.available_at > {NOW}" if "status" in by else "FALSE"
-        arms.append(f"(SELECT t.lane, t.state, {later} AS later FROM @.tasks t WHERE {source.sql}{limit})")
+        arms.append(
+            f"(SELECT t.lane, t.state, {later} AS later FROM @.tasks t WHERE {source.sql}{limit})"
+        )
         values += [*source.values, *(() if bound is None else (bound,))]
     if not arms:
         return {}
@@ -369,7 +391,8 @@ async def count(
         found = f"SELECT * FROM ({found}) AS several LIMIT %s"
         values.append(bound)
     cursor = await connection.execute(
-        sql(f"{CLOCK} SELECT lane, state, later, count(*) FROM ({found}) AS each GROUP BY 1, 2, 3"), values
+        sql(f"{CLOCK} SELECT lane, state, later, count(*) FROM ({found}) AS each GROUP BY 1, 2, 3"),
+        values,
     )
     rows = await cursor.fetchall()
     await lanes.meet(connection, {row[0] for row in rows})
@@ -397,7 +420,9 @@ async def _count_looking(
     bound: int | None,
 ) -> dict[tuple[str, ...], int]:
     counts: dict[tuple[str, ...], int] = {}
-    async with aclosing(matching(connection, sql, lanes, where, Order.NEWEST, None, CHUNK)) as found:
+    async with aclosing(
+        matching(connection, sql, lanes, where, Order.NEWEST, None, CHUNK)
+    ) as found:
         async for record, now in found:
             group = tuple(group_value(record, name, now) for name in by)
             counts[group] = counts.get(group, 0) + 1

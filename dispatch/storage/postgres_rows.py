@@ -183,7 +183,9 @@ class Lanes:
         """Learn the lanes that these rows are in. Rows are only seen committed, and so are lanes."""
         if all(number in self._by_id for number in numbers):
             return
-        cursor = await connection.execute(self._sql(f"{LANES} WHERE NOT l.id = ANY (%s)"), (list(self._by_id),))
+        cursor = await connection.execute(
+            self._sql(f"{LANES} WHERE NOT l.id = ANY (%s)"), (list(self._by_id),)
+        )
         self.note([Lane(*row) for row in await cursor.fetchall()])
 
     async def make(

@@ -24,10 +24,12 @@ stays within its page (a heap-only update).
 Storage parameters. `fillfactor = 80` leaves room on each page for that. A queue
 table dies quickly: autovacuum comes after one dead row in fifty, not in five, and
 with a larger budget per round, so that claims do not step over dead entries.
-Payloads stay in the row while it is below PostgreSQL's 2 kB: one that is copied
-twice costs less than a second table with its index. Larger ones PostgreSQL keeps
-beside the row by itself (TOAST), and an update that does not touch them does not
-copy them.
+Payload and result stay in the row. Beyond 2 kB PostgreSQL keeps them beside it by
+itself (TOAST), and an update that does not touch them does not copy them. Below,
+they are copied by the claim and by the settle. Measured against a second table
+for them: with 128 bytes both made as much log and one table was the faster; from
+512 bytes to 2 kB the second table saved a quarter to a third of the log. Small
+payloads are the rule, and one table is simpler to read, to look into, to prune.
 
 Migrations are applied by `migrate` alone, never by opening a storage.
 """

@@ -64,16 +64,25 @@ from dispatch.storage.psycopg_trio import TrioConnection, psycopg
 from dispatch.storage.texts import unique_to_text
 from dispatch.tasks import OnClash, TaskStatus
 
-__all__ = ["INSERTED", "QUEUES", "Again", "Outcome", "Queue", "Step", "column", "insert_sql", "promote", "transaction"]
+__all__ = [
+    "INSERTED",
+    "QUEUES",
+    "Again",
+    "Outcome",
+    "Queue",
+    "Step",
+    "column",
+    "insert_sql",
+    "promote",
+    "transaction",
+]
 
 HISTORY_LIMIT: Final = 1_000
 """Runs kept per task; of a longer history the oldest go."""
 UNIQUE_STRIPES: Final = 1_024
 LINE_STRIPES: Final = 256
 
-LOCK_STRIPES: Final = (
-    "SELECT pg_advisory_xact_lock(hashtext('dispatch @.'), stripe) FROM unnest(%s::int4[]) AS stripe"
-)
+LOCK_STRIPES: Final = "SELECT pg_advisory_xact_lock(hashtext('dispatch @.'), stripe) FROM unnest(%s::int4[]) AS stripe"
 LOAD: Final = f"SELECT {COLUMNS} FROM @.tasks t WHERE {{}} ORDER BY t.seq FOR UPDATE"
 WAITING: Final = (
     "SELECT count(*) FROM ("
@@ -166,7 +175,9 @@ def due_at(new: NewTask, now: float) -> float:
 def insert_sql(columns: Iterable[str], rest: str) -> str:
     """An INSERT of tasks given as arrays, one per column of them; `rest` follows the unnest."""
     names = list(columns)
-    arrays = ", ".join(f"%s::{TYPES.get(name, 'float8').replace('jsonb', 'text')}[]" for name in names)
+    arrays = ", ".join(
+        f"%s::{TYPES.get(name, 'float8').replace('jsonb', 'text')}[]" for name in names
+    )
     return f"unnest({arrays}) WITH ORDINALITY AS g ({', '.join(names)}, ord){rest}"
 
 
@@ -258,12 +269,15 @@ class Step:
         lines = [
             (queue.id, new.key)
             for new in news
-            if new.key is not None and (queue := self.queues.get(new.queue)) is not None and queue.keyed
+            if new.key is not None
+            and (queue := self.queues.get(new.queue)) is not None
+            and queue.keyed
         ]
         which, values = _which(wanted, keys, states, seqs)
         if any(queue.keyed for queue in self.queues.values()):
             cursor = await connection.execute(
-                sql(f"SELECT t.queue, t.key FROM @.tasks t WHERE t.key IS NOT NULL AND ({which})"), values
+                sql(f"SELECT t.queue, t.key FROM @.tasks t WHERE t.key IS NOT NULL AND ({which})"),
+                values,
             )
             lines += self._keyed(await cursor.fetchall())
         await self._lock([*map(_unique_stripe, keys), *map(_line_stripe, lines)])
@@ -280,7 +294,9 @@ class Step:
         for stored in await self._load(which, values):
             self._note(stored)
         # Rows that came between: their lines are locked late, at the risk of a deadlock.
-        await self._lock(_line_stripe(row.line) for row in self._rows.values() if row.line is not None)
+        await self._lock(
+            _line_stripe(row.line) for row in self._rows.values() if row.line is not None
+        )
         if bounded:
             await self._count_waiting(news)
 
@@ -575,10 +591,7 @@ class Step:
                 stored.queue_id,
                 int(stored.state),
                 stored.lined,
-                *(
-                    column(name, stored.record, lanes[stored.address()])
-                    for name in INSERTED
-                ),
+                *(column(name, stored.record, lanes[stored.address()]) for name in INSERTED),
             )
             for stored in self._fresh
         ]
@@ -638,7 +651,9 @@ def _which(
 
 def _states(uniques: Iterable[UniqueKey | None]) -> list[int]:
     """The states in which a stored task could clash with one of these."""
-    statuses = frozenset[TaskStatus]().union(*(each.statuses for each in uniques if each is not None))
+    statuses = frozenset[TaskStatus]().union(
+        *(each.statuses for each in uniques if each is not None)
+    )
     return sorted(state for state, status in STATUS.items() if status in statuses)
 
 

@@ -7,7 +7,7 @@ tasks, bounds, failures, stale fences.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from dispatch.storage.postgres_schema import State
 from dispatch.storage.postgres_step import (
     INSERTED,
     Outcome,
+    Queue,
     Step,
     column,
     insert_sql,
@@ -38,6 +39,7 @@ from dispatch.storage.protocol import (
     Claimed,
     EnqueueAnswer,
     EnqueueResult,
+    QueueRecord,
     RenewAnswer,
     SettleResult,
     Topic,
@@ -82,6 +84,7 @@ EXPIRED: Final = (
     " ORDER BY lease_until, seq LIMIT %s"
 )
 
+
 class PostgresTasks:
     """The task methods of the hook, each on a connection that the caller lends.
 
@@ -92,8 +95,31 @@ class PostgresTasks:
         self._sql = sql
         self._lanes = lanes
         self.claims = PostgresClaims(sql, lanes)
+        # As last seen: a mistake costs a statement more, and is noticed by it.
         self._keyed: set[str] = set()
-        """Queues last seen keyed: where a success lets the next of its key run, and comes first."""
+        """Queues in which a success lets the next of its key run, and so must come first."""
+        self._bounded: set[str] = set()
+
+    def know(self, queues: Iterable[QueueRecord | Queue]) -> None:
+        """Remember what was just read of queues."""
+        for queue in queues:
+            for names, holds in (
+                (self._keyed, queue.keyed),
+                (self._bounded, queue.max_waiting is not None),
+            ):
+                if holds:
+                    names.add(queue.name)
+                else:
+                    names.discard(queue.name)
+
+    def are_plain(self, tasks: Sequence[NewTask], *, bounded: bool) -> bool:
+        """Whether these, as far as is known, depend on no stored task: `enqueue_plain` will do."""
+        return not any(
+            new.unique is not None
+            or (new.key is not None and new.queue in self._keyed)
+            or (bounded and new.queue in self._bounded)
+            for new in tasks
+        )
 
     def _new_step(self, connection: TrioConnection[Any]) -> Step:
         """A step in the connection's open transaction."""
@@ -115,7 +141,9 @@ class PostgresTasks:
         stored: dict[str, tuple[float, float]] = {}
         if fit:
             known = [number for number in numbers if number is not None]
-            cursor = await connection.execute(*self._insert(fit, known, bounded=bounded), binary=True)
+            cursor = await connection.execute(
+                *self._insert(fit, known, bounded=bounded), binary=True
+            )
             stored = {row[0]: (row[1], row[2]) for row in await cursor.fetchall()}
         results: list[EnqueueResult | None] = []
         for new in tasks:
@@ -160,7 +188,9 @@ class PostgresTasks:
             name: [column(name, new, number) for new, number in zip(tasks, numbers, strict=True)]
             for name in names
         }
-        selected = (f"g.{name}::jsonb" if name in ("headers", "tags") else f"g.{name}" for name in names)
+        selected = (
+            f"g.{name}::jsonb" if name in ("headers", "tags") else f"g.{name}" for name in names
+        )
         fits = "(NOT q.keyed OR g.key IS NULL)" if "key" in names else "TRUE"
         if bounded:
             fits += " AND (q.max_waiting IS NULL OR g.at > c.now OR g.delay > 0)"
@@ -188,6 +218,7 @@ class PostgresTasks:
         results = [step.store(new, bounded=bounded) for new in tasks]
         await step.write()
         outcome.add(step)
+        self.know(step.queues.values())
         return results
 
     async def holds(self, connection: TrioConnection[Any], fence: tuple[str, int]) -> bool:
@@ -224,7 +255,7 @@ class PostgresTasks:
                 decided = iter([step.settle(each) for each in left])
                 await step.write()
             outcome.add(step)
-            self._keyed = {name for name, queue in step.queues.items() if queue.keyed}
+            self.know(step.queues.values())
         return [
             SettleResult(
                 each.id, each.epoch, SettleAnswer.APPLIED, TaskStatus.SUCCEEDED, ended[each.id]
@@ -253,18 +284,27 @@ class PostgresTasks:
         worker: str,
         lease: float | None,
     ) -> tuple[list[SettleResult], Claimed]:
-        """See `Storage.turn`. No transaction: what the one statement leaves comes after it.
+        """See `Storage.turn`. Ordinarily one statement; what that leaves, in one transaction.
 
-        Should that fail, a repeat finds the others settled, and what was
-        claimed comes back by rescue.
+        Should the second fail, a repeat finds settled what the first has settled.
         """
         ended, claimed = await self.claims.turn(
             connection, transitions, want, outcome, worker=worker, lease=lease
         )
-        return await self._settle_others(connection, transitions, ended, outcome), claimed
+        if len(ended) == len(transitions):
+            return await self._settle_others(connection, transitions, ended, outcome), claimed
+        async with transaction(connection):
+            settled = await self._settle_others(connection, transitions, ended, outcome)
+            claimed = await self.claims.claim(
+                connection, [want], outcome, worker=worker, lease=lease
+            )
+        return settled, claimed
 
     async def renew(
-        self, connection: TrioConnection[Any], claims: Sequence[tuple[str, int]], lease: float | None
+        self,
+        connection: TrioConnection[Any],
+        claims: Sequence[tuple[str, int]],
+        lease: float | None,
     ) -> list[RenewAnswer]:
         """See `TaskStore.renew`."""
         values = {
@@ -344,7 +384,9 @@ class PostgresTasks:
     ) -> list[str]:
         """What `alter` would answer. Reads only."""
         found: list[str] = []
-        rows = matching(connection, self._sql, self._lanes, where, Order.OLDEST, None, CHUNK, every=True)
+        rows = matching(
+            connection, self._sql, self._lanes, where, Order.OLDEST, None, CHUNK, every=True
+        )
         async with aclosing(rows):
             async for record, now in rows:
                 if limit is not None and len(found) >= limit:
@@ -381,11 +423,20 @@ class PostgresTasks:
     ) -> tuple[str, list[Any]]:
         """A query for the `seq` of what is to go, oldest end first, beside `CLOCK`."""
         states = [State.SUCCEEDED, State.CANCELLED, *([State.FAILED] if spec.dead_letters else [])]
-        considered = Condition(f"t.state >= 5 AND t.state IN ({', '.join(str(int(each)) for each in states)})")
+        considered = Condition(
+            f"t.state >= 5 AND t.state IN ({', '.join(str(int(each)) for each in states)})"
+        )
         narrowed = condition(spec.where)
         if looks_into_payload(spec.where):
             rows = matching(
-                connection, self._sql, self._lanes, spec.where, Order.OLDEST, None, CHUNK, every=True
+                connection,
+                self._sql,
+                self._lanes,
+                spec.where,
+                Order.OLDEST,
+                None,
+                CHUNK,
+                every=True,
             )
             seqs = [record.seq async for record, _ in rows if record.status.is_terminal]
             narrowed = Condition("t.seq = ANY (%s)", (seqs,))
@@ -418,7 +469,9 @@ def _beyond(spec: PruneSpec, considered: Condition) -> str:
             " AND (t.finished_at, t.seq) <= (SELECT t.finished_at, t.seq FROM @.tasks t"
             f"  WHERE {considered.sql} ORDER BY 1 DESC, 2 DESC OFFSET %s LIMIT 1) ORDER BY 1, 2 LIMIT %s)"
         )
-    group = "t.queue" if spec.per == "queue" else "(SELECT l.type FROM @.lanes l WHERE l.id = t.lane)"
+    group = (
+        "t.queue" if spec.per == "queue" else "(SELECT l.type FROM @.lanes l WHERE l.id = t.lane)"
+    )
     return (
         "(SELECT t.finished_at, t.seq FROM (SELECT t.finished_at, t.seq, row_number() OVER"
         f"  (PARTITION BY {group} ORDER BY t.finished_at DESC, t.seq DESC) AS newer"

@@ -18,8 +18,8 @@ from dispatch.storage.postgres_schema import migrate
 from dispatch.storage.psycopg_trio import TrioConnection, TrioPool, psycopg
 
 START = 1_700_000_000.25
-CLOCK = f"""
-CREATE TABLE @.test_clock AS SELECT {START}::float8 AS now;
+CLOCK = """
+CREATE TABLE @.test_clock AS SELECT 0::float8 AS now;
 CREATE OR REPLACE FUNCTION @.now_s() RETURNS float8 LANGUAGE sql VOLATILE AS
 $$ SELECT now FROM @.test_clock $$;
 """
@@ -30,9 +30,7 @@ def prepare(dsn: str, schema: str = "dispatch") -> None:
     """Make the schema, with a clock that is a row of a table."""
     migrate(dsn, schema=schema)
     with psycopg.connect(dsn) as connection:
-        connection.execute(
-            CLOCK.replace("@", schema).encode()
-        )
+        connection.execute(CLOCK.replace("@", schema).encode())
 
 
 class Hoard(TrioPool):
@@ -40,6 +38,7 @@ class Hoard(TrioPool):
 
     def __init__(self, pool: TrioPool, name: str, hoard: list[TrioConnection]) -> None:
         super().__init__(pool._conninfo, pool._size, prepare_threshold=pool._prepare_threshold)
+        self.where = pool.where
         self.name = name
         self.hoard = hoard
         self.named: set[TrioConnection] = set()
@@ -47,8 +46,6 @@ class Hoard(TrioPool):
 
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[TrioConnection]:
-        if not self._rest and self.hoard:
-            self._rest.append(self.hoard.pop())
         async with super().connection() as lent:
             if lent not in self.named:
                 self.named.add(lent)
@@ -58,6 +55,11 @@ class Hoard(TrioPool):
                 yield lent
             finally:
                 lent.__class__ = TrioConnection
+
+    async def _take(self) -> TrioConnection:
+        if not self._rest and self.hoard:
+            self._rest.append(self.hoard.pop())
+        return await super()._take()
 
     async def aclose(self) -> None:
         self.hoard += self._rest
@@ -93,7 +95,7 @@ class Stage:
     def clear(self) -> None:
         """Empty every table, and turn the clock back."""
         for name in TABLES:
-            self.execute("DELETE FROM @." + name)
+            self.execute(f"DELETE FROM @.{name}")  # noqa: S608 - names of our own
         self.set(START)
 
     def set(self, now: float) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
-from typing import ClassVar
+from types import FunctionType
+from typing import Any, ClassVar
 
 import pytest
 
@@ -22,7 +23,21 @@ def stage(server: PostgresServer) -> Iterator[Stage]:
     opened.close()
 
 
+def in_battery(test: Any) -> Any:
+    """The same case in the other tier: where every exchange is cut once, there are hundreds."""
+    copy = FunctionType(test.__code__, test.__globals__, test.__name__, test.__defaults__)
+    copy.pytestmark = list(test.pytestmark)
+    return pytest.mark.battery(copy)
+
+
 class TestPostgresStorage(StorageConformance):
+    test_a_call_that_fails_anywhere_did_all_or_nothing = in_battery(
+        StorageConformance.test_a_call_that_fails_anywhere_did_all_or_nothing
+    )
+    test_a_call_cancelled_anywhere_did_all_or_nothing = in_battery(
+        StorageConformance.test_a_call_cancelled_anywhere_did_all_or_nothing
+    )
+
     stage: ClassVar[Stage]
 
     @pytest.fixture(scope="class", autouse=True)

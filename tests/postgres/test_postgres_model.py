@@ -32,7 +32,9 @@ class PostgresMachine(StorageMachine):
     def succeed(self, data: st.DataObject) -> None:
         """Two plain successes and the next claim in one turn: the statements of the ordinary flow."""
         running = self.model.running()[:2]
-        ends = [Transition(each.id, each.epoch, TransitionKind.DONE, result=b"2") for each in running]
+        ends = [
+            Transition(each.id, each.epoch, TransitionKind.DONE, result=b"2") for each in running
+        ]
         want = Want(queue="q", limit=1, max_retry=1)
         settled, claimed = self.run.call(
             lambda: self.storage.turn(ends, [want], worker="w", lease=10.0)

@@ -1,0 +1,539 @@
+"""PostgreSQL alone: schema and migrations, other processes, the user's transactions, plans."""
+
+# pyright: reportPrivateUsage=false
+# Plans are asked for on the storage's own connections, which are set up for it.
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy
+import trio
+import trio.testing
+from psycopg.rows import dict_row
+
+from dispatch.bell import Bell
+from dispatch.errors import ClosedError, InvalidConfigError, StorageError
+from dispatch.lifecycle import SettleAnswer
+from dispatch.records import Claim, NewTask, Transition, TransitionKind
+from dispatch.storage import postgres
+from dispatch.storage.postgres import PostgresStorage
+from dispatch.storage.postgres_claim import _values
+from dispatch.storage.postgres_schema import SCHEMA_VERSION, migrate, migration_sql
+from dispatch.storage.protocol import EnqueueAnswer, QueueRecord, Topic, TopicKind, Want
+from dispatch.storage.psycopg_trio import TrioConnection, psycopg
+from dispatch.storage.query import All, Ids, Queues, Statuses
+from dispatch.testing.postgres import PostgresServer
+from dispatch.testing.workbench import Workbench, unique
+from tests.postgres.stage import Stage
+
+SECRET = "hunter2"  # noqa: S105 - of nobody
+QUEUE = Topic(TopicKind.QUEUE, "q")
+
+
+@pytest.fixture(scope="module")
+def stage(server: PostgresServer) -> Iterator[Stage]:
+    opened = Stage(server.fresh_database())
+    yield opened
+    opened.close()
+
+
+def new(id: str, **fields: Any) -> NewTask:  # noqa: A002
+    return NewTask(id=id, **{"queue": "q", "type": "t", "payload": b"{}", **fields})
+
+
+async def woken(storage: PostgresStorage, change: Callable[[], Any], within_s: float) -> bool:
+    bell = Bell()
+    with storage.watch(bell, QUEUE):
+        await trio.sleep(0.02)  # what was rung before is heard before
+        await bell.wait(0.0)
+        result = change()
+        if result is not None:
+            await result
+        with trio.move_on_after(within_s) as scope:
+            await bell.wait()
+    return not scope.cancelled_caught
+
+
+# ---- schema ------------------------------------------------------------------
+
+
+async def refusal(dsn: str, **settings: Any) -> str:
+    with pytest.raises(StorageError) as caught:
+        async with PostgresStorage(dsn, **settings):
+            raise AssertionError("it opened")
+    return caught.value.detail
+
+
+async def test_a_database_without_the_schema_is_refused_with_the_remedy(database: str) -> None:
+    assert await refusal(database) == (
+        "schema 'dispatch' is missing and this trio-dispatch needs version 1: run `dispatch migrate` "
+        "with this database's URL (`dispatch migrate --sql` prints it)"
+    )
+
+
+async def test_migrating_makes_it_and_once_more_changes_nothing(database: str) -> None:
+    assert migrate(database) == (0, SCHEMA_VERSION)
+    assert migrate(database) == (SCHEMA_VERSION, SCHEMA_VERSION)
+    async with PostgresStorage(database) as storage:
+        assert await storage.queues() == []
+
+
+async def test_two_that_migrate_at_once_make_it_once(database: str) -> None:
+    found: list[tuple[int, int]] = []
+    both = [threading.Thread(target=lambda: found.append(migrate(database))) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert sorted(found) == [(0, SCHEMA_VERSION), (SCHEMA_VERSION, SCHEMA_VERSION)]
+
+
+async def test_the_printed_script_makes_the_same_and_can_be_run_by_hand(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(migration_sql("jobs").encode())
+    assert migrate(database, schema="jobs") == (SCHEMA_VERSION, SCHEMA_VERSION)
+    async with PostgresStorage(database, schema="jobs") as storage:
+        assert await storage.queues() == []
+
+
+async def test_a_newer_schema_is_used_where_it_says_so_and_else_refused(database: str) -> None:
+    migrate(database)
+    add = "INSERT INTO dispatch.migrations (version, oldest_code) VALUES (%s, %s)"
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(add, (98, SCHEMA_VERSION))
+        async with PostgresStorage(database) as storage:
+            assert await storage.queues() == []
+        connection.execute(add, (99, SCHEMA_VERSION + 1))
+    newer = (
+        "schema 'dispatch' was made by a newer trio-dispatch (version 99; this one knows 1): "
+        "upgrade the package in this process"
+    )
+    assert await refusal(database) == newer
+    with pytest.raises(StorageError) as caught:
+        migrate(database)
+    assert caught.value.detail == newer
+
+
+async def test_two_schemas_in_one_database_do_not_meet(database: str) -> None:
+    for schema in ("one", "two"):
+        migrate(database, schema=schema)
+    async with (
+        PostgresStorage(database, schema="one") as one,
+        PostgresStorage(database, schema="two") as two,
+    ):
+        await one.declare([QueueRecord(name="q")])
+        assert await two.queues() == []
+        assert not await woken(two, lambda: one.enqueue([new("a")]), 0.2)
+
+
+@pytest.mark.parametrize("name", ["", "1a", "pg_own", "a b", 'a"b', "Ä", "A", "a" * 49])
+def test_a_schemas_name_is_one_that_needs_no_quotes(name: str) -> None:
+    with pytest.raises(InvalidConfigError, match="schema must be 1 to 48 characters of a-z 0-9 _"):
+        PostgresStorage("", schema=name)
+
+
+async def test_what_cannot_be_opened_is_told_without_the_password(server: PostgresServer) -> None:
+    storage = PostgresStorage(server.dsn_of("nowhere", password=SECRET))
+    assert SECRET not in repr(storage)
+    with pytest.raises(StorageError, match='database "nowhere" does not exist') as caught:
+        async with storage:
+            raise AssertionError("it opened")
+    assert SECRET not in caught.value.detail
+
+
+# ---- open and closed -----------------------------------------------------------
+
+
+async def test_a_closed_storage_says_so_and_is_not_opened_again(stage: Stage) -> None:
+    async with stage.open() as (storage, _):
+        await storage.declare([QueueRecord(name="q")])
+    for call in (lambda: storage.enqueue([new("a")]), storage.queues, storage.rescue):
+        with pytest.raises(ClosedError, match="it is not open"):
+            await call()
+    with pytest.raises(InvalidConfigError, match="opened once already; make a new one"):
+        async with storage:
+            raise AssertionError("it opened")
+
+
+async def test_now_is_the_databases_clock(stage: Stage) -> None:
+    stage.clear()
+    stage.set(stage.now + 1_000.0)
+    behind = stage.storage()
+    behind._ticks = lambda: 5.0
+    async with behind as storage:
+        assert storage.now() == stage.now
+
+
+async def test_many_publishers_share_a_statement(stage: Stage) -> None:
+    async with stage.open() as (storage, _):
+        await storage.declare([QueueRecord(name="q")])
+        plain, statements = storage._tasks.enqueue_plain, 0
+
+        async def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal statements
+            statements += 1
+            return await plain(*args, **kwargs)
+
+        storage._tasks.enqueue_plain = counted  # type: ignore[method-assign]
+        answers: list[EnqueueAnswer] = []
+
+        async def publish(id_: str) -> None:
+            answers.extend([one.answer for one in await storage.enqueue([new(id_)])])
+
+        async with trio.open_nursery() as nursery:
+            for number in range(300):
+                nursery.start_soon(publish, f"t{number % 290}")
+        assert sorted(answers) == [EnqueueAnswer.CREATED] * 290 + [EnqueueAnswer.EXISTING] * 10
+        assert statements < 30
+
+
+async def test_one_callers_bad_task_is_not_the_others_trouble(stage: Stage) -> None:
+    async with stage.open() as (storage, _):
+        await storage.declare([QueueRecord(name="q")])
+        failed: list[str] = []
+
+        async def publish(task: NewTask) -> None:
+            try:
+                await storage.enqueue([task])
+            except StorageError:
+                failed.append(task.id)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish, new("first"))
+            for task in (
+                new("good"),
+                new("bad", key="\0"),
+                new("worse", key="\ud800"),
+                new("better"),
+            ):
+                nursery.start_soon(publish, task)
+        assert sorted(failed) == ["bad", "worse"]
+        found = await storage.find(All())
+        assert sorted(record.id for record in found.records) == ["better", "first", "good"]
+
+
+async def test_a_publisher_that_is_cancelled_while_it_waits_its_turn_stores_nothing(
+    stage: Stage,
+) -> None:
+    async with stage.open() as (storage, _):
+        await storage.declare([QueueRecord(name="q")])
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(storage.enqueue, [new("under way")])
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(storage.enqueue, [new("waiting")])
+                await trio.testing.wait_all_tasks_blocked(0.0)
+                scope.cancel()
+        found = {record.id for record in (await storage.find(All())).records}
+        assert found <= {"under way", "waiting"}
+        # Whatever was decided, the storage goes on.
+        assert (await storage.enqueue([new("next")]))[0].answer is EnqueueAnswer.CREATED
+
+
+# ---- other processes -------------------------------------------------------------
+
+
+async def test_publishing_wakes_another_process_at_once(stage: Stage) -> None:
+    async with stage.open() as (storage, _), stage.storage() as other:
+        await storage.declare([QueueRecord(name="q")])
+        assert await woken(other, lambda: storage.enqueue([new("first")]), 2.0)
+        assert await woken(other, lambda: storage.enqueue([new("second")]), 2.0)
+
+
+async def test_where_listen_does_not_pass_the_poll_wakes(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stage.open() as (storage, _):
+        await storage.declare([QueueRecord(name="q")])
+        async with stage.storage(listen=False) as deaf:
+            assert not await woken(deaf, lambda: storage.enqueue([new("a")]), 0.3)
+        monkeypatch.setattr(postgres, "POLL_DEAF_S", 0.05)
+        async with stage.storage(listen=False) as polling:
+            assert await woken(polling, lambda: None, 2.0)
+
+
+async def test_a_storm_of_publishing_is_told_in_few_notifications(stage: Stage) -> None:
+    async with stage.open() as (storage, _):
+        await storage.declare([QueueRecord(name="q")])
+        async with await TrioConnection.connect(stage.dsn, autocommit=True) as listener:
+            await listener.execute('LISTEN "dispatch.dispatch"')
+            began = trio.current_time()
+            for number in range(200):
+                await storage.enqueue([new(f"t{number}")])
+            took = trio.current_time() - began
+            heard: list[str] = []
+            with trio.move_on_after(0.2):
+                async for notification in listener.notifies():
+                    heard.append(notification.payload)
+        assert all(payload.split(" ", 1)[1] == "queue:q" for payload in heard)
+        assert 1 <= len(heard) <= 2 + took / 0.01
+
+
+async def test_a_fleets_limit_holds_however_many_claim_at_once(stage: Stage) -> None:
+    async with stage.open() as (storage, _), stage.storage() as other:
+        bench = Workbench(storage, stage.advance)
+        await bench.declare(max_running=3, rate=(100, 1.0))
+        await bench.publish(*(f"t{number}" for number in range(10)))
+        claims: list[Claim] = []
+
+        async def claim(where: PostgresStorage, worker: str) -> None:
+            want = [Want(queue="q", limit=2)]
+            claims.extend((await where.claim(want, worker=worker, lease=30.0)).claims)
+
+        for left in (7, 4, 1, 0):
+            async with trio.open_nursery() as nursery:
+                for number in range(6):
+                    nursery.start_soon(claim, (storage, other)[number % 2], f"w{number}")
+            assert len(claims) == (3 if left else 1)
+            assert len(await bench.ids(Statuses("pending"))) == left
+            await other.settle(
+                [Transition(one.id, one.epoch, TransitionKind.DONE) for one in claims]
+            )
+            claims.clear()
+
+
+# ---- the user's own transaction -----------------------------------------------------
+
+
+@pytest.fixture
+def connection(stage: Stage) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(stage.dsn, row_factory=dict_row) as connection:
+        yield connection
+
+
+async def test_a_task_is_there_exactly_if_the_transaction_commits(
+    stage: Stage, connection: psycopg.Connection[Any]
+) -> None:
+    async with stage.open() as (storage, _):
+        bench = Workbench(storage, stage.advance)
+        await bench.declare(keyed=True)
+        tasks = [
+            new("plain", type="new type"),
+            new("keyed", key="k"),
+            new("unique", unique=unique()),
+        ]
+        results = storage.enqueue_in(connection, tasks)
+        assert [result.answer for result in results] == [EnqueueAnswer.CREATED] * 3
+        assert await bench.ids() == []
+        connection.rollback()
+        assert await bench.ids() == []
+        # Nothing of it is remembered either, such as the type.
+        [result] = await storage.enqueue([new("after", type="new type")])
+        assert result.answer is EnqueueAnswer.CREATED
+
+        storage.enqueue_in(connection, tasks)
+        again = storage.enqueue_in(connection, [new("other", unique=unique())])
+        assert [result.answer for result in again] == [EnqueueAnswer.EXISTING]
+        assert not await woken(storage, lambda: None, 0.1)
+        assert await woken(storage, connection.commit, 2.0)
+        assert sorted(await bench.taken(9)) == ["after", "keyed", "plain", "unique"]
+
+
+async def test_it_is_refused_outside_a_transaction_and_on_another_database(
+    stage: Stage, database: str
+) -> None:
+    async with stage.open() as (storage, _):
+        with psycopg.connect(stage.dsn, autocommit=True) as connection:
+            with pytest.raises(
+                InvalidConfigError, match="no transaction is open on the connection"
+            ):
+                storage.enqueue_in(connection, [new("a")])
+            with connection.transaction():
+                storage.enqueue_in(connection, [new("a")])
+        migrate(database)
+        with (
+            psycopg.connect(database) as elsewhere,
+            pytest.raises(InvalidConfigError, match="the connection is of another database"),
+        ):
+            storage.enqueue_in(elsewhere, [new("a")])
+        with pytest.raises(
+            InvalidConfigError, match=r"expected a psycopg.Connection, .* got builtins.str"
+        ):
+            storage.enqueue_in("connection", [new("a")])
+
+
+async def test_unique_tasks_need_to_see_what_others_committed(
+    stage: Stage, connection: psycopg.Connection[Any]
+) -> None:
+    async with stage.open() as (storage, _):
+        await storage.declare([QueueRecord(name="q")])
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        assert storage.enqueue_in(connection, [new("a")])[0].answer is EnqueueAnswer.CREATED
+        with pytest.raises(InvalidConfigError, match="READ COMMITTED, this one is repeatable read"):
+            storage.enqueue_in(connection, [new("b", unique=unique())])
+
+
+async def test_sqlalchemys_connection_over_psycopg_will_do(stage: Stage) -> None:
+    async with stage.open() as (storage, _):
+        bench = Workbench(storage, stage.advance)
+        await bench.declare()
+        engine = sqlalchemy.create_engine(
+            "postgresql+psycopg://", creator=lambda: psycopg.connect(stage.dsn)
+        )
+        try:
+            with engine.begin() as joined:
+                joined.execute(sqlalchemy.text("SELECT 1"))
+                storage.enqueue_in(joined, [new("committed")])
+            with engine.connect() as joined:
+                with pytest.raises(InvalidConfigError, match="no transaction is open"):
+                    storage.enqueue_in(joined, [new("never")])
+                joined.begin()
+                storage.enqueue_in(joined, [new("rolled back")])
+                joined.rollback()
+        finally:
+            engine.dispose()
+        assert await bench.ids() == ["committed"]
+
+
+async def test_the_asynchronous_form_joins_a_transaction_on_our_connection(stage: Stage) -> None:
+    async with stage.open() as (storage, _):
+        bench = Workbench(storage, stage.advance)
+        await bench.declare(keyed=True)
+        async with await TrioConnection.connect(stage.dsn, autocommit=True) as connection:
+            with pytest.raises(InvalidConfigError, match="no transaction is open"):
+                await storage.enqueue_in_async(connection, [new("never")])
+            async with connection.transaction():
+                await storage.enqueue_in_async(connection, [new("a"), new("b", key="k")])
+            with trio.CancelScope() as scope:
+                async with connection.transaction():
+                    await storage.enqueue_in_async(connection, [new("c")])
+                    scope.cancel()
+                    await trio.lowlevel.checkpoint()
+        assert await bench.ids() == ["a", "b"]
+
+
+async def test_an_effect_and_the_end_of_its_run_commit_together(
+    stage: Stage, connection: psycopg.Connection[Any]
+) -> None:
+    async with stage.open() as (storage, _):
+        bench = Workbench(storage, stage.advance)
+        await bench.declare(keyed=True)
+        await bench.publish("a", "b", key="k")
+        [claim] = await bench.claim()
+        done = Transition(
+            claim.id, claim.epoch, TransitionKind.DONE, result=b"1", spawn=(new("child"),)
+        )
+        assert storage.settle_in(connection, done).answer is SettleAnswer.APPLIED
+        connection.rollback()
+        assert await bench.holds(claim)
+        assert await bench.ids() == ["a", "b"]
+        connection.execute("CREATE TEMPORARY TABLE effect ON COMMIT DROP AS SELECT 1")
+        assert storage.settle_in(connection, done).answer is SettleAnswer.APPLIED
+        connection.commit()
+        assert (await bench.row("a")).result == b"1"
+        assert (await bench.settle(claim)).answer is SettleAnswer.REPEATED
+        assert sorted(await bench.taken(9)) == ["b", "child"]
+
+
+# ---- plans and pages --------------------------------------------------------------
+
+
+def plan(stage: Stage, storage: PostgresStorage, want: Want) -> tuple[str, int]:
+    """How a claim is carried out in the long run, and how many pages it looked at."""
+    statement = storage._tasks.claims._claiming(want, ending=False)
+    values = _values(want, "w", 30.0) | {
+        "limit": want.limit,
+        "reach": want.limit + 32,
+        "within": False,
+    }
+    given = psycopg.sql.SQL(", ").join(
+        psycopg.sql.Literal(values[name]) for name in statement.names
+    )
+    explain = psycopg.sql.SQL(
+        "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF) EXECUTE claiming ({})"
+    ).format(given)
+    settings = postgres._with_options(stage.dsn, postgres.FLOW_OPTIONS)
+    with psycopg.connect(settings, autocommit=True, prepare_threshold=None) as connection:
+        connection.execute(b"PREPARE claiming AS " + statement.text)
+        lines: list[str] = []
+        for _ in range(2):  # the first visit clears up what others left
+            connection.execute("BEGIN")
+            lines = [row[0] for row in connection.execute(explain).fetchall()]
+            connection.execute("ROLLBACK")
+    read = next(line for line in lines if "Buffers: shared" in line)
+    return "\n".join(lines), sum(map(int, re.findall(r"(?:hit|read)=([0-9]+)", read)))
+
+
+def fill(stage: Stage, number: int) -> None:
+    """So many rows each that cannot run: of an unwanted type, later, held, behind a key, tagged."""
+    stage.execute(
+        "INSERT INTO @.lanes (queue, type, version, tagged) SELECT q.id, w.type, w.version, w.tagged"
+        " FROM @.queues q, (VALUES ('t', 1, FALSE), ('alien', 1, FALSE), ('t', 2, FALSE), ('t', 1, TRUE))"
+        " AS w (type, version, tagged) WHERE q.name = 'q' ON CONFLICT DO NOTHING"
+    )
+    for what, lane, state, later, key, tags in (
+        ("alien", "l.type = 'alien'", 0, 0, "NULL", "NULL"),
+        ("newer", "l.version = 2", 0, 0, "NULL", "NULL"),
+        ("later", "l.type = 't' AND l.version = 1 AND NOT tagged", 0, 9_000, "NULL", "NULL"),
+        ("held", "l.type = 't' AND l.version = 1 AND NOT tagged", 4, 0, "NULL", "NULL"),
+        ("behind", "l.type = 't' AND l.version = 1 AND NOT tagged", 1, 0, "'k'", "NULL"),
+        ("tagged", "l.tagged", 0, 0, "NULL", "'[\"gpu\"]'::jsonb"),
+    ):
+        stage.execute(
+            # S608: texts of our own.
+            "INSERT INTO @.tasks (id, queue, lane, priority, state, lined, key, tags, payload, created_at,"  # noqa: S608
+            f" available_at) SELECT '{what}' || n, l.queue, l.id, n %% 4, {state}, {key} IS NOT NULL, {key},"
+            f" {tags}, 'x', c.now, c.now + {later} FROM @.lanes l, @.test_clock c,"
+            f" generate_series(1, %s) AS n WHERE {lane}",
+            (number,),
+        )
+
+
+async def test_a_claim_never_scans_the_table(stage: Stage) -> None:
+    async with stage.open() as (storage, _):
+        bench = Workbench(storage, stage.advance)
+        await bench.declare(keyed=True)
+        await bench.publish("a", "b")
+        for want in (
+            Want(queue="q", limit=5, types={"t": 1}),
+            Want(queue="q", limit=5, types={"t": 1}, tags=frozenset({"gpu", "eu"})),
+            Want(queue="q", limit=5, ids=frozenset({"a"})),
+        ):
+            lines, _ = plan(stage, storage, want)
+            assert "tasks_ready" in lines
+            assert "Seq Scan on tasks" not in lines, lines
+
+
+async def cost(stage: Stage, number: int) -> int:
+    async with stage.open() as (storage, _):
+        bench = Workbench(storage, stage.advance)
+        await bench.declare(keyed=True)
+        fill(stage, number)
+        await bench.publish(*(f"t{n}" for n in range(20)))
+        want = Want(queue="q", limit=10, types={"t": 1}, tags=frozenset({"eu"}))
+        _, pages = plan(stage, storage, want)
+        assert len(await bench.claim(10, types={"t": 1}, tags=frozenset({"eu"}))) == 10
+        assert len(await bench.ids(Queues("q") & Ids(*(f"t{n}" for n in range(20))))) == 20
+    return pages
+
+
+@pytest.mark.battery
+async def test_what_cannot_run_costs_a_claim_nothing(stage: Stage) -> None:
+    few = await cost(stage, 200)
+    many = await cost(
+        stage, 20_000
+    )  # of six kinds: 120,000 rows, and nobody has analyzed the table
+    assert many <= 2 * few
+    assert many < 500
+
+
+async def test_a_renewal_stays_within_its_page(stage: Stage) -> None:
+    async with stage.open() as (storage, _):
+        bench = Workbench(storage, stage.advance)
+        await bench.publish("a", "b", "c")
+        claims = [(claim.id, claim.epoch) for claim in await bench.claim(3, lease=1.0)]
+        counted = (
+            "SELECT pg_stat_get_xact_tuples_updated(t), pg_stat_get_xact_tuples_hot_updated(t)"
+            " FROM to_regclass('dispatch.tasks') AS t"
+        )
+        async with storage._flow.connection() as connection, connection.transaction():
+            before = await (await connection.execute(counted)).fetchone()
+            await storage._tasks.renew(connection, claims, 60.0)
+            after = await (await connection.execute(counted)).fetchone()
+        assert before is not None
+        assert after == (before[0] + 3, before[1] + 3)
