@@ -198,7 +198,7 @@ class MemoryStorage(MemoryRegistry):
         if unique is not None:
             self._open_by_unique.setdefault(unique.key, {})[new.id] = row
         queue.add(row, now)
-        self._touched.add(new.queue)
+        self._touched[new.queue] = None
         return EnqueueResult(CREATED, new.id, now, available_at)
 
     def _record(self, new: NewTask, now: float, available_at: float) -> TaskRecord:
@@ -270,7 +270,7 @@ class MemoryStorage(MemoryRegistry):
             setattr(row.record, name, value)
         if pending:
             queue.add(row, now)
-            self._touched.add(row.record.queue)
+            self._touched[row.record.queue] = None
 
     # ---- runs ------------------------------------------------------------
 
@@ -441,7 +441,7 @@ class MemoryStorage(MemoryRegistry):
         queue = self._queues[record.queue]
         queue.running -= 1
         if ((waits or queue.record.keyed) and queue.ended(row, now)) or queue.limited:
-            self._touched.add(record.queue)
+            self._touched[record.queue] = None
         if not waits:
             self._ended(row)
 
@@ -643,7 +643,7 @@ class MemoryStorage(MemoryRegistry):
             if record.unique is not None:
                 _move(row, record.unique.key, self._ended_by_unique, self._open_by_unique)
             queue.add(row, now)
-        self._touched.add(record.queue)
+        self._touched[record.queue] = None
         return True
 
     def _cancel(self, row: Row, now: float, reason: str) -> bool:
@@ -658,7 +658,7 @@ class MemoryStorage(MemoryRegistry):
             self._ring(TopicKind.CONTROL, record.queue)
             return True
         queue.step(record.key, now)
-        self._touched.add(record.queue)
+        self._touched[record.queue] = None
         self._ended(row)
         return True
 

@@ -226,7 +226,7 @@ class SqliteTasks(SqlitePlaces):
             " WHERE queue = ? AND status = 'pending' AND available_at <= ? LIMIT ?)",
             (queue.name, now, queue.max_waiting + leaving),
         ).fetchone()
-        return waiting - leaving >= queue.max_waiting
+        return bool(waiting - leaving >= queue.max_waiting)
 
     # ---- runs ------------------------------------------------------------
 

@@ -27,7 +27,7 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager
 from math import inf
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -78,18 +78,19 @@ class _Run:
     """A trio run in a thread of its own, which makes calls that another thread asks for."""
 
     def __init__(self) -> None:
-        self._token: queue.SimpleQueue[trio.lowlevel.TrioToken] = queue.SimpleQueue()
-        self._close: trio.Event | None = None
+        self._begun: queue.SimpleQueue[tuple[trio.lowlevel.TrioToken, trio.Nursery]] = (
+            queue.SimpleQueue()
+        )
+        self._open: list[tuple[trio.Event, trio.Event]] = []
+        """Per open context: what closes it, and what tells that it is closed."""
         self._thread = threading.Thread(target=trio.run, args=(self._main,), daemon=True)
         self._thread.start()
-        self._trio = self._token.get()
-        self.stack = AsyncExitStack()
-        """What is open in the run; entered and closed there."""
+        self._trio, self._nursery = self._begun.get()
 
     async def _main(self) -> None:
-        self._close = trio.Event()
-        self._token.put(trio.lowlevel.current_trio_token())
-        await self._close.wait()
+        async with trio.open_nursery() as nursery:
+            self._begun.put((trio.lowlevel.current_trio_token(), nursery))
+            await trio.sleep_forever()
 
     def call(self, step: Callable[[], Awaitable[T]]) -> T:
         """Make one call in the run and wait for it; raises what it raises."""
@@ -102,16 +103,34 @@ class _Run:
 
     def enter(self, manager: AbstractAsyncContextManager[T]) -> T:
         """Enter a context in the run, until it ends."""
-        return self.call(lambda: self.stack.enter_async_context(manager))
+        return self.call(lambda: self._nursery.start(self._keep_open, manager))
+
+    async def _keep_open(
+        self, manager: AbstractAsyncContextManager[T], task_status: trio.TaskStatus[T]
+    ) -> None:
+        # A context may hold a nursery, so it is entered and left by one trio task.
+        close, closed = trio.Event(), trio.Event()
+        try:
+            async with manager as entered:
+                self._open.append((close, closed))
+                task_status.started(entered)
+                await close.wait()
+        finally:
+            closed.set()
 
     def end(self) -> None:
-        """Close what is open, and end the run."""
-        assert self._close is not None
+        """Close what is open, the latest first, and end the run."""
         try:
-            self.call(self.stack.aclose)
+            self.call(self._close_all)
         finally:
-            trio.from_thread.run_sync(self._close.set, trio_token=self._trio)
+            trio.from_thread.run_sync(self._nursery.cancel_scope.cancel, trio_token=self._trio)
             self._thread.join(STEP_S)
+
+    async def _close_all(self) -> None:
+        while self._open:
+            close, closed = self._open.pop()
+            close.set()
+            await closed.wait()
 
 
 # ---- what happens ---------------------------------------------------------------------

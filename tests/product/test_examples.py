@@ -42,6 +42,13 @@ TELLING = {
         "ended: 0 tasks interrupted",
     ],
     "testing_your_handlers.py": ["5 passed"],
+    "own_storage.py": ["written by the first process, attempt 1"],
+    "business_store.py": [
+        "order 7 shipped in attempt 2",
+        "order 8 waits for the old system, attempt 0",
+        "task log: ship order 7 succeeded 2 Parcel(number=700)",
+        "execution: 1 retrying ConnectionError('the carrier does not answer')",
+    ],
 }
 
 

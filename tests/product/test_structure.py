@@ -20,18 +20,32 @@ ROOMS = """
     shapes cron.days cron.text tasks
     admission cron.walls cron.describe events records
     clock codec cron.spec lifecycle run observe.logging storage.query storage.texts
-    cron.policy handlers storage.protocol storage.sqlite_schema storage.sqlite_writer
+    cron.policy handlers storage.protocol storage.sqlite_schema storage.postgres_schema storage.sqlite_writer
     execution registry cron.entries storage.ready storage.changes storage.bells testing.workbench
-    actors publisher cron.functions storage.memory_registry storage.sqlite_rows
-    control upkeep pruning cron.stored storage.memory storage.sqlite_query
-    consumer cron.dispatcher storage.sqlite_places
-    storage.sqlite_tasks
-    storage.sqlite_repair storage.sqlite_registry
+    actors publisher cron.functions storage.memory_registry storage.sqlite_rows storage.postgres_rows storage.postgres_bell
+    control upkeep pruning cron.stored storage.memory storage.sqlite_query storage.postgres_query storage.postgres_step
+    consumer cron.dispatcher storage.sqlite_places storage.postgres_claim storage.postgres_registry
+    storage.sqlite_tasks storage.postgres_tasks
+    storage.sqlite_repair storage.sqlite_registry storage.postgres_joined
+    storage.postgres
     storage.sqlite
     storage.opening
     dispatcher
     observe.survey
     observe.opentelemetry observe.prometheus
+    web.guard web.shown web.history web.charts web.filters
+    web.desk
+    web.pages
+    web.actions
+    web.app
+    cli.nearest cli.output cli.signals cli.seasons
+    cli.shell cli.state cli.tasks_json
+    cli.values cli.selection cli.loading cli.migrate cli.reload cli.stats cli.web
+    cli.task_fields cli.task_change cli.health cli.run cli.top
+    cli.task_push cli.queue cli.cron cli.prune
+    cli.task
+    cli.app
+    __main__
     __init__
 """
 """Each line may import from the lines above it, not from its own and not from below."""

@@ -1,17 +1,25 @@
 """The conformance kit on SQLite, in a thread and inline."""
 
+# pyright: reportPrivateUsage=false
+# What breaks a call in the middle is set on the connection inside.
+
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+
+import pytest
 
 from dispatch.clock import Clock
 from dispatch.storage.protocol import Storage
 from dispatch.storage.sqlite import SqliteStorage
 from dispatch.testing.conformance import StorageConformance
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where there is one: the disk's pace proves nothing here
+FOLDER = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
 
 
 class HandTime:
@@ -34,13 +42,38 @@ class TestSqlite(StorageConformance):
     async def open_storage(
         self,
     ) -> AsyncGenerator[tuple[Storage, Callable[[float], Awaitable[None]]]]:
-        wall = HandTime()
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "jobs.db"
-            clock = Clock(wall=wall)
-            async with SqliteStorage(path, clock=clock, inline=self.inline) as storage:
-                yield storage, wall.advance
+        self.wall = HandTime()
+        with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+            self.path = Path(folder) / "jobs.db"
+            async with self.opened() as storage:
+                yield storage, self.wall.advance
+
+    def opened(self) -> SqliteStorage:
+        return SqliteStorage(self.path, clock=Clock(wall=self.wall), inline=self.inline)
+
+    def reopen(self, storage: Storage) -> SqliteStorage:
+        return self.opened()
+
+    @contextmanager
+    def break_at(self, storage: Storage, step: int) -> Generator[None]:
+        """Interrupt SQLite after so many times 100 of its machine's instructions."""
+        assert isinstance(storage, SqliteStorage)
+        left = step
+
+        def over() -> bool:
+            nonlocal left
+            left -= 1
+            return left == -1
+
+        storage._ledger.db.set_progress_handler(over, 100)
+        try:
+            yield
+        finally:
+            storage._ledger.db.set_progress_handler(None, 0)
 
 
 class TestSqliteInline(TestSqlite):
     inline = True
+
+    def reopen(self, storage: Storage) -> SqliteStorage:
+        pytest.skip("inline is for simulations in one process: it looks for no other")

@@ -1,0 +1,1 @@
+"""One module per contestant: how it is opened, publishes and works, with its best settings."""

@@ -1,0 +1,1 @@
+"""What must be survived: real processes on real files, killed, stopped, starved and lied to."""

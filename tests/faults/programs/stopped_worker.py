@@ -1,0 +1,84 @@
+"""A4: a worker is stopped for three leases while its handlers run, and goes on when others are done."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+import trio
+
+from dispatch import QueueTask, TaskQueueConfig, open_dispatcher
+from dispatch.storage.sqlite import SqliteStorage
+from faults.programs.scenario import (
+    JOB,
+    Crew,
+    Job,
+    arguments,
+    asked,
+    call_witness,
+    note,
+    notes,
+    tell,
+    until,
+    witnessed,
+)
+
+TASKS = 20
+LEASE_S = 0.5
+CONFIG = TaskQueueConfig(concurrency=TASKS, max_retry=5, retry_delay=0.0)
+
+
+class World:
+    def __init__(self, given: Any) -> None:
+        self.path = given.folder / "jobs.db"
+        self.runs = given.folder / "runs"
+
+    async def work(self, name: str, *, publish: bool = False) -> None:
+        async def handler(task: QueueTask[Job]) -> None:
+            note(self.runs, f"{name} {task.id}")
+            await trio.sleep(0.4)
+
+        async with SqliteStorage(self.path) as storage:
+            if publish:
+                call_witness(self.path)
+            async with open_dispatcher(storage, worker=name, lease=LEASE_S) as dispatcher:
+                dispatcher.consumer.register_queue("q", CONFIG)
+                dispatcher.consumer.register_handler(JOB, handler)
+                if publish:
+                    await dispatcher.publisher.publish_many([JOB(Job(n), id=f"t{n}") for n in range(TASKS)])
+                await dispatcher.drain()
+
+    async def stopped(self) -> None:
+        await self.work("stopped", publish=True)
+
+    async def other(self) -> None:
+        await self.work("other")
+
+
+def main() -> None:
+    given = arguments()
+    world = World(given)
+    with Crew(given.folder / "log") as crew:
+        crew.start("stopped", world.stopped)
+        until(lambda: len(notes(world.runs)) == TASKS, 20.0, "every handler runs")
+        crew.send("stopped", signal.SIGSTOP)
+        stopped_at = time.monotonic()
+        crew.start("other", world.other)
+        assert crew.ended("other", 30.0) == 0, crew.said()
+        time.sleep(max(0.0, 3 * LEASE_S - (time.monotonic() - stopped_at)))
+        before = asked(world.path, "SELECT * FROM dispatch_tasks")
+        crew.send("stopped", signal.SIGCONT)
+        assert crew.ended("stopped", 30.0) == 0, crew.said()
+        said = crew.said()
+    tell(
+        stops=1,
+        said_refused=said.count("the outcome of attempt 1 was refused (lost)"),
+        unchanged=before == asked(world.path, "SELECT * FROM dispatch_tasks"),
+        by_the_other=len(asked(world.path, "SELECT 1 FROM dispatch_tasks WHERE worker = 'other'")),
+        **witnessed(world.path, [f"t{n}" for n in range(TASKS)]),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""The benchmark of peers measures what it says, ends what it starts, and reports what it found."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import attrs
+import pytest
+
+from benchmarks import memory
+from benchmarks.peers import matrix
+from benchmarks.peers.aims import aims
+from benchmarks.peers.contestants import CONTESTANTS, ROOT, Contestant
+from benchmarks.peers.environments import CannotInstallError, cache_folder, environment, interpreter
+from benchmarks.peers.found import Found
+from benchmarks.peers.page import write_page
+from benchmarks.workload import fields
+
+DRIVERS = ROOT / "benchmarks/peers/drivers"
+BY_NAME = {each.name: each for each in CONTESTANTS}
+
+
+@contextmanager
+def no_store() -> Iterator[str]:
+    yield ""
+
+
+def test_everybody_is_given_the_same_six_fields() -> None:
+    assert fields(7) == attrs.asdict(memory.order(7))
+
+
+@pytest.mark.parametrize("contestant", CONTESTANTS, ids=lambda each: each.name)
+def test_each_contestant_has_its_driver(contestant: Contestant) -> None:
+    module, _, name = contestant.driver.partition(":")
+    tree = ast.parse((DRIVERS / f"{module}.py").read_text(encoding="utf-8"))
+    assert name in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    pinned = [each for each in contestant.requirements if "==" in each]
+    assert pinned or str(ROOT) in contestant.requirements[0]
+
+
+@pytest.mark.parametrize("name", ["trio-channel", "dispatch-memory", "dispatch-loaded"])
+def test_a_measurement_runs_in_a_process_of_its_own(name: str) -> None:
+    cell = matrix.Cell("throughput at 4", "throughput", 200, 4)
+    found = matrix.measure_one(BY_NAME[name], cell, Path(sys.executable), no_store, 60.0)
+    assert "error" not in found
+    assert found["tasks"] == 200
+    assert found["rate"] > 100
+    assert "trio" in found["versions"]
+
+
+def test_a_contestant_that_fails_says_why() -> None:
+    cell = matrix.Cell("memory", "memory", 1_000)
+    found = matrix.measure_one(
+        replace(BY_NAME["trio-channel"], driver="trio_channel:Missing"), cell, Path(sys.executable), no_store, 60.0
+    )
+    assert found["error"].startswith("failed: AttributeError: ")
+
+
+def alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text(encoding="ascii").rpartition(")")[2].split()[0] not in "ZX"
+
+
+START_A_SLEEPER = (
+    "import json, subprocess, sys, time\n"
+    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+    "open(sys.argv[1], 'w').write(str(child.pid))\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("ending", "expected"),
+    [
+        ("time.sleep(60)", {"error": "did not finish in 1 s"}),
+        ("print(json.dumps({'rate': 5.0}), flush=True)", {"rate": 5.0}),
+        ("raise ValueError('no')", {"error": "failed: ValueError: no"}),
+    ],
+    ids=["at the limit", "done", "failed"],
+)
+def test_whatever_a_measurement_started_is_ended_with_it(
+    tmp_path: Path, ending: str, expected: dict[str, Any]
+) -> None:
+    note = tmp_path / "pid"
+    began = time.monotonic()
+    limit_s = 1.0 if "sleep" in ending else 20.0
+    assert matrix.child([sys.executable, "-c", START_A_SLEEPER + ending, str(note)], limit_s) == expected
+    assert time.monotonic() - began < 15
+    pid = int(note.read_text())
+    for _ in range(100):
+        if not alive(pid):
+            break
+        time.sleep(0.02)
+    assert not alive(pid)
+
+
+def test_who_failed_at_a_size_is_not_asked_for_a_larger_one() -> None:
+    small, large = (
+        matrix.Cell(f"growth at {size}", "growth", size, kind="growth", size=size) for size in (1_000, 10_000)
+    )
+    other = matrix.Cell("latency", "latency", 10)
+    assert matrix.hopeless(large, [small])
+    assert matrix.hopeless(small, [small])
+    assert not matrix.hopeless(small, [large])
+    assert not matrix.hopeless(other, [small])
+
+
+def test_the_cache_is_never_in_the_repository(tmp_path: Path) -> None:
+    assert cache_folder(str(tmp_path / "new")).is_dir()
+    for folder in (ROOT, ROOT / "benchmarks" / "cache"):
+        with pytest.raises(SystemExit, match="outside the repository"):
+            cache_folder(str(folder))
+
+
+def test_who_cannot_be_installed_is_told_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CannotInstallError, match=r"needs Python 3\.90 or newer"):
+        interpreter((3, 90))
+    monkeypatch.setattr("benchmarks.peers.environments.run", refuse)
+    with pytest.raises(CannotInstallError, match="no such package"):
+        environment(tmp_path, ("nowhere==1",), (3, 11))
+
+
+def refuse(command: list[str]) -> None:
+    raise CannotInstallError(f"no such package: {command[-1]}")
+
+
+def results(tmp_path: Path) -> Path:
+    """Two rounds of three contestants, one of whom fails at a size, and one who is absent."""
+    options = matrix.Options(rounds=2, waiting=(1_000, 10_000))
+    made = matrix.Results(matrix.about(options))
+    for name in ("trio-channel", "dispatch-memory", "huey-memory", "triotp"):
+        each = BY_NAME[name]
+        made.contestants[name] = {
+            "title": each.title, "family": each.family, "role": each.role, "retries": each.retries,
+            "settings": each.settings, "share": each.share, "versions": {"x": "1"},
+        }
+    made.contestants["triotp"] |= {"absent": "needs another Python"}
+
+    def add(number: int, cell: str, contestant: str, **found: Any) -> None:
+        made.runs.append({"round": number, "cell": cell, "contestant": contestant, "tasks": 1, **found})
+
+    for number, (bare, ours) in enumerate([(100_000.0, 20_000.0), (50_000.0, 20_000.0)], 1):
+        add(number, "throughput at 10", "trio-channel", rate=bare)
+        add(number, "throughput at 10", "dispatch-memory", rate=ours)
+        add(number, "throughput at 10", "huey-memory", rate=5_000.0)
+        add(number, "latency", "trio-channel", p50=0.0001, p99=0.0002)
+        add(number, "latency", "dispatch-memory", p50=0.0003, p99=0.0004)
+        for size in (1_000, 10_000):
+            add(number, f"growth at {size}", "dispatch-memory", each=1e-5, first=0.0)
+        add(number, "growth at 1000", "huey-memory", each=2e-5, first=0.0)
+        add(number, "memory", "dispatch-memory", bytes=812.4)
+        add(number, "idle", "dispatch-memory", cpu=0.0004)
+    add(1, "growth at 10000", "huey-memory", error="did not finish in 120 s")
+    path = tmp_path / "results.json"
+    made.write(path)
+    return path
+
+
+def test_ratios_are_taken_within_a_round(tmp_path: Path) -> None:
+    found = Found(**json.loads(results(tmp_path).read_text()))
+    assert found.ratio("throughput at 10", "dispatch-memory", "trio-channel", "rate") == pytest.approx(0.3)
+    assert found.median("throughput at 10", "trio-channel", "rate") == 75_000
+    assert found.ratio("throughput at 10", "dispatch-memory", "chancy", "rate") is None
+    judged = {aim.what: (value, aim.met(value)) for aim, value in aims(found)}
+    assert judged["in memory, of the bare channel, throughput at 10"] == (pytest.approx(0.3), True)
+    assert judged["in memory, p50 in times the bare channel's"] == (pytest.approx(3.0), False)
+    assert judged["in memory, times huey, in memory, throughput at 10"] == (4.0, True)
+    assert not any("SQLite" in what for what in judged)
+
+
+def test_the_page_tells_figures_failures_and_absences(tmp_path: Path) -> None:
+    page = write_page(results(tmp_path), tmp_path / "docs")
+    text = page.read_text(encoding="utf-8")
+    assert "| dispatch, in memory | 20,000 | 0.300 | 1.00 x |" in text
+    assert "At growth at 10000: huey, in memory did not finish in 120 s." in text
+    assert "needs another Python" in text
+    assert str(ROOT) not in text
+    plots = sorted(each.name for each in (tmp_path / "docs/benchmarks").iterdir())
+    assert plots == ["memory-growth.svg", "memory-throughput.svg"]
+    for name in plots:
+        assert f"(benchmarks/{name})" in text
+        drawn = ElementTree.parse(tmp_path / "docs/benchmarks" / name)  # noqa: S314 - written a moment ago
+        said = [each.text for each in drawn.iter("{http://www.w3.org/2000/svg}text")]
+        assert "dispatch, in memory" in said
+
+
+def test_a_command_is_told_without_paths() -> None:
+    given = ["matrix", "--cache", "/home/ada", "--rounds", "3", "--output=/home/ada/x.json"]
+    assert matrix.spoken(given) == ["matrix", "--rounds", "3"]

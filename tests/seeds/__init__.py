@@ -1,0 +1,1 @@
+"""The five systems this package is built from: each method and documented behaviour, on every storage."""

@@ -1,0 +1,830 @@
+"""The SQLite storage where the conformance kit does not look: files, processes, commits, cost."""
+
+# ruff: noqa: ASYNC240 - small local files, looked at by tests that wait for nothing meanwhile
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from attrs import frozen
+
+from dispatch import (
+    InvalidConfigError,
+    QueueNotRegisteredError,
+    QueueTask,
+    StorageError,
+    TaskQueueConfig,
+    TaskStatus,
+    TaskType,
+    open_dispatcher,
+)
+from dispatch.bell import Bell
+from dispatch.errors import ClosedError
+from dispatch.records import NewTask
+from dispatch.storage import sqlite, sqlite_query, sqlite_schema, sqlite_tasks
+from dispatch.storage.opening import open_storage
+from dispatch.storage.protocol import QueueRecord, Topic, TopicKind, Want
+from dispatch.storage.query import All, AnyOf, Ids, Queues, Statuses, Types
+from dispatch.storage.sqlite import SqliteStorage
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 20.0
+
+
+@frozen
+class Job:
+    n: int = 0
+
+
+JOB = TaskType("q", "job", Job)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.db"
+
+
+@asynccontextmanager
+async def stored(path: Path, **options: Any) -> AsyncIterator[SqliteStorage]:
+    """An open storage in which queue `q` is declared."""
+    with trio.fail_after(PATIENCE_S):
+        async with SqliteStorage(path, **options) as storage:
+            await storage.declare([QueueRecord(name="q")])
+            yield storage
+
+
+def new(id_: str, **fields: Any) -> NewTask:
+    return NewTask(**{"id": id_, "queue": "q", "type": "job", "payload": b'{"n":0}', **fields})
+
+
+def ids(path: Path) -> list[str]:
+    """What another process would see."""
+    with closing(sqlite3.connect(path)) as db:
+        return [id_ for (id_,) in db.execute("SELECT id FROM dispatch_tasks ORDER BY id")]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[sqlite3.Connection]:
+    """Hold the write lock, as another process does, until the block ends."""
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE_S)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        yield db
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
+async def handler(task: QueueTask[Job]) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+# ---- opening --------------------------------------------------------------------
+
+
+async def refusal(path: Path) -> str:
+    with pytest.raises(StorageError) as caught:
+        async with SqliteStorage(path):
+            raise AssertionError("it opened")
+    return caught.value.detail
+
+
+async def test_the_files_are_made_for_their_owner_alone(path: Path) -> None:
+    before = os.umask(0)
+    try:
+        async with stored(path):
+            modes = {
+                each.name: stat.S_IMODE(each.stat().st_mode)
+                for each in path.parent.iterdir()
+            }
+    finally:
+        os.umask(before)
+    assert modes == {"jobs.db": 0o600, "jobs.db-wal": 0o600, "jobs.db-shm": 0o600}
+
+
+async def test_a_file_that_is_there_keeps_its_mode_and_its_tables(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("CREATE TABLE mine (n); INSERT INTO mine VALUES (7);")
+    path.chmod(0o640)
+    async with stored(path) as storage:
+        await storage.enqueue([new("a")])
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT n FROM mine").fetchall() == [(7,)]
+
+
+async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "jobs.db"
+    assert await refusal(path) == f"{path}: the folder {path.parent} does not exist; make it first"
+
+
+async def test_a_folder_is_no_database(tmp_path: Path) -> None:
+    assert await refusal(tmp_path) == (
+        f"{tmp_path}: cannot be opened as a SQLite database: unable to open database file"
+    )
+
+
+async def test_a_file_of_something_else_is_left_alone(path: Path) -> None:
+    path.write_bytes(b"something else " * 100)
+    assert await refusal(path) == (
+        f"{path}: cannot be opened as a SQLite database: file is not a database"
+    )
+    assert path.read_bytes() == b"something else " * 100
+
+
+async def test_a_file_made_by_newer_code_is_left_alone(path: Path) -> None:
+    async with stored(path) as storage:
+        await storage.enqueue([new("a")])
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE dispatch_schema SET version = 99")
+        db.commit()
+    assert await refusal(path) == (
+        f"{path}: made by a newer trio-dispatch (schema 99; this one knows "
+        f"{sqlite_schema.SCHEMA_VERSION}); upgrade the package in this process"
+    )
+    assert ids(path) == ["a"]
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Root may write anywhere: be somebody else for a while."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+async def test_a_file_that_may_not_be_written_is_refused(path: Path) -> None:
+    async with stored(path):
+        pass
+    path.chmod(0o444)
+    folders = [path.parent, *path.parent.parents[:3]]
+    modes = [folder.stat().st_mode for folder in folders]
+    for folder in folders:
+        folder.chmod(folder.stat().st_mode | 0o555)
+    path.parent.chmod(0o555)
+    try:
+        with unprivileged():
+            said = await refusal(path)
+    finally:
+        for folder, mode in zip(folders, modes, strict=True):
+            folder.chmod(mode)
+    assert said.startswith(f"{path}: cannot be opened as a SQLite database: ")
+
+
+async def test_a_file_system_without_a_write_ahead_log_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Remote(sqlite3.Connection):
+        """What SQLite answers where it has no shared memory."""
+
+        def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+            if sql.startswith("PRAGMA journal_mode"):
+                sql = "SELECT 'delete'"
+            return super().execute(sql, *values)
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Remote))
+    assert await refusal(path) == (
+        f"{path}: SQLite cannot use a write-ahead log here (journal mode 'delete'); "
+        "is it on a network file system?"
+    )
+
+
+async def test_a_cancelled_opening_leaves_a_file_that_opens(path: Path) -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        async with SqliteStorage(path):
+            raise AssertionError("it opened")
+    async with stored(path) as storage:
+        await storage.enqueue([new("a")])
+
+
+@pytest.mark.parametrize(("url", "level"), [("", 2), ("?synchronous=full", 2), ("?synchronous=normal", 1)])
+async def test_the_url_says_how_much_is_flushed(url: str, level: int, path: Path) -> None:
+    async with open_storage(f"sqlite:///{path}{url}") as storage:
+        assert isinstance(storage, SqliteStorage)
+        found = storage._ledger.db.execute("PRAGMA synchronous").fetchone()
+    assert found == (level,)
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite:///{}?synchronous=off", "sqlite:///{}?sync=full", "sqlite://host/{}", "sqlite:", "sqlite:///"]
+)
+async def test_a_url_with_anything_else_is_refused(url: str, path: Path) -> None:
+    with pytest.raises(InvalidConfigError, match=r"synchronous=full|sqlite:///jobs\.db"):
+        async with open_storage(url.format(path)):
+            raise AssertionError("it opened")
+
+
+@pytest.mark.parametrize("given", ["", ":memory:"])
+def test_a_path_must_name_a_file(given: str) -> None:
+    with pytest.raises(InvalidConfigError, match="for a storage in memory use MemoryStorage"):
+        SqliteStorage(given)
+
+
+async def test_it_is_used_while_it_is_open_and_once(path: Path) -> None:
+    storage = SqliteStorage(path)
+    with pytest.raises(ClosedError, match="use it as: async with"):
+        await storage.enqueue([new("a")])
+    with pytest.raises(ClosedError, match="use it as: async with"):
+        storage.watch(Bell(), Topic(TopicKind.CONTROL))
+    async with storage:
+        pass
+    for use in (storage.enqueue([new("a")]), storage.queues(), storage.rescue()):
+        with pytest.raises(ClosedError, match="it is closed"):
+            await use
+    with pytest.raises(ClosedError, match="was open already; make another"):
+        async with storage:
+            raise AssertionError("it opened")
+
+
+# ---- versions of the tables -----------------------------------------------------
+
+
+@pytest.fixture
+def next_version(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A version of the tables after today's; the steps taken are noted."""
+    taken: list[str] = []
+    now = sqlite_schema.SCHEMA_VERSION
+
+    def step(db: sqlite3.Connection) -> None:
+        taken.append("step")
+        db.execute("ALTER TABLE dispatch_tasks ADD COLUMN colour TEXT NOT NULL DEFAULT 'red'")
+
+    monkeypatch.setattr(sqlite_schema, "SCHEMA_VERSION", now + 1)
+    monkeypatch.setitem(sqlite_schema.STEPS, now, step)
+    return taken
+
+
+def version(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as db:
+        (found,) = db.execute("SELECT version FROM dispatch_schema").fetchone()
+        return int(found)
+
+
+async def made_today(path: Path) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite_schema, "SCHEMA_VERSION", 1)
+        async with stored(path) as storage:
+            await storage.enqueue([new("a")])
+    return version(path)
+
+
+async def test_an_older_file_is_brought_up_to_date_once_and_keeps_its_tasks(
+    path: Path, next_version: list[str]
+) -> None:
+    before = await made_today(path)
+    async with stored(path), stored(path) as storage:
+        assert len((await storage.find(Ids("a"))).records) == 1
+    assert next_version == ["step"]
+    assert version(path) == before + 1
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT colour FROM dispatch_tasks").fetchall() == [("red",)]
+
+
+async def test_a_step_that_fails_changes_nothing(
+    path: Path, next_version: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await made_today(path)
+
+    def broken(db: sqlite3.Connection) -> None:
+        db.execute("DROP TABLE dispatch_tasks")
+        db.execute("no such statement")
+
+    monkeypatch.setitem(sqlite_schema.STEPS, before, broken)
+    assert (await refusal(path)).startswith(f"{path}: its tables cannot be read or made: near")
+    assert version(path) == before
+    assert ids(path) == ["a"]
+
+
+# ---- who wakes whom -------------------------------------------------------------
+
+PUBLISH = """
+import sys, time, trio
+from dispatch.records import NewTask
+from dispatch.storage.sqlite import SqliteStorage
+
+async def main():
+    async with SqliteStorage(sys.argv[1]) as storage:
+        await storage.enqueue([NewTask(id="theirs", queue="q", type="job", payload=b"{}")])
+        print(time.monotonic(), flush=True)
+
+trio.run(main)
+"""
+
+
+async def test_two_storages_on_one_file_wake_each_other(path: Path) -> None:
+    async with stored(path) as one, stored(path) as other:
+        for here, there, id_ in ((one, other, "a"), (other, one, "b")):
+            bell = Bell()
+            with there.watch(bell, Topic(TopicKind.QUEUE, "q")):
+                await trio.sleep(0.3)  # by now it looks as seldom as it ever does
+                await bell.wait(0)
+                await here.enqueue([new(id_)])
+                with trio.fail_after(0.5):
+                    await bell.wait()
+
+
+async def test_another_process_wakes_ours(path: Path) -> None:
+    bell = Bell()
+    async with stored(path) as storage:
+        with storage.watch(bell, Topic(TopicKind.QUEUE, "q")):
+            await trio.sleep(0.2)  # by now it looks as seldom as it ever does
+            await bell.wait(0)
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(ROOT)])}
+            command = [sys.executable, "-c", PUBLISH, str(path)]
+            run = partial(trio.run_process, command, stdout=subprocess.PIPE, env=environment)
+            async with trio.open_nursery() as nursery:
+                process = await nursery.start(run)
+                await bell.wait()
+                rung_at = time.monotonic()
+                committed_at = float(await process.stdout.receive_some())
+            assert rung_at - committed_at < 0.5
+            want = Want(queue="q", limit=1)
+            assert len((await storage.claim([want], worker="w", lease=9.0)).claims) == 1
+
+
+async def test_a_watcher_of_a_task_is_told_when_another_storage_ends_it(path: Path) -> None:
+    async with stored(path) as one, open_dispatcher(f"sqlite:///{path}", observers=()) as dispatcher:
+        dispatcher.consumer.register_queue("q")
+        dispatcher.consumer.register_handler(JOB, handler)
+        bell = Bell()
+        with one.watch(bell, Topic(TopicKind.TASK, "a")):
+            await one.enqueue([new("a")])
+            with trio.fail_after(PATIENCE_S):
+                while (await one.find(Ids("a"))).records[0].status is not TaskStatus.SUCCEEDED:
+                    await bell.wait()
+
+
+async def test_nobody_looks_outside_where_nobody_watches(path: Path) -> None:
+    async with stored(path) as storage:
+        with storage.watch(Bell(), Topic(TopicKind.CONTROL)):
+            await trio.sleep(0.05)
+            assert storage._polling
+        await trio.sleep(0.3)
+        assert not storage._polling
+        bell = Bell()
+        with storage.watch(bell, Topic(TopicKind.QUEUE, "q")):  # and somebody does again
+            async with stored(path) as other:
+                await other.enqueue([new("a")])
+                with trio.fail_after(PATIENCE_S):
+                    await bell.wait()
+
+
+# ---- in the user's own transaction ----------------------------------------------
+
+
+@asynccontextmanager
+async def publishing(path: Path) -> AsyncIterator[tuple[Any, sqlite3.Connection, list[str]]]:
+    """A dispatcher at work, a connection of the user's own, and who was run."""
+    ran: list[str] = []
+
+    async def note(task: QueueTask[Job]) -> None:
+        ran.append(task.id)
+
+    with trio.fail_after(PATIENCE_S):
+        async with open_dispatcher(f"sqlite:///{path}", observers=()) as dispatcher:
+            dispatcher.consumer.register_queue("q", TaskQueueConfig())
+            dispatcher.consumer.register_handler(JOB, note)
+            await dispatcher.publisher.declare()
+            with closing(sqlite3.connect(path, isolation_level=None)) as db:
+                db.execute("CREATE TABLE orders (n)")
+                yield dispatcher, db, ran
+
+
+async def test_a_task_published_in_a_transaction_exists_and_wakes_workers_once_it_commits(path: Path) -> None:
+    async with publishing(path) as (dispatcher, db, ran):
+        db.execute("BEGIN")
+        db.execute("INSERT INTO orders VALUES (1)")
+        task = dispatcher.publisher.publish_in(db, JOB(Job(1)))
+        assert task.id
+        assert ids(path) == ran == []
+        db.execute("COMMIT")
+        began = trio.current_time()
+        ended = await dispatcher.publisher.wait(task)
+        assert trio.current_time() - began < 1.0
+        assert ended.status is TaskStatus.SUCCEEDED
+        assert ran == [task.id]
+
+
+async def test_a_task_published_in_a_transaction_is_gone_if_that_is_rolled_back(path: Path) -> None:
+    async with publishing(path) as (dispatcher, db, ran):
+        db.execute("BEGIN")
+        dispatcher.publisher.publish_in(db, JOB(Job(1), id="a"))
+        db.execute("ROLLBACK")
+        await dispatcher.publisher.wait(await dispatcher.publisher.publish(JOB(Job(2), id="b")))
+        assert (ids(path), ran) == (["b"], ["b"])
+
+
+async def test_publishing_an_id_again_in_a_transaction_answers_with_the_stored_task(path: Path) -> None:
+    async with publishing(path) as (dispatcher, db, _):
+        await dispatcher.publisher.wait(await dispatcher.publisher.publish(JOB(Job(1), id="a")))
+        db.execute("BEGIN IMMEDIATE")
+        assert dispatcher.publisher.publish_in(db, JOB(Job(2), id="a")).status is TaskStatus.SUCCEEDED
+        db.execute("COMMIT")
+
+
+async def test_a_row_factory_and_its_transaction_control_stay_the_users(path: Path) -> None:
+    async with publishing(path) as (dispatcher, db, _):
+        db.row_factory = sqlite3.Row
+        db.isolation_level = "DEFERRED"
+        with db:
+            db.execute("INSERT INTO orders VALUES (1)")  # begins a transaction, the old way
+            first = dispatcher.publisher.publish_in(db, JOB(Job(1)))
+            second = dispatcher.publisher.publish_in(db, JOB(Job(2), headers={"a": "b"}, tags=("t",)))
+        assert db.row_factory is sqlite3.Row
+        for task in (first, second):
+            assert (await dispatcher.publisher.wait(task)).status is TaskStatus.SUCCEEDED
+
+
+async def test_a_transaction_that_cannot_take_the_task_says_why(path: Path, tmp_path: Path) -> None:
+    async with publishing(path) as (dispatcher, db, _):
+        publish = dispatcher.publisher.publish_in
+        with pytest.raises(InvalidConfigError, match="no transaction is open on the connection; begin one first"):
+            publish(db, JOB(Job(1)))
+        for wrong in (None, path, db.cursor()):
+            with pytest.raises(InvalidConfigError, match=r"expected a sqlite3\.Connection, got"):
+                publish(wrong, JOB(Job(1)))
+        for other in (tmp_path / "other.db", ":memory:"):
+            with closing(sqlite3.connect(other, isolation_level=None)) as elsewhere:
+                elsewhere.execute("BEGIN IMMEDIATE")
+                with pytest.raises(InvalidConfigError, match="the transaction must be on the same file"):
+                    publish(elsewhere, JOB(Job(1)))
+        db.execute("BEGIN IMMEDIATE")
+        with pytest.raises(QueueNotRegisteredError):
+            publish(db, TaskType("unknown", "job", Job)(Job(1)))
+        assert db.in_transaction, "a refusal ended the user's transaction"
+        db.execute("COMMIT")
+        assert ids(path) == []
+
+
+async def test_a_link_to_the_file_is_the_file(path: Path, tmp_path: Path) -> None:
+    async with publishing(path) as (dispatcher, _, __):
+        link = tmp_path / "link.db"
+        link.symlink_to(path)
+        with closing(sqlite3.connect(link, isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            task = dispatcher.publisher.publish_in(db, JOB(Job(1)))
+            db.execute("COMMIT")
+        assert (await dispatcher.publisher.wait(task)).status is TaskStatus.SUCCEEDED
+
+
+# ---- group commit ---------------------------------------------------------------
+
+
+@contextmanager
+def counted(storage: SqliteStorage) -> Iterator[list[int]]:
+    """Notes each transaction that is committed."""
+    commits: list[int] = []
+    real = storage._ledger.commit
+
+    def commit() -> None:
+        real()
+        commits.append(1)
+
+    storage._ledger.commit = commit  # type: ignore[method-assign]
+    yield commits
+    storage._ledger.commit = real  # type: ignore[method-assign]
+
+
+async def gathered(storage: SqliteStorage, count: int) -> None:
+    """Wait until one transaction is under way and so many steps wait for the next."""
+    while not (storage._writer._writing and len(storage._writer._waiting) == count):  # noqa: ASYNC110 - it tells nobody
+        await trio.sleep(0.001)
+
+
+async def test_a_hundred_publishes_at_once_share_two_transactions(path: Path) -> None:
+    async with stored(path) as storage:
+        with counted(storage) as commits:
+            async with trio.open_nursery() as nursery:
+                for n in range(100):
+                    nursery.start_soon(storage.enqueue, [new(f"t{n:02}")])
+        assert len(commits) == 2
+        assert len(ids(path)) == 100
+
+
+async def test_a_step_that_fails_undoes_itself_and_nothing_else(path: Path) -> None:
+    def half(ledger: Any) -> None:
+        ledger.tasks.enqueue([new("half")], ledger.now, bounded=False, by=None)
+        raise ValueError("half done")
+
+    async with stored(path) as storage:
+        raised: list[str] = []
+
+        async def bad() -> None:
+            with pytest.raises(ValueError, match="half done"):
+                await storage._write(half)
+            raised.append("bad")
+
+        with locked(path) as lock, counted(storage) as commits:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(storage.enqueue, [new("a")])
+                await gathered(storage, 0)
+                for step in (partial(storage.enqueue, [new("b")]), bad, partial(storage.enqueue, [new("c")])):
+                    nursery.start_soon(step)
+                await gathered(storage, 3)
+                lock.execute("ROLLBACK")
+        assert ids(path) == ["a", "b", "c"]
+        assert (raised, len(commits)) == (["bad"], 2)
+        await bad()  # alone, too
+        assert ids(path) == ["a", "b", "c"]
+
+
+async def test_a_step_cancelled_while_it_waits_has_done_nothing_and_one_under_way_all(path: Path) -> None:
+    async with stored(path) as storage:
+        with locked(path) as lock:
+            async with trio.open_nursery() as nursery:
+                scopes: list[trio.CancelScope] = []
+
+                async def step(name: str) -> None:
+                    with trio.CancelScope() as scope:
+                        scopes.append(scope)
+                        await storage.enqueue([new(name)])
+
+                nursery.start_soon(step, "taken")
+                await gathered(storage, 0)
+                for name in ("waits", "stays"):
+                    nursery.start_soon(step, name)
+                    await gathered(storage, len(scopes))
+                scopes[0].cancel()
+                scopes[1].cancel()
+                await trio.testing.wait_all_tasks_blocked()
+                assert len(storage._writer._waiting) == 1
+                lock.execute("ROLLBACK")
+        assert [scope.cancelled_caught for scope in scopes] == [False, True, False]
+        assert ids(path) == ["stays", "taken"]
+
+
+async def test_closing_waits_for_every_write_that_was_begun(path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as lock:
+            async with stored(path) as storage:
+                lock.execute("BEGIN IMMEDIATE")
+                for n in range(3):
+                    nursery.start_soon(storage.enqueue, [new(f"t{n}")])
+                    await gathered(storage, n)
+
+                async def unlock() -> None:
+                    while not storage._writer._closed:  # noqa: ASYNC110 - it tells nobody
+                        await trio.sleep(0.001)
+                    with pytest.raises(ClosedError, match="this storage is closed"):
+                        await storage.enqueue([new("late")])
+                    lock.execute("ROLLBACK")
+
+                nursery.start_soon(unlock)
+            with pytest.raises(ClosedError, match="it is closed"):
+                await storage.enqueue([new("later")])
+    assert ids(path) == ["t0", "t1", "t2"]
+
+
+# ---- trouble --------------------------------------------------------------------
+
+
+async def test_a_full_disk_refuses_what_does_not_fit_and_works_again_with_room(path: Path) -> None:
+    async with stored(path) as storage:
+        await storage.enqueue([new("a")])
+        db = storage._ledger.db
+        (pages,) = db.execute("PRAGMA page_count").fetchone()
+        db.execute(f"PRAGMA max_page_count = {pages}")
+        large = new("large", payload=b"x" * 100_000)
+        with pytest.raises(StorageError) as caught:
+            await storage.enqueue([new("b"), large])
+        assert caught.value.detail == f"{path}: database or disk is full"
+        assert not db.in_transaction
+        outcomes: list[str] = []
+
+        async def one(task: NewTask) -> None:
+            try:
+                await storage.enqueue([task])
+            except StorageError:
+                outcomes.append(task.id)
+
+        async with trio.open_nursery() as nursery:  # in one batch with others, who are refused or stored
+            for n in range(5):
+                nursery.start_soon(one, new(f"t{n}"))
+            nursery.start_soon(one, large)
+        assert "large" in outcomes
+        assert ids(path) == sorted({"a", *(f"t{n}" for n in range(5))} - set(outcomes))
+        db.execute(f"PRAGMA max_page_count = {2**30}")
+        await storage.enqueue([large])
+        assert "large" in ids(path)
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+HINT = (
+    "database is locked; somebody held the write lock for 5 s. A transaction of your own on this file, "
+    "open in this process, must end before you await a write of the dispatcher"
+)
+
+
+async def test_a_lock_held_too_long_is_an_error_that_says_what_may_be_wrong(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_schema, "BUSY_TIMEOUT_S", 0.1)
+    async with stored(path) as storage:
+        with locked(path):
+            with pytest.raises(StorageError) as caught:
+                await storage.enqueue([new("a")])
+            assert caught.value.detail == f"{path}: {HINT}"
+            assert (await storage.find(All())).records == []  # looking needs no lock
+        await storage.enqueue([new("a")])
+
+
+def test_a_lock_is_waited_for_as_long_as_the_message_says() -> None:
+    assert sqlite_schema.BUSY_TIMEOUT_S == 5.0
+
+
+async def test_a_worker_waits_a_held_lock_out_and_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_schema, "BUSY_TIMEOUT_S", 0.05)
+    ran: list[str] = []
+    started, release = trio.Event(), trio.Event()
+
+    async def slow(task: QueueTask[Job]) -> None:
+        ran.append(task.id)
+        started.set()
+        await release.wait()
+
+    with trio.fail_after(PATIENCE_S):
+        async with open_dispatcher(f"sqlite:///{path}") as dispatcher:
+            dispatcher.consumer.register_queue("q", TaskQueueConfig())
+            dispatcher.consumer.register_handler(JOB, slow)
+            task = await dispatcher.publisher.publish(JOB(Job(1)))
+            await started.wait()
+            with locked(path):
+                release.set()
+                await trio.sleep(0.5)
+                with pytest.raises(StorageError, match="database is locked"):
+                    await dispatcher.publisher.publish(JOB(Job(2)))
+            ended = await dispatcher.publisher.wait(task)
+    assert (ended.status, ran) == (TaskStatus.SUCCEEDED, [task.id])
+
+
+# ---- cost -----------------------------------------------------------------------
+
+MANY = 20_000
+"""Enough to tell a cost that grows from one that does not; the battery of backlogs takes more."""
+ROW = (
+    "INSERT INTO dispatch_tasks (id, queue, type, version, lane, place, priority, available_at, status,"
+    " created_at, key, tags, payload) WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n LIMIT {count})"
+    " SELECT '{kind}' || n, 'q', '{type}', 1, {lane}, {place}, n % 4, {due}, '{status}', 1.0, {key}, {tags}, '{{}}'"
+    " FROM n"
+)
+
+
+class Bench:
+    """Statements on a file's tables, and what they cost in steps of SQLite's own machine."""
+
+    def __init__(self, path: Path) -> None:
+        self.db = sqlite_schema.connect(path, synchronous="normal")
+        sqlite_schema.create_or_migrate(self.db, path)
+        self.tasks = sqlite_tasks.SqliteTasks(self.db)
+        self.now = 1_000_000.0
+        self.db.execute("BEGIN IMMEDIATE")
+        self.tasks.begin()
+        self.registry = sqlite.SqliteRegistry(self.tasks)
+        self.registry.declare([QueueRecord(name="q", keyed=True)], self.now)
+        self.lanes = {
+            (type_, tagged): self.tasks.lane("q", type_, 1, tagged)
+            for type_, tagged in (("job", False), ("unhandled", False), ("job", True))
+        }
+
+    def fill(self, kind: str, count: int, type_: str = "job", *, tags: str = "NULL", **fields: object) -> None:
+        given = {"place": 1, "due": 1.0, "status": "pending", "key": "NULL", **fields}
+        lane = self.lanes[type_, tags != "NULL"]
+        self.db.execute(ROW.format(kind=kind, count=count, type=type_, lane=lane, tags=tags, **given))
+
+    def steps(self, action: Callable[[], Any]) -> int:
+        """Within three."""
+        count = 0
+
+        def step() -> int:
+            nonlocal count
+            count += 1
+            return 0
+
+        self.db.set_progress_handler(step, 3)
+        action()
+        self.db.set_progress_handler(None, 0)
+        return count * 3
+
+    def claim(self, **want: Any) -> int:
+        """The steps of claiming one task of a type that is handled here."""
+        wanted = Want(**{"queue": "q", "limit": 1, "types": {"job": 1}, **want})
+        claimed: list[Any] = []
+        steps = self.steps(
+            lambda: claimed.append(self.tasks.claim([wanted], worker="w", lease=9.0, now=self.now))
+        )
+        assert len(claimed[0].claims) == 1
+        return steps
+
+
+@pytest.fixture
+def bench(path: Path) -> Iterator[Bench]:
+    made = Bench(path)
+    made.fill("runnable", 50, due=5.0)
+    made.fill("tagged", 50, due=5.0, tags="""'["ours"]'""")
+    yield made
+    made.db.execute("ROLLBACK")
+    made.db.close()
+
+
+STUCK: dict[str, dict[str, Any]] = {
+    "not due": {"due": "2000000.0 + n"},
+    "held": {"place": 0, "status": "held"},
+    "of an unhandled type": {"type_": "unhandled"},
+    "behind another of its key": {"place": 2, "key": "'one'"},
+    "ended": {"place": 0, "status": "succeeded"},
+}
+
+
+@pytest.mark.parametrize("kind", STUCK)
+def test_many_tasks_that_cannot_run_cost_a_claim_nothing(kind: str, bench: Bench) -> None:
+    alone = bench.claim()
+    bench.fill("stuck", MANY, **STUCK[kind])
+    assert bench.claim() <= 1.5 * alone
+    assert bench.claim(tags=frozenset({"ours"})) <= 2 * alone + 300
+
+
+def test_many_tasks_that_can_run_cost_a_claim_nothing(bench: Bench) -> None:
+    alone = bench.claim()
+    bench.fill("more", MANY, due="6.0 + n * 1e-3")
+    assert bench.claim() <= 1.5 * alone
+
+
+def test_many_tasks_of_tags_that_no_worker_here_has_cost_a_claim_little(bench: Bench) -> None:
+    alone = bench.claim(tags=frozenset({"ours"}))
+    bench.fill("theirs", MANY, tags="""'["theirs' || (n % 10) || '"]'""")
+    assert bench.claim(tags=frozenset({"ours"})) <= 5 * alone
+
+
+def test_settling_and_letting_the_next_of_a_key_forward_costs_the_same_with_many_behind(bench: Bench) -> None:
+    def one_life(id_: str, key: str) -> int:
+        bench.tasks.enqueue([new(id_, key=key), new(f"{id_}2", key=key)], 1.0, bounded=False, by=None)
+        want = Want(queue="q", limit=1, ids=frozenset({id_}))
+        bench.tasks.claim([want], worker="w", lease=9.0, now=bench.now)
+        done = sqlite_tasks.Transition(id_, 1, sqlite_tasks.TransitionKind.DONE)
+        return bench.steps(lambda: bench.tasks.settle([done], bench.now))
+
+    alone = one_life("a", "a")
+    bench.fill("stuck", MANY, place=2, key="'one'")
+    bench.fill("ended", MANY, place=0, key="'a'", status="succeeded")
+    assert one_life("b", "one") <= 1.5 * alone
+    assert one_life("c", "a") <= 1.5 * alone
+
+
+def plan(db: sqlite3.Connection, condition: str, values: list[Any]) -> str:
+    sql = f"EXPLAIN QUERY PLAN SELECT 1 FROM dispatch_tasks WHERE {condition} LIMIT 1"  # noqa: S608 - made here
+    return "\n".join(row[3] for row in db.execute(sql, values))
+
+
+DRAINED = AnyOf(
+    All(Queues("q"), Types("job"), Statuses("pending")), All(Queues("q"), Statuses("running"))
+)
+
+
+@pytest.mark.parametrize(
+    ("where", "bound"),
+    [(DRAINED, 1), (All(Queues("q"), Statuses("pending")), 50), (All(Queues("q"), Statuses("due")), 50)],
+)
+def test_a_bounded_count_goes_by_an_index_past_what_has_ended(where: Any, bound: int, bench: Bench) -> None:
+    sql, values = sqlite_query.condition(where, bench.now)
+    found = plan(bench.db, sql, values)
+    assert "USING INDEX dispatch_status (queue=? AND status=?)" in found or (
+        "USING COVERING INDEX dispatch_status (queue=? AND status=?)" in found
+    )
+    assert "SCAN" not in found
+
+    def count() -> None:
+        assert sqlite_query.count(bench.db, where, bench.now, by=(), bound=bound) == {(): bound}
+
+    before = bench.steps(count)
+    bench.fill("ended", MANY, place=0, status="succeeded")
+    assert bench.steps(count) <= before + 10
+
+
+@pytest.mark.parametrize("statuses", [("failed",), ("pending", "running"), ("held",)])
+def test_a_page_of_a_status_goes_past_what_has_ended(statuses: tuple[str, ...], bench: Bench) -> None:
+    where = All(Queues("q"), Statuses(*statuses))
+    order = sqlite_query.Order.NEWEST
+
+    def page() -> None:
+        sqlite_query.find(bench.db, where, bench.now, order=order, limit=10, after=None)
+
+    before = bench.steps(page)
+    bench.fill("ended", MANY, place=0, status="succeeded")
+    assert bench.steps(page) <= before + 50

@@ -1,0 +1,1 @@
+"""Tests of the testing kit itself: what it must notice, and what it must let pass."""
