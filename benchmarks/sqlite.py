@@ -75,7 +75,7 @@ class Raw:
         for priority in (3, 2, 1, 0):
             heads += self.db.execute(HEADS, (1, priority, limit)).fetchall()
         claimed = self.db.execute(
-            CLAIM_MANY, ("raw", now, now + 30, 0, "", "retry", json.dumps([seq for _, seq in heads]))
+            CLAIM_MANY, ("raw", now, now + 30, 0, '["fixed", 1.0, 2.0, 3600.0, 0.0]', "retry", json.dumps([seq for _, seq in heads]))
         ).fetchall()
         self.db.execute("COMMIT")
         return [(row[1], row[2]) for row in claimed]

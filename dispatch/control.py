@@ -178,7 +178,8 @@ class TaskQueueControl:
         change = Change(
             action="patch",
             payload=None if payload is KEEP else new.payload,
-            version=None if payload is KEEP else new.version,
+            # Of a type unknown here nobody says that the new payload is of another version.
+            version=None if payload is KEEP or current.declared is None else new.version,
             headers=None if headers is None else new.headers,
             tags=None if tags is None else new.tags,
             priority=None if priority is None else new.priority,

@@ -308,12 +308,12 @@ def cancel(record: TaskRecord, now: float, reason: str) -> bool:
         if record.cancel_reason is not None:
             return False
         _move(record, Event.ASK_CANCEL)
-        record.cancel_reason = reason
+        record.cancel_reason = _cut(reason)
         return True
     if record.status not in TABLE[Event.CANCEL].source:
         return False
     _move(record, Event.CANCEL)
-    record.cancel_reason = reason
+    record.cancel_reason = _cut(reason)
     record.finished_at = now
     return True
 

@@ -32,6 +32,8 @@ log: Final = logging.getLogger("dispatch.upkeep")
 
 SWEEP_S: Final = 5.0
 """How often to sweep where the storage cannot say when the next sweep is worth it."""
+ROUND_DEADLINE_S: Final = 10.0
+"""A storage that does not answer must not stop renewals and sweeps for good."""
 NAME_OVERDUE_S: Final = 5.0
 """How often an attempt that ignores its cancellation is named in the log."""
 
@@ -92,7 +94,11 @@ class Upkeep:
         with self.storage.watch(self._bell, *topics):
             while True:
                 try:
-                    await self._round()
+                    # Cancelled halfway, every step of a round has happened or not, and comes again.
+                    with trio.move_on_after(ROUND_DEADLINE_S) as scope:
+                        await self._round()
+                    if scope.cancelled_caught:
+                        raise StorageError(f"no answer within {ROUND_DEADLINE_S:g} s")
                 except StorageError as exc:
                     self.observers.tell("storage_failed", "upkeep", exc)
                     if not started:

@@ -121,7 +121,7 @@ class _Ledger:
 def ring(tasks: SqliteTasks) -> dict[tuple[TopicKind, str], int]:
     """Raise the counters of what a transaction touched; part of it."""
     rung: dict[tuple[TopicKind, str], int] = {}
-    for kind, name in tasks.touched:
+    for kind, name in sorted(tasks.touched):  # in the same order in every process
         (rung[kind, name],) = tasks.db.execute(RING, (kind.value, name)).fetchone()
     return rung
 
@@ -248,6 +248,8 @@ class SqliteStorage(Storage):
             return await self._writer.run(lambda: action(ledger))
         except (sqlite3.OperationalError, sqlite3.DatabaseError) as exc:
             raise self._failed(exc) from exc
+        except UnicodeEncodeError as exc:
+            raise InvalidConfigError(f"no text in the storage has a lone surrogate: {exc}") from exc
 
     async def _read(self, action: Callable[[sqlite3.Connection, float], T]) -> T:
         """Look, at one state of the file."""
@@ -276,6 +278,8 @@ class SqliteStorage(Storage):
             raise
         except (sqlite3.OperationalError, sqlite3.DatabaseError) as exc:
             raise self._failed(exc) from exc
+        except UnicodeEncodeError as exc:
+            raise InvalidConfigError(f"no text in the storage has a lone surrogate: {exc}") from exc
 
     def _check_open(self) -> None:
         if not self._open:

@@ -5,6 +5,8 @@ Tables, all prefixed so that they can live beside a user's own in one file:
 - `dispatch_tasks`: one row per task, payload and result included. `seq` is the
   order of storing. `place` says whether a claim may see it (see `Place`), `lane`
   who may take it (see `dispatch_lanes`).
+  Its checks are against rows changed by other hands: one that cannot be read
+  would stop every worker that meets it.
 - `dispatch_attempts`: ended runs, written when a run ends in anything but a
   success; a success stands in the task's row until that is rerun.
 - `dispatch_lanes`: the kinds of tasks of a queue that workers tell apart: type,
@@ -77,7 +79,7 @@ CREATE TABLE dispatch_tasks (
     lane INTEGER NOT NULL,
     place INTEGER NOT NULL,
     priority INTEGER NOT NULL,
-    available_at REAL NOT NULL,
+    available_at REAL NOT NULL CHECK (typeof(available_at) = 'real'),
     status TEXT NOT NULL,
     attempt INTEGER NOT NULL DEFAULT 0,
     epoch INTEGER NOT NULL DEFAULT 0,
@@ -87,16 +89,16 @@ CREATE TABLE dispatch_tasks (
     lease_until REAL,
     worker TEXT,
     key TEXT,
-    timeout REAL,
+    timeout REAL CHECK (typeof(timeout) IN ('real', 'null')),
     max_retry INTEGER,
     retry_limit INTEGER,
-    retry TEXT,
+    retry TEXT CHECK (json_valid(coalesce(retry, '0'))),
     on_interrupt TEXT NOT NULL DEFAULT 'retry',
     cancel_reason TEXT,
     last_error TEXT,
     failure_reason TEXT,
-    headers TEXT,
-    tags TEXT,
+    headers TEXT CHECK (json_type(coalesce(headers, '{}')) = 'object'),
+    tags TEXT CHECK (json_type(coalesce(tags, '[]')) = 'array'),
     unique_key TEXT,
     unique_rule TEXT,
     cron TEXT,

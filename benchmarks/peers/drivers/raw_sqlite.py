@@ -78,7 +78,7 @@ class RawSqlite(Peer):
         for priority in (3, 2, 1, 0) if limit else ():
             found = self.db.execute(HEADS, (self.lane, priority, limit - len(heads)))
             heads += [seq for _, seq in found]
-        values = ("raw", now, now + LEASE_S, 0, "", "retry", json.dumps(heads))
+        values = ("raw", now, now + LEASE_S, 0, '["fixed", 1.0, 2.0, 3600.0, 0.0]', "retry", json.dumps(heads))
         claims = self.db.execute(CLAIM_MANY, values).fetchall() if heads else []
         self.db.execute("COMMIT")
         self.ended = [(row[1], row[2]) for row in claims]
