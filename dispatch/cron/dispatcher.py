@@ -191,6 +191,8 @@ class CronTaskDispatcher:
         if task.task is None:
             return await self._add_function(task, replace=replace)
         if task.name in self._functions.entries:
+            if replace:
+                raise CronNameConflictError(f"cron task {task.name!r} is a function; cancel it first")
             raise taken(task.name)
         added = await self._stored.add(task, replace=replace)
         self._wake_if_earlier()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 import attrs
@@ -202,7 +203,7 @@ class InterruptionCases:
             name = f"t{step}"
             await deed.prepare(bench, name)
             before = await bench.everything()
-            scope = await cancelled_at(step, lambda name=name: deed.act(bench, name))
+            scope = await cancelled_at(step, partial(deed.act, bench, name))
             if not (scope.cancelled_caught and await bench.everything() == before):
                 # What returned was done, also if a cancellation came too late for it.
                 assert await deed.done(bench, name), f"cancelled at step {step}: done by half"
@@ -242,7 +243,7 @@ class InterruptionCases:
         for step in range(MOST_STEPS):
             new = [bench.task(f"a{step}", unique=unique(f"u{step}"))]
             if how == "cancelled":
-                scope = await cancelled_at(step, lambda new=new: bench.storage.enqueue(new))
+                scope = await cancelled_at(step, partial(bench.storage.enqueue, new))
                 over = not scope.cancel_called
             else:
                 over = True

@@ -82,6 +82,7 @@ class WatchCases:
         await bench.publish("later", delay=1_000.0)
         bell = Bell()
         with bench.storage.watch(bell, Topic(TopicKind.QUEUE, "q"), Topic(TopicKind.LEASES, "w")):
+            quiet = False
             for _ in range(3):
                 assert await bench.taken(9) == []
                 await bench.storage.turn([], [], worker="w", lease=1.0)
@@ -91,7 +92,8 @@ class WatchCases:
                 await bench.alter("unknown", "cancel")
                 with trio.move_on_after(0.2) as scope:
                     await bell.wait()
-            assert scope.cancelled_caught  # at least the last time
+                quiet = scope.cancelled_caught
+            assert quiet  # the last time: what happened before may have been told late
 
     async def test_whatever_makes_a_task_claimable_rings_its_queue(self, bench: Workbench) -> None:
         await bench.declare(keyed=True)

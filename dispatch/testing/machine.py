@@ -59,7 +59,7 @@ except ImportError as _missing:
 
 from dispatch.testing.trees import trees
 
-__all__ = ["StorageMachine", "check_against_model"]
+__all__ = ["Opened", "StorageMachine", "check_against_model"]
 
 T = TypeVar("T")
 BOUND: Final = 4
@@ -69,6 +69,7 @@ STEP_S: Final = 60.0
 """One call may take so long in real time before it counts as hung."""
 
 Opened = AbstractAsyncContextManager[tuple[Storage, Callable[[float], Awaitable[None]]]]
+"""What `open_storage` answers: a storage, and what moves its clock on."""
 
 
 # ---- one trio run per example --------------------------------------------------------
@@ -103,7 +104,12 @@ class _Run:
 
     def enter(self, manager: AbstractAsyncContextManager[T]) -> T:
         """Enter a context in the run, until it ends."""
-        return self.call(lambda: self._nursery.start(self._keep_open, manager))
+
+        async def begin() -> T:
+            entered: T = await self._nursery.start(self._keep_open, manager)
+            return entered
+
+        return self.call(begin)
 
     async def _keep_open(
         self, manager: AbstractAsyncContextManager[T], task_status: trio.TaskStatus[T]
@@ -354,7 +360,7 @@ class StorageMachine(RuleBasedStateMachine):
         if renewed:
             self.renew(data.draw(st.sampled_from([0.5, 20.0])))
         running = [task.id for task in self.model.running()]
-        if running and data.draw(seldom):
+        if data.draw(seldom) and running:
             self.ask_to_stop(data.draw(st.sampled_from(running)))
         # A second is just where a lease of one still holds.
         self.advance(data.draw(st.sampled_from([1.0, 5.0])))

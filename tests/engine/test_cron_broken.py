@@ -277,8 +277,8 @@ async def test_two_kinds_of_one_name_in_two_processes_both_fire(autojump_clock: 
     ticks = Ticks()
     async with working(nothing, storage=stage) as here, open_dispatcher(stage) as there:
         await here.cron.add_with_name("* * * * *", "a", ticks)
-        with pytest.raises(CronNameConflictError):
-            await here.cron.add_with_name("* * * * *", "a", JOB(Job()))
+        with pytest.raises(CronNameConflictError, match="'a' is a function; cancel it first"):
+            await here.cron.add_with_name("* * * * *", "a", JOB(Job()), replace=True)
         await there.publisher.declare()
         await there.cron.add_with_name("* * * * *", "a", JOB(Job()))  # cannot know of the function
         await trio.sleep(120)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
+from dispatch.errors import MissingExtraError
 
 Tell = Callable[[dict[str, Any]], None]
 Seed = Callable[[int], None]
@@ -38,6 +41,33 @@ def seeded() -> Iterator[Seed]:
     internals._ALLOW_DETERMINISTIC_SCHEDULING = True
     yield internals._r.seed
     internals._ALLOW_DETERMINISTIC_SCHEDULING = before
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Any]:
+    """A PostgreSQL server for this folder's tests; skipped without one here, never in CI."""
+    try:
+        from dispatch.testing.postgres import postgres_server
+
+        opened = postgres_server()
+        running = opened.__enter__()
+    except MissingExtraError as exc:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(exc.detail)
+    yield running
+    opened.__exit__(None, None, None)
+
+
+@pytest.fixture
+def store(server: Any) -> Iterator[str]:
+    """The URL of a database with the schema and nothing in it, gone afterwards."""
+    from dispatch.storage.postgres_schema import migrate
+
+    url = server.fresh_database()
+    migrate(url)
+    yield url
+    server.drop_database(url)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -8,8 +8,10 @@ import socket
 import subprocess
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from dispatch.testing.postgres import postgres_server
 from tests.product import scripts
 
 TELLING = {
@@ -40,6 +42,12 @@ TELLING = {
         "GET / -> 404",
         "shipped order 2",
         "ended: 0 tasks interrupted",
+    ],
+    "fleet_postgres.py": [
+        "240 orders accepted by the web process",
+        "worker-2 killed with",
+        "240 orders shipped, 0 lost",
+        "of them in a second attempt, begun by worker-2\n",
     ],
     "testing_your_handlers.py": ["5 passed"],
     "own_storage.py": ["written by the first process, attempt 1"],
@@ -101,3 +109,13 @@ def test_the_tcp_service_drains_on_a_signal_and_exits_with_0(number: signal.Sign
     }
     assert "ended: 0 tasks interrupted" in printed
     assert errors == ""
+
+
+@pytest.mark.battery
+def test_the_fleet_runs_on_a_database_that_is_given_and_leaves_nothing_in_it() -> None:
+    with postgres_server() as server:
+        given = server.fresh_database()
+        assert "0 lost" in scripts.output("fleet_postgres.py", given)
+        with psycopg.connect(given) as connection:
+            schemas = connection.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ 'fleet'").fetchall()
+    assert schemas == []

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from math import inf
 from typing import Any
 
 from dispatch import lifecycle
+from dispatch.actors import QueueActors
+from dispatch.cron.dispatcher import CronTaskDispatcher
 from dispatch.lifecycle import SettleAnswer
-from dispatch.records import TransitionKind
-from dispatch.storage import ready
+from dispatch.records import AttemptOutcome, TransitionKind
 from dispatch.storage.memory import MemoryStorage
-from dispatch.storage.protocol import RenewAnswer, Rescued
+from dispatch.storage.protocol import RenewAnswer, Rescued, SettleResult
 from dispatch.storage.ready import ReadyQueue
 from dispatch.tasks import TaskStatus
 
@@ -135,28 +137,24 @@ def keys_do_not_wait() -> AbstractContextManager[None]:
     return both()
 
 
-def delays_are_forgotten() -> AbstractContextManager[None]:
-    """Retries come at once."""
+def retries_come_at_once() -> AbstractContextManager[None]:
+    """A retry does not wait for its delay."""
 
     def make(real: Any) -> Any:
         def settle(record: Any, transition: Any, now: float) -> Any:
             run = real(record, transition, now)
-            if record.status is TaskStatus.PENDING:
+            if run.outcome is AttemptOutcome.RETRIED:
                 record.available_at = now
             return run
 
         return settle
 
-    @contextmanager
-    def early() -> Generator[None]:
-        with replaced(lifecycle, "settle", make), replaced(ready.ReadyQueue, "mature", _mature_early):
-            yield
-
-    return early()
+    return replaced(lifecycle, "settle", make)
 
 
-def _mature_early(real: Any) -> Any:
-    return lambda self, now: real(self, now + 5.0)
+def what_is_not_due_is_claimed() -> AbstractContextManager[None]:
+    """Whoever looks claims what falls due within the next five seconds, too."""
+    return replaced(ReadyQueue, "mature", lambda real: lambda self, now: real(self, now + 5.0))
 
 
 def a_settle_is_lost_in_a_batch() -> AbstractContextManager[None]:
@@ -177,8 +175,6 @@ def a_settle_is_lost_in_a_batch() -> AbstractContextManager[None]:
         return settle
 
     def lost(transition: Any) -> Any:
-        from dispatch.storage.protocol import SettleResult
-
         status = TaskStatus.SUCCEEDED if transition.kind is TransitionKind.DONE else TaskStatus.FAILED
         return SettleResult(transition.id, transition.epoch, SettleAnswer.APPLIED, status)
 
@@ -198,8 +194,8 @@ def ticks_are_not_compared() -> AbstractContextManager[None]:
     return replaced(MemoryStorage, "advance_cron", make)
 
 
-def a_lost_run_still_spawns() -> AbstractContextManager[None]:
-    """A run that failed is called a success."""
+def a_failure_is_called_a_success() -> AbstractContextManager[None]:
+    """From the second attempt on, a run that failed is stored as one that succeeded."""
 
     def make(real: Any) -> Any:
         def settle(record: Any, transition: Any, now: float) -> Any:
@@ -210,6 +206,64 @@ def a_lost_run_still_spawns() -> AbstractContextManager[None]:
         return settle
 
     return replaced(lifecycle, "settle", make)
+
+
+def a_refused_run_still_spawns() -> AbstractContextManager[None]:
+    """What a run published is stored although its end came too late."""
+
+    def make(real: Any) -> Any:
+        def settle(self: Any, transitions: Any, now: float) -> Any:
+            results = real(self, transitions, now)
+            for transition, result in zip(transitions, results, strict=True):
+                if result.answer is SettleAnswer.LOST:
+                    for new in transition.spawn:
+                        self._store(new, now)
+            return results
+
+        return settle
+
+    return replaced(MemoryStorage, "_settle", make)
+
+
+def a_rescue_forgets_the_cancel() -> AbstractContextManager[None]:
+    """A task that was to stop runs again when its worker dies."""
+
+    def make(real: Any) -> Any:
+        def rescue(record: Any, now: float) -> Any:
+            record.cancel_reason = None
+            return real(record, now)
+
+        return rescue
+
+    return replaced(lifecycle, "rescue", make)
+
+
+def a_cancelled_attempt_costs_an_actor() -> AbstractContextManager[None]:
+    """An actor whose attempt was cancelled is counted twice from then on."""
+
+    def make(real: Any) -> Any:
+        async def attempt(self: Any, slot: Any, claim: Any) -> bool:
+            usable: bool = await real(self, slot, claim)
+            if not usable:
+                self._live += 1
+            return usable
+
+        return attempt
+
+    return replaced(QueueActors, "_attempt", make)
+
+
+def cron_does_not_come_back() -> AbstractContextManager[None]:
+    """After its first trouble with the storage, a process fires no more cron tasks."""
+
+    def make(real: Any) -> Any:
+        def calm_down(self: Any, exc: Any) -> None:
+            real(self, exc)
+            self._calm_until = inf
+
+        return calm_down
+
+    return replaced(CronTaskDispatcher, "_calm_down", make)
 
 
 def a_published_task_is_forgotten() -> AbstractContextManager[None]:
@@ -236,9 +290,14 @@ BUGS: tuple[Plant, ...] = (
     renewing_does_nothing,
     one_retry_too_many,
     keys_do_not_wait,
-    delays_are_forgotten,
+    retries_come_at_once,
+    what_is_not_due_is_claimed,
     a_settle_is_lost_in_a_batch,
     ticks_are_not_compared,
-    a_lost_run_still_spawns,
+    a_failure_is_called_a_success,
+    a_refused_run_still_spawns,
+    a_rescue_forgets_the_cancel,
+    a_cancelled_attempt_costs_an_actor,
+    cron_does_not_come_back,
     a_published_task_is_forgotten,
 )

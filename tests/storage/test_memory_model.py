@@ -41,7 +41,7 @@ class MemoryMachine(StorageMachine):
 
 
 def test_the_memory_storage_agrees_with_its_model() -> None:
-    check_against_model(MemoryMachine, examples=25, steps=40, require_all=False)
+    check_against_model(MemoryMachine, examples=15, steps=40, require_all=False)
 
 
 @pytest.mark.battery

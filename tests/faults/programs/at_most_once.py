@@ -8,7 +8,6 @@ from typing import Any
 import trio
 
 from dispatch import QueueTask, TaskQueueConfig, open_dispatcher
-from dispatch.storage.sqlite import SqliteStorage
 from faults.programs.scenario import (
     JOB,
     Crew,
@@ -18,6 +17,7 @@ from faults.programs.scenario import (
     call_witness,
     note,
     notes,
+    opened,
     tell,
     until,
     witnessed,
@@ -29,7 +29,7 @@ CONFIG = TaskQueueConfig(concurrency=20, max_retry=0, retry_delay=0.0, on_interr
 
 class World:
     def __init__(self, given: Any) -> None:
-        self.path = given.folder / "jobs.db"
+        self.where = given.where
         self.runs = given.folder / "runs"
 
     async def work(self) -> None:
@@ -37,14 +37,17 @@ class World:
             note(self.runs, task.id)
             await trio.sleep(0.1)
 
-        async with open_dispatcher(f"sqlite:///{self.path}", lease=0.3, observers=()) as dispatcher:
+        async with (
+            opened(self.where) as storage,
+            open_dispatcher(storage, lease=0.3, observers=()) as dispatcher,
+        ):
             dispatcher.consumer.register_queue("q", CONFIG)
             dispatcher.consumer.register_handler(JOB, handler)
             await dispatcher.drain()
 
     async def publish(self) -> None:
-        async with SqliteStorage(self.path) as storage:
-            call_witness(self.path)
+        async with opened(self.where) as storage:
+            call_witness(self.where)
             async with open_dispatcher(storage, observers=()) as dispatcher:
                 dispatcher.consumer.register_queue("q", CONFIG)
                 await dispatcher.publisher.publish_many([JOB(Job(n), id=f"t{n}") for n in range(TASKS)])
@@ -63,14 +66,14 @@ def main() -> None:
         crew.start("worker", world.work)
         assert crew.ended("worker", 30.0) == 0, crew.said()
     runs = Counter(notes(world.runs))
-    dead = asked(world.path, "SELECT failure_reason, last_error FROM dispatch_tasks WHERE status = 'failed'")
+    dead = asked(world.where, "SELECT failure_reason, last_error FROM dispatch_tasks WHERE status = 'failed'")
     tell(
         kills=given.kills,
         runs=len(runs),
         ran_twice=sum(count > 1 for count in runs.values()),
         interrupted=len(dead),
         say_so=sum(reason == "interrupted" and error.startswith("LeaseExpired: worker ") for reason, error in dead),
-        **witnessed(world.path, [f"t{n}" for n in range(TASKS)]),
+        **witnessed(world.where, [f"t{n}" for n in range(TASKS)]),
     )
 
 

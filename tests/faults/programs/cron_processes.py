@@ -14,7 +14,7 @@ from typing import Any
 import trio
 
 from dispatch import CronEntry, QueueTask, open_dispatcher
-from faults.programs.scenario import JOB, Crew, Job, arguments, asked, note, notes, tell, until
+from faults.programs.scenario import JOB, Crew, Job, arguments, asked, damage, note, notes, opened, tell, until
 
 PROCESSES = 4
 ENTRIES = 20
@@ -23,7 +23,7 @@ DECLARED = [CronEntry("* * * * * *", f"c{n}", JOB(Job(n)), misfire="all") for n 
 
 class World:
     def __init__(self, given: Any) -> None:
-        self.path = given.folder / "jobs.db"
+        self.where = given.where
         self.ready = given.folder / "ready"
         self.runs = given.folder / "runs"
 
@@ -33,7 +33,10 @@ class World:
         async def handler(task: QueueTask[Job]) -> None:
             note(self.runs, f"{task.cron} {task.id}")
 
-        async with open_dispatcher(f"sqlite:///{self.path}", cron=DECLARED, observers=()) as dispatcher:
+        async with (
+            opened(self.where) as storage,
+            open_dispatcher(storage, cron=DECLARED, observers=()) as dispatcher,
+        ):
             dispatcher.consumer.register_queue("q")
             dispatcher.consumer.register_handler(JOB, handler)
             note(self.ready, "ready")
@@ -62,10 +65,10 @@ def main() -> None:
             crew.start(victim, world.serve)
             kills += 1
         time.sleep(3.0)  # for the last second's to be made up, were they late
-    rows = asked(world.path, "SELECT cron, slot, created_at - slot FROM dispatch_tasks WHERE cron IS NOT NULL")
+    rows = asked(world.where, "SELECT cron, slot, created_at - slot FROM dispatch_tasks WHERE cron IS NOT NULL")
     counted = Counter((name, slot) for name, slot, _ in rows)
     wanted = {(f"c{n}", float(second)) for n in range(ENTRIES) for second in range(first, last + 1)}
-    totals = dict(asked(world.path, "SELECT name, total FROM dispatch_crons"))
+    totals = dict(asked(world.where, "SELECT name, total FROM dispatch_crons"))
     tell(
         seconds=given.seconds,
         kills=kills,
@@ -75,7 +78,7 @@ def main() -> None:
         miscounted=sum(totals[name] != count for name, count in Counter(name for name, *_ in rows).items()),
         latest_s=round(max(late for _, slot, late in rows if first <= slot <= last), 2),
         ran=len(notes(world.runs)),
-        integrity=asked(world.path, "PRAGMA integrity_check")[0][0],
+        integrity=damage(world.where),
     )
 
 

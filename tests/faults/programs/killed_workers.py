@@ -14,8 +14,7 @@ from typing import Any
 import trio
 
 from dispatch import QueueTask, TaskQueueConfig, TaskQueuePublisher, open_dispatcher
-from dispatch.storage.protocol import RenewAnswer
-from dispatch.storage.sqlite import SqliteStorage
+from dispatch.storage.protocol import RenewAnswer, Storage
 from dispatch.testing.history import (
     HistoryError,
     HistoryFile,
@@ -33,6 +32,7 @@ from faults.programs.scenario import (
     call_witness,
     note,
     notes,
+    opened,
     tell,
     witnessed,
 )
@@ -46,7 +46,7 @@ LATE = 10
 class Drowsy(RecordingStorage):
     """Renews no lease of the tasks that sleep, and says it did."""
 
-    def __init__(self, storage: SqliteStorage, record: Record) -> None:
+    def __init__(self, storage: Storage, record: Record) -> None:
         super().__init__(storage, record)
         self.asleep: set[str] = set()
 
@@ -58,7 +58,7 @@ class Drowsy(RecordingStorage):
 class World:
     def __init__(self, given: Any) -> None:
         self.folder: Path = given.folder
-        self.path = given.folder / "jobs.db"
+        self.where = given.where
         self.tasks: int = given.tasks
         self.sleep_s: float = given.sleep
         """How long a handler takes: with 100 at work in all, enough to outlast the kills."""
@@ -68,7 +68,7 @@ class World:
     async def work(self) -> None:
         """Work until everything was published and has ended."""
         with HistoryFile(self.folder / "history") as record:
-            async with SqliteStorage(self.path) as inside:
+            async with opened(self.where) as inside:
                 storage = Drowsy(inside, record)
 
                 async def handler(task: QueueTask[Job]) -> None:
@@ -91,8 +91,8 @@ class World:
     async def publish_first(self) -> None:
         """Publish all but the late ones, in batches."""
         with HistoryFile(self.folder / "history") as record:
-            async with SqliteStorage(self.path) as storage:
-                call_witness(self.path)
+            async with opened(self.where) as storage:
+                call_witness(self.where)
                 async with open_dispatcher(RecordingStorage(storage, record), observers=()) as dispatcher:
                     dispatcher.consumer.register_queue("q", CONFIG)
                     first = [JOB(Job(n), id=f"t{n}") for n in range(self.tasks) if n % LATE]
@@ -110,7 +110,7 @@ class World:
                 note(self.folder / "acknowledged", f"t{n}")
 
         with HistoryFile(self.folder / "history") as record:
-            async with SqliteStorage(self.path) as storage, trio.open_nursery() as nursery:
+            async with opened(self.where) as storage, trio.open_nursery() as nursery:
                 publisher = TaskQueuePublisher(RecordingStorage(storage, record))
                 for start in range(8):
                     nursery.start_soon(some, publisher, left[start::8])
@@ -119,7 +119,7 @@ class World:
     async def look_back(self) -> None:
         """Record how everything stands after the drain."""
         with HistoryFile(self.folder / "history") as record:
-            async with SqliteStorage(self.path) as storage:
+            async with opened(self.where) as storage:
                 await RecordingStorage(storage, record).drained()
 
 
@@ -170,7 +170,7 @@ def main() -> None:
         broken=broken,
         unfinished=len(unfinished),
         seconds=round(time.monotonic() - began, 1),
-        **witnessed(world.path, acknowledged),
+        **witnessed(world.where, acknowledged),
     )
 
 

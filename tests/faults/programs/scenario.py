@@ -4,7 +4,7 @@ A program is one process without threads that forks its workers: what is importe
 before the fork is there at once, so that a worker killed after 0.1 s has worked
 for most of it. Each worker runs a trio loop of its own.
 
-The witness is a trigger in the SQLite file: it notes every change of a status in
+The witness is a trigger in the database: it notes every change of a status in
 the transaction that makes it, whatever the code believes, whoever is killed.
 """
 
@@ -27,6 +27,8 @@ import trio
 from attrs import define, field, frozen
 
 from dispatch import TaskType, upkeep
+from dispatch.storage.protocol import Storage
+from dispatch.storage.sqlite import SqliteStorage
 from faults.programs.plants import PLANTS
 
 upkeep.SWEEP_S = 0.3  # leases are short here: so is the time until somebody looks
@@ -39,19 +41,41 @@ class Job:
 
 JOB = TaskType("q", "job", Job)
 
+Where = Path | str
+"""A SQLite file, or the URL of a PostgreSQL database."""
+
 
 def arguments(**options: Any) -> argparse.Namespace:
-    """FOLDER, `--plant` and `--seed`, and an option of the type of its default for each name."""
+    """FOLDER, `--store`, `--plant` and `--seed`, and an option of the type of its default for each name.
+
+    `where` is the store: a SQLite file in the folder, or the PostgreSQL database given.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--plant", choices=sorted(PLANTS))
+    parser.add_argument("--store")
+    parser.add_argument("--plant")
     parser.add_argument("--seed", type=int, default=1)
     for name, default in options.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     given = parser.parse_args()
+    given.where = given.store or given.folder / "jobs.db"
+    if given.store:
+        from faults.programs import on_postgres  # before any fork  # noqa: F401
     if given.plant is not None:
-        PLANTS[given.plant]()
+        plants = PLANTS
+        if given.store:
+            from faults.programs.postgres_plants import PLANTS as plants
+        plants[given.plant]()
     return given
+
+
+def opened(where: Where) -> Storage:
+    """A storage, to be entered."""
+    if isinstance(where, Path):
+        return SqliteStorage(where)
+    from faults.programs import on_postgres
+
+    return on_postgres.opened(where)
 
 
 def tell(**figures: Any) -> None:
@@ -164,21 +188,39 @@ END;
 TERMINAL = "('succeeded', 'failed', 'cancelled')"
 
 
-def asked(path: Path, sql: str, *values: object) -> list[Any]:
+def asked(where: Where, sql: str, *values: object) -> list[Any]:
     """The rows that a query answers, by a connection of its own."""
-    with closing(sqlite3.connect(path, timeout=30.0)) as db:
-        return db.execute(sql, values).fetchall()
+    if isinstance(where, Path):
+        with closing(sqlite3.connect(where, timeout=30.0)) as db:
+            return db.execute(sql, values).fetchall()
+    from faults.programs import on_postgres
+
+    return on_postgres.asked(where, sql, *values)
 
 
-def call_witness(path: Path) -> None:
+def call_witness(where: Where) -> None:
     """Have every change of a status noted from now on; the tables are there already."""
-    with closing(sqlite3.connect(path, timeout=30.0)) as db:
-        db.executescript(WITNESS)
+    if isinstance(where, Path):
+        with closing(sqlite3.connect(where, timeout=30.0)) as db:
+            db.executescript(WITNESS)
+    else:
+        from faults.programs import on_postgres
+
+        on_postgres.call_witness(where)
 
 
-def witnessed(path: Path, acknowledged: Iterable[str]) -> dict[str, Any]:
-    """The figures that the file itself knows; `acknowledged` were published for sure."""
-    ended = dict(asked(path, f"SELECT id, status FROM dispatch_tasks WHERE status IN {TERMINAL}"))  # noqa: S608
+def damage(where: Where) -> str:
+    """What is wrong with the stored tables and indexes; `ok` if nothing is."""
+    if isinstance(where, Path):
+        return str(asked(where, "PRAGMA integrity_check")[0][0])
+    from faults.programs import on_postgres
+
+    return on_postgres.damage(where)
+
+
+def witnessed(where: Where, acknowledged: Iterable[str]) -> dict[str, Any]:
+    """The figures that the database itself knows; `acknowledged` were published for sure."""
+    ended = dict(asked(where, f"SELECT id, status FROM dispatch_tasks WHERE status IN {TERMINAL}"))  # noqa: S608
     tasks = set(acknowledged)
     claims = "SELECT count(*) AS runs FROM witness WHERE became = 'running' AND was LIKE 'pending %' GROUP BY id"
     twice = f"SELECT id FROM witness WHERE became IN {TERMINAL} GROUP BY id HAVING count(*) > 1"  # noqa: S608
@@ -186,7 +228,7 @@ def witnessed(path: Path, acknowledged: Iterable[str]) -> dict[str, Any]:
         "tasks": len(tasks),
         "lost": len(tasks - set(ended)),
         "succeeded": sum(status == "succeeded" for status in ended.values()),
-        "settled_twice": len(asked(path, twice)),
-        "redelivered": sum(runs - 1 for (runs,) in asked(path, claims)),
-        "integrity": asked(path, "PRAGMA integrity_check")[0][0],
+        "settled_twice": len(asked(where, twice)),
+        "redelivered": sum(runs - 1 for (runs,) in asked(where, claims)),
+        "integrity": damage(where),
     }

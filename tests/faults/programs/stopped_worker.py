@@ -9,7 +9,6 @@ from typing import Any
 import trio
 
 from dispatch import QueueTask, TaskQueueConfig, open_dispatcher
-from dispatch.storage.sqlite import SqliteStorage
 from faults.programs.scenario import (
     JOB,
     Crew,
@@ -19,6 +18,7 @@ from faults.programs.scenario import (
     call_witness,
     note,
     notes,
+    opened,
     tell,
     until,
     witnessed,
@@ -31,7 +31,7 @@ CONFIG = TaskQueueConfig(concurrency=TASKS, max_retry=5, retry_delay=0.0)
 
 class World:
     def __init__(self, given: Any) -> None:
-        self.path = given.folder / "jobs.db"
+        self.where = given.where
         self.runs = given.folder / "runs"
 
     async def work(self, name: str, *, publish: bool = False) -> None:
@@ -39,9 +39,9 @@ class World:
             note(self.runs, f"{name} {task.id}")
             await trio.sleep(0.4)
 
-        async with SqliteStorage(self.path) as storage:
+        async with opened(self.where) as storage:
             if publish:
-                call_witness(self.path)
+                call_witness(self.where)
             async with open_dispatcher(storage, worker=name, lease=LEASE_S) as dispatcher:
                 dispatcher.consumer.register_queue("q", CONFIG)
                 dispatcher.consumer.register_handler(JOB, handler)
@@ -67,16 +67,16 @@ def main() -> None:
         crew.start("other", world.other)
         assert crew.ended("other", 30.0) == 0, crew.said()
         time.sleep(max(0.0, 3 * LEASE_S - (time.monotonic() - stopped_at)))
-        before = asked(world.path, "SELECT * FROM dispatch_tasks")
+        before = asked(world.where, "SELECT * FROM dispatch_tasks")
         crew.send("stopped", signal.SIGCONT)
         assert crew.ended("stopped", 30.0) == 0, crew.said()
         said = crew.said()
     tell(
         stops=1,
         said_refused=said.count("the outcome of attempt 1 was refused (lost)"),
-        unchanged=before == asked(world.path, "SELECT * FROM dispatch_tasks"),
-        by_the_other=len(asked(world.path, "SELECT 1 FROM dispatch_tasks WHERE worker = 'other'")),
-        **witnessed(world.path, [f"t{n}" for n in range(TASKS)]),
+        unchanged=before == asked(world.where, "SELECT * FROM dispatch_tasks"),
+        by_the_other=len(asked(world.where, "SELECT 1 FROM dispatch_tasks WHERE worker = 'other'")),
+        **witnessed(world.where, [f"t{n}" for n in range(TASKS)]),
     )
 
 

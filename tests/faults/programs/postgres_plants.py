@@ -1,0 +1,179 @@
+"""Bugs to plant in the PostgreSQL storage, beside those of the engine. Each patches the running process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any, Final
+
+import trio
+
+from dispatch import StorageError, lifecycle
+from dispatch.storage import (
+    postgres,
+    postgres_claim,
+    postgres_registry,
+    postgres_schema,
+    postgres_tasks,
+    psycopg_trio,
+)
+from dispatch.storage.postgres_step import Outcome
+from dispatch.storage.protocol import EnqueueAnswer, EnqueueResult, Rescued
+from faults.programs.plants import dropped_outcomes, interrupted_runs_again
+
+__all__ = ["PLANTS"]
+
+
+def _replace(module: Any, name: str, old: str, new: str) -> None:
+    """Change a statement; it must be as it is thought to be."""
+    text = getattr(module, name)
+    assert old in text, f"{module.__name__}.{name} reads otherwise by now"
+    setattr(module, name, text.replace(old, new))
+
+
+def no_fence() -> None:
+    """An outcome is written whoever holds the task by now; a success even onto an ended one."""
+    held = "ON t.id = g.id AND t.epoch = g.epoch AND t.state = 3 AND NOT t.lined"
+    for name in ("ENDING", "SUCCEED"):
+        _replace(postgres_claim, name, held, "ON t.id = g.id")
+    real = lifecycle.fence
+    lifecycle.fence = lambda record, epoch: real(record, 0 if record is None else record.epoch)
+
+
+def no_rescue() -> None:
+    """What a dead worker held stays with it."""
+
+    async def rescue(self: Any, limit: int = 1_000) -> Rescued:
+        return Rescued([])
+
+    postgres.PostgresStorage.rescue = rescue
+
+
+def forgotten_commits() -> None:
+    """Every tenth step is answered, and undone."""
+    real, steps = postgres.PostgresStorage._tried, count(1)
+
+    async def tried(self: Any, connection: Any, action: Any, atomic: bool) -> Any:
+        if next(steps) % 10:
+            return await real(self, connection, action, atomic)
+        outcome = Outcome()
+        async with connection.transaction(force_rollback=True):
+            result = await action(connection, outcome)
+        self._follow(outcome)
+        return result
+
+    postgres.PostgresStorage._tried = tried
+
+
+def believed_publishes() -> None:
+    """A publish whose storing failed, or is in doubt, is taken for done."""
+    real = postgres.PostgresStorage.enqueue
+
+    async def enqueue(self: Any, tasks: Sequence[Any], **how: Any) -> list[EnqueueResult]:
+        try:
+            return await real(self, tasks, **how)
+        except StorageError:
+            return [EnqueueResult(EnqueueAnswer.CREATED, new.id) for new in tasks]
+
+    postgres.PostgresStorage.enqueue = enqueue
+
+
+def deaf_for_good() -> None:
+    """Who has lost the connection that listens opens no other."""
+    psycopg_trio.backoff_s = lambda failures, random: 3_600.0 if failures == 1 else 0.01
+
+
+def no_deadline() -> None:
+    """A call waits for its answer however long it takes."""
+    postgres.DEADLINE_S = 3_600.0
+
+
+def own_clock() -> None:
+    """A delay is counted from the publisher's own clock, and leases are judged by the sweeper's."""
+    import time
+
+    real = postgres_tasks.PostgresTasks._insert
+
+    def insert(self: Any, tasks: Any, *args: Any, **how: Any) -> Any:
+        for new in tasks:
+            new.available_at, new.delay = time.time() + new.delay, 0.0
+        return real(self, tasks, *args, **how)
+
+    postgres_tasks.PostgresTasks._insert = insert
+
+
+def ticks_for_all() -> None:
+    """Whoever comes to a tick publishes it: no compare-and-set, and no id that tells."""
+    from dispatch.cron import stored
+    from dispatch.publisher import new_id
+
+    async def advance(self: Any, connection: Any, name: str, expected: Any, *step: Any) -> Any:
+        for entry in await self.crons(connection, name):
+            expected = entry.last_slot
+        return await real(self, connection, name, expected, *step)
+
+    registry = postgres_registry.PostgresRegistry
+    real, registry.advance_cron = registry.advance_cron, advance
+    stored.tick_id = lambda name, slot: new_id(slot)
+
+
+def ticks_nowhere() -> None:
+    """Every twentieth tick is decided without its task."""
+    ticks = count(1)
+
+    async def advance(
+        self: Any, connection: Any, name: str, expected: Any, slots: Any, tasks: Any, *rest: Any
+    ) -> Any:
+        kept = tasks if next(ticks) % 20 else []
+        return await real(self, connection, name, expected, slots, kept, *rest)
+
+    registry = postgres_registry.PostgresRegistry
+    real, registry.advance_cron = registry.advance_cron, advance
+
+
+def whole_scan() -> None:
+    """A claim looks at every row that waits."""
+    _replace(postgres_claim, "PLAIN_RANGES", "ORDER BY t.available_at, t.seq LIMIT", "ORDER BY t.available_at, t.seq + 0 LIMIT")
+
+
+def migrates_unlocked() -> None:
+    """Each process that migrates believes itself to be alone."""
+    postgres_schema._lock_sql = lambda schema: "floor(random() * 1e9)::int8"
+
+
+def unlimited() -> None:
+    """A worker keeps to a queue's limits by itself, whatever the others do."""
+    postgres_claim.LIMITS = postgres_claim.LIMITS.removesuffix(" FOR NO KEY UPDATE")
+
+
+def keeps_the_ended() -> None:
+    """Pruning deletes nothing."""
+    real = postgres_tasks.PostgresTasks.prune
+
+    async def prune(self: Any, connection: Any, spec: Any, *, dry_run: bool) -> int:
+        await real(self, connection, spec, dry_run=True)
+        return 0
+
+    postgres_tasks.PostgresTasks.prune = prune
+
+
+PLANTS: Final[dict[str, Callable[[], None]]] = {
+    plant.__name__: plant
+    for plant in (
+        no_fence,
+        no_rescue,
+        forgotten_commits,
+        interrupted_runs_again,
+        dropped_outcomes,
+        believed_publishes,
+        deaf_for_good,
+        no_deadline,
+        own_clock,
+        ticks_for_all,
+        ticks_nowhere,
+        whole_scan,
+        migrates_unlocked,
+        unlimited,
+        keeps_the_ended,
+    )
+}
