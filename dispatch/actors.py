@@ -120,6 +120,8 @@ class QueueActors:
     tags: frozenset[str] | None
     on_claim: Callable[[], None]
     """Called when claims were made: whoever renews leases may be asleep."""
+    on_doubt: Callable[[], None]
+    """Called when claims may have been made that nobody here knows of: they need a sweep."""
 
     paused: bool = False
     target: int = 0
@@ -477,6 +479,8 @@ class QueueActors:
                 raise StorageError(f"no answer within {SETTLE_DEADLINE_S:g} s")
         except StorageError as exc:
             self._look = True
+            if free > 0:
+                self.on_doubt()
             self.observers.tell("storage_failed", "turn", exc)
             level = logging.WARNING if self._failures == 0 else logging.DEBUG
             log.log(level, "queue %s: the storage failed, trying again: %s", self.name, exc)

@@ -296,6 +296,7 @@ class TaskQueueConsumer:
             self._lease,
             self._tags,
             self._upkeep.claimed,
+            self._upkeep.doubt,
         )
         for (queue, _), entry in self._registry.handlers.items():
             if queue == name:

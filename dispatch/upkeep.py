@@ -81,6 +81,11 @@ class Upkeep:
             self._asleep = False
             self._bell.arm()
 
+    def doubt(self) -> None:
+        """A claim may have taken effect unknown to us: sweep when its lease is over, at the latest."""
+        self._next_sweep = min(self._next_sweep, trio.current_time() + self.lease_s + 0.001)
+        self._bell.ring()
+
     def attend(self) -> None:
         """A queue was added: read its controls soon, and say so in the worker's record."""
         self._beat_due = -inf

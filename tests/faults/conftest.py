@@ -62,10 +62,10 @@ def server() -> Iterator[Any]:
 @pytest.fixture
 def store(server: Any) -> Iterator[str]:
     """The URL of a database with the schema and nothing in it, gone afterwards."""
-    from dispatch.storage.postgres_schema import migrate
+    from .programs.on_postgres import prepare
 
     url = server.fresh_database()
-    migrate(url)
+    prepare(url)
     yield url
     server.drop_database(url)
 

@@ -14,7 +14,19 @@ from typing import Any
 import trio
 
 from dispatch import CronEntry, QueueTask, open_dispatcher
-from faults.programs.scenario import JOB, Crew, Job, arguments, asked, damage, note, notes, opened, tell, until
+from faults.programs.scenario import (
+    JOB,
+    Crew,
+    Job,
+    arguments,
+    asked,
+    damage,
+    note,
+    notes,
+    opened,
+    tell,
+    until,
+)
 
 PROCESSES = 4
 ENTRIES = 20

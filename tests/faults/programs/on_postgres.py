@@ -10,11 +10,12 @@ import os
 from typing import Any, Final
 
 from dispatch.storage.postgres import PostgresStorage
+from dispatch.storage.postgres_schema import migrate
 from dispatch.storage.psycopg_trio import psycopg
 
-__all__ = ["asked", "call_witness", "damage", "opened"]
+__all__ = ["asked", "call_witness", "damage", "opened", "prepare"]
 
-WITNESS: Final = """
+VIEWS: Final = """
 CREATE VIEW dispatch_tasks AS SELECT t.seq, t.id, t.epoch, t.attempt, t.worker, q.name AS queue,
     (ARRAY['pending', 'pending', 'pending', 'running', 'held', 'succeeded', 'failed', 'cancelled'])
         [t.state + 1] AS status,
@@ -22,6 +23,8 @@ CREATE VIEW dispatch_tasks AS SELECT t.seq, t.id, t.epoch, t.attempt, t.worker, 
     t.created_at, t.available_at, t.started_at, t.finished_at
     FROM dispatch.tasks t JOIN dispatch.queues q ON q.id = t.queue;
 CREATE VIEW dispatch_crons AS SELECT * FROM dispatch.crons;
+"""
+WITNESS: Final = """
 CREATE TABLE witness (number int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY, id text, epoch int8,
     worker text, was text, became text, at float8);
 CREATE FUNCTION witness_change() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -54,8 +57,15 @@ def asked(url: str, sql: str, *values: object) -> list[Any]:
         return connection.execute(sql.replace("?", "%s").encode(), values or None).fetchall()
 
 
+def prepare(url: str) -> None:
+    """Make the schema in an empty database, and the views."""
+    migrate(url)
+    with psycopg.connect(url) as connection:
+        connection.execute(VIEWS.encode())
+
+
 def call_witness(url: str) -> None:
-    """Have every change of a status noted from now on; the schema is there already."""
+    """Have every change of a status noted from now on."""
     with psycopg.connect(url) as connection:
         connection.execute(WITNESS.encode())
 

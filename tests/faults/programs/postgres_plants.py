@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, Final
 
-import trio
-
 from dispatch import StorageError, lifecycle
 from dispatch.storage import (
     postgres,

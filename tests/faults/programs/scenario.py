@@ -62,10 +62,12 @@ def arguments(**options: Any) -> argparse.Namespace:
     if given.store:
         from faults.programs import on_postgres  # before any fork  # noqa: F401
     if given.plant is not None:
-        plants = PLANTS
         if given.store:
-            from faults.programs.postgres_plants import PLANTS as plants
-        plants[given.plant]()
+            from faults.programs import postgres_plants
+
+            postgres_plants.PLANTS[given.plant]()
+        else:
+            PLANTS[given.plant]()
     return given
 
 
