@@ -77,7 +77,7 @@ TRIES: Final = 5
 """How often a step that the server rolled back for the sake of others is made."""
 BATCH: Final = 1_000
 """Tasks that one statement stores at most."""
-POLL_S: Final = 5.0
+POLL_S: Final = 30.0
 POLL_DEAF_S: Final = 1.0
 FLOW_OPTIONS: Final = " ".join(
     f"-c {setting}"

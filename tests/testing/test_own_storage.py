@@ -17,7 +17,7 @@ LIMIT_S = 300.0
 
 def held_to_the_kit(path: Path, cases: str = "") -> str:
     """The last line of a run of pytest on this file."""
-    command = [sys.executable, "-m", "pytest", str(path), "-q", "-x", "--tb=no"]
+    command = [sys.executable, "-m", "pytest", str(path), "-q", "-x", "-n", "0", "--tb=no"]
     command += ["-p", "no:cacheprovider", "-c", str(scripts.ROOT / "pyproject.toml")]
     done = subprocess.run(  # noqa: S603 - our own file
         [*command, "-k", cases],

@@ -116,13 +116,13 @@ def ticks_for_all() -> None:
 
 
 def ticks_nowhere() -> None:
-    """Every twentieth tick is decided without its task."""
+    """Every fifth tick is decided without its task."""
     ticks = count(1)
 
     async def advance(
         self: Any, connection: Any, name: str, expected: Any, slots: Any, tasks: Any, *rest: Any
     ) -> Any:
-        kept = tasks if next(ticks) % 20 else []
+        kept = tasks if next(ticks) % 5 else []
         return await real(self, connection, name, expected, slots, kept, *rest)
 
     registry = postgres_registry.PostgresRegistry
