@@ -30,7 +30,7 @@ from dispatch.tasks import TaskType
 
 __all__ = ["app"]
 
-app = App(name="cron", help="List, preview, add, trigger, pause and remove cron tasks.")
+app: Final = App(name="cron", help="List, preview, add, trigger, pause and remove cron tasks.")
 
 Dst = Annotated[
     Literal["vixie", "robfig"],

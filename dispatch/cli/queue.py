@@ -25,7 +25,7 @@ from dispatch.storage.query import All, Ids, PruneSpec, Queues, Statuses, Time
 
 __all__ = ["app"]
 
-app = App(name="queue", help="List, pause, resume, resize and empty queues.")
+app: Final = App(name="queue", help="List, pause, resume, resize and empty queues.")
 
 _WAITING: Final = ("pending", "held")
 _ENDED: Final = ("succeeded", "failed", "cancelled")

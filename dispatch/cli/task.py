@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, cast
+from typing import Annotated, Final, cast
 
 from cyclopts import App, Parameter
 
@@ -30,7 +30,7 @@ from dispatch.tasks import TaskStatus
 
 __all__ = ["app"]
 
-app = App(name="task", help="List, inspect, publish, retry, cancel and delete tasks.")
+app: Final = App(name="task", help="List, inspect, publish, retry, cancel and delete tasks.")
 app.command(retry)
 app.command(cancel)
 app.command(rm)

@@ -52,7 +52,7 @@ class BellRope:
         tell: Callable[[Sequence[str]], Awaitable[None]],
         ended: Callable[[Collection[str]], Awaitable[list[str]]],
     ) -> None:
-        self.bells = Bells()
+        self.bells: Bells = Bells()
         self._tell = tell
         self._ended = ended
         self._me = uuid.uuid4().hex[:8]

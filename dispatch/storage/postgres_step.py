@@ -232,7 +232,7 @@ class Step:
         self._connection = connection
         self._sql = sql
         self._lanes = lanes
-        self.now = 0.0
+        self.now: float = 0.0
         self.rings: set[Topic] = set()
         """To be rung once it is committed."""
         self.made: list[Lane] = []

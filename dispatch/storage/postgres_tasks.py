@@ -94,7 +94,7 @@ class PostgresTasks:
     def __init__(self, sql: Sql, lanes: Lanes) -> None:
         self._sql = sql
         self._lanes = lanes
-        self.claims = PostgresClaims(sql, lanes)
+        self.claims: PostgresClaims = PostgresClaims(sql, lanes)
         # As last seen: a mistake costs a statement more, and is noticed by it.
         self._keyed: set[str] = set()
         """Queues in which a success lets the next of its key run, and so must come first."""

@@ -71,7 +71,7 @@ __all__ = [
 
 RV = TypeVar("RV")
 
-log = logging.getLogger("dispatch.storage.postgres")
+log: Final = logging.getLogger("dispatch.storage.postgres")
 
 DEFAULTS: Final[ConnDict] = {
     # A silent network ends a connect within 10 s a host, unanswered data within
@@ -180,7 +180,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
     def __init__(self, pgconn: psycopg.pq.abc.PGconn, *args: Any, **kwargs: Any) -> None:
         super().__init__(pgconn, *args, **kwargs)
         # psycopg uses it as an asynchronous context manager, and in no other way.
-        self.lock = _Lock()  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue, reportIncompatibleVariableOverride]
+        self.lock: Any = _Lock()  # pyright: ignore[reportIncompatibleVariableOverride]
         self._turns = 0
 
     @classmethod
@@ -612,7 +612,7 @@ class TrioPool:
         self._slots = trio.Semaphore(size)
         self._rest: list[TrioConnection] = []
         self._closed = False
-        self.where = redacted(conninfo)
+        self.where: str = redacted(conninfo)
 
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[TrioConnection]:

@@ -144,7 +144,6 @@ class SqliteStorage(Storage):
     """
 
     durable = True
-    beat_s = 10.0
 
     def __init__(
         self,

@@ -57,14 +57,13 @@ class Batch(Protocol):
 class Step:
     """One caller's part of a transaction, and what came of it."""
 
-    __slots__ = ("action", "answer", "error", "leads", "over", "task")
+    __slots__ = ("action", "answer", "error", "over", "task")
 
     def __init__(self, action: Callable[[], Any]) -> None:
-        self.action = action
+        self.action: Callable[[], Any] = action
         self.answer: Any = None
         self.error: BaseException | None = None
-        self.over = False
-        self.leads = False
+        self.over: bool = False
         self.task: trio.lowlevel.Task | None = None
 
 

@@ -54,11 +54,11 @@ class FaultyStorage(StorageProxy):
     def __init__(self, inner: Storage) -> None:
         super().__init__(inner)
         self.calls: Counter[str] = Counter()
-        self.down = False
+        self.down: bool = False
         """While true, every call raises StorageError and does nothing."""
-        self.delay_s = 0.0
+        self.delay_s: float = 0.0
         """How long every call takes before it takes effect, in seconds of trio's clock."""
-        self.dead = False
+        self.dead: bool = False
         self._faults: list[_Fault] = []
 
     def fail(

@@ -143,17 +143,17 @@ class _Run:
 
 # Weighted by repetition: left to itself the machine hardly ever gets a task to
 # run, let alone to its end (`check_against_model` holds it to doing so).
-names = st.sampled_from("aaab")
-keys = st.sampled_from([None, "k", "k", "l"])
-tags = st.sampled_from([(), (), (), ("x",), ("x", "y")])
-waits = st.sampled_from([0.0, 0.0, 0.0, 1.0, 5.0])
-seldom = st.sampled_from([False] * 5 + [True])
-wanted_types = st.sampled_from([None, None, None, {"a": 1}, {"a": 2, "b": 1}])
-wanted_tags = st.sampled_from([None] * 5 + [frozenset[str](), frozenset("x"), frozenset("xyz")])
-leases = st.sampled_from([None, 1.0, 10.0])
-kinds = st.sampled_from(TransitionKind)
-retry_waits = st.sampled_from([None, 0.0, 2.0])
-on_retries = st.sampled_from(["hold", "yield"])
+names: st.SearchStrategy[str] = st.sampled_from("aaab")
+keys: st.SearchStrategy[str | None] = st.sampled_from([None, "k", "k", "l"])
+tags: st.SearchStrategy[tuple[str, ...]] = st.sampled_from([(), (), (), ("x",), ("x", "y")])
+waits: st.SearchStrategy[float] = st.sampled_from([0.0, 0.0, 0.0, 1.0, 5.0])
+seldom: st.SearchStrategy[bool] = st.sampled_from([False] * 5 + [True])
+wanted_types: st.SearchStrategy[dict[str, int] | None] = st.sampled_from([None, None, None, {"a": 1}, {"a": 2, "b": 1}])
+wanted_tags: st.SearchStrategy[frozenset[str] | None] = st.sampled_from([None] * 5 + [frozenset[str](), frozenset("x"), frozenset("xyz")])
+leases: st.SearchStrategy[float | None] = st.sampled_from([None, 1.0, 10.0])
+kinds: st.SearchStrategy[TransitionKind] = st.sampled_from(TransitionKind)
+retry_waits: st.SearchStrategy[float | None] = st.sampled_from([None, 0.0, 2.0])
+on_retries: st.SearchStrategy[str] = st.sampled_from(["hold", "yield"])
 
 
 class StorageMachine(RuleBasedStateMachine):
@@ -170,6 +170,7 @@ class StorageMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.run: Final = _Run()
+        self.storage: Storage
         try:
             self.storage, self._advance = self.run.enter(self.open_storage())
         except BaseException:
@@ -177,8 +178,8 @@ class StorageMachine(RuleBasedStateMachine):
             raise
         self.handles: list[Storage] = [self.storage]
         """Every storage object on this data; `storage` is the one in use."""
-        self.time = self.storage.now()
-        self.model = Model(self.keep_finished)
+        self.time: float = self.storage.now()
+        self.model: Model = Model(self.keep_finished)
         self.past: list[tuple[str, int]] = []
         """Fences of runs that began, for those who come too late."""
         self.redeclare(keyed=True, on_retry="hold")

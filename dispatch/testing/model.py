@@ -56,7 +56,7 @@ class Model:
         self.on_retry = "hold"
         self.paused = False
         self.seq = 0
-        self.ends = 0
+        self.ends: int = 0
         self.keep_finished = keep_finished
 
     def task(self, task_id: str) -> Task | None:

@@ -84,7 +84,7 @@ WEIGHTS: Final = {
     "pause": 3,
     "crash": 7,
     "stop": 4,
-    "freeze": 4,
+    "freeze": 5,
     "fault": 14,
     "outage": 3,
     "cron": 3,

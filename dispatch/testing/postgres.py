@@ -154,12 +154,12 @@ class _Owned:
     def __init__(self, binaries: Path, settings: Sequence[str], port: int | None) -> None:
         # A Unix socket's path has at most 107 bytes, which TMPDIR alone may exceed.
         short = "/tmp" if os.access("/tmp", os.W_OK) else None  # noqa: S108 - a private one below it
-        self.home = Path(tempfile.mkdtemp(prefix="dispatch-pg-", dir=short))
-        self.data = self.home / "data"
-        self.log = self.home / "log"
+        self.home: Path = Path(tempfile.mkdtemp(prefix="dispatch-pg-", dir=short))
+        self.data: Path = self.home / "data"
+        self.log: Path = self.home / "log"
         self.process: subprocess.Popen[bytes] | None = None
         # PostgreSQL refuses to run as root.
-        self.account = pwd.getpwnam("nobody") if os.getuid() == 0 else None
+        self.account: pwd.struct_passwd | None = pwd.getpwnam("nobody") if os.getuid() == 0 else None
         if self.account is not None:
             os.chown(self.home, self.account.pw_uid, self.account.pw_gid)
         atexit.register(self.remove)
@@ -169,10 +169,10 @@ class _Owned:
             start_new_session=True,
         )
         try:
-            self.binaries = self._reachable(binaries)
+            self.binaries: Path = self._reachable(binaries)
             self._initialize()
             listen = ["listen_addresses="] if port is None else ["listen_addresses=127.0.0.1"]
-            self.settings = [*SMALL, *listen, f"port={port or 5432}", *settings]
+            self.settings: list[str] = [*SMALL, *listen, f"port={port or 5432}", *settings]
             self.start()
         except BaseException:
             self.remove()

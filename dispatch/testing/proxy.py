@@ -42,8 +42,8 @@ class StorageProxy(Storage):
 
     def __init__(self, inner: Storage) -> None:
         self.inner: Final = inner
-        self.durable = inner.durable
-        self.beat_s = inner.beat_s
+        self.durable: bool = inner.durable
+        self.beat_s: float = inner.beat_s
 
     async def around(self, method: str, call: Callable[[], Awaitable[T]]) -> T:
         """Carry out one call of `method`."""

@@ -38,7 +38,7 @@ class RecordingStorage(StorageProxy):
     def __init__(self, inner: Storage, record: Record) -> None:
         super().__init__(inner)
         self._record = record
-        self.immediate = inner.immediate
+        self.immediate: bool = inner.immediate
 
     async def drained(self) -> None:
         """Record the state of every stored task, and that nothing was left to run."""

@@ -67,7 +67,9 @@ class Desk:
         if isinstance(over, Dispatcher):
             self.dispatcher: Dispatcher | None = over
             self.storage: Storage = over.storage
-            self.publisher, self.control, self.cron = over.publisher, over.control, over.cron
+            self.publisher: TaskQueuePublisher = over.publisher
+            self.control: TaskQueueControl = over.control
+            self.cron: CronTaskDispatcher = over.cron
         else:
             self.dispatcher = None
             self.storage = over

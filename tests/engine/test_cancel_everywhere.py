@@ -1,12 +1,14 @@
-"""Fault B3: cancelled at the k-th checkpoint, whatever k, nothing is lost and nothing done twice."""
+"""Fault B3: cancelled at the k-th step, whatever k, nothing is lost and nothing done twice."""
 
 from __future__ import annotations
 
 import gc
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
 
 import pytest
 import trio
@@ -15,17 +17,27 @@ from trio.testing import MockClock
 from dispatch import Clock, Dispatcher, MemoryStorage, QueueTask, Run, Snooze, TaskQueueConfig
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import TransitionKind
+from dispatch.storage.protocol import Storage
 from dispatch.storage.query import All
+from dispatch.storage.sqlite import SqliteStorage
+from dispatch.testing.history import HistoryEvent, Step, verify
+from dispatch.testing.recording import RecordingStorage
+from tests.simulation.bugs import what_is_handed_back_is_called_a_success
 
 from .work import JOB, Job
 
 CONFIG = TaskQueueConfig(concurrency=2, max_retry=2, retry_delay=0.5, buffer_size=3)
 TASKS = 8
 LEASE_S = 6.0
+VICTIMS = ("dispatcher", "handler", "publish")
+NEVER = float("inf")
+
+Seed = Callable[[int], None]
+Opened = Callable[[], AsyncIterator[Storage]]
 
 
 @pytest.fixture
-def seeded() -> Iterator[Callable[[int], None]]:
+def seeded() -> Iterator[Seed]:
     """Make trio's scheduling repeatable. Both attributes are private, so look that they are there."""
     import trio._core._run as internals
 
@@ -50,30 +62,15 @@ class CancelAt(trio.abc.Instrument):
             self.scope.cancel()
 
 
-class Recording(MemoryStorage):
-    """Notes every settle that was applied."""
-
-    def __init__(self) -> None:
-        super().__init__(Clock(datetime(2026, 1, 1, tzinfo=UTC)))  # the machine's time would not repeat
-        self.applied: list[tuple[str, int]] = []
-        self.done: list[str] = []
-
-    async def turn(self, transitions: Any, wants: Any, **options: Any) -> Any:
-        results, claimed = await super().turn(transitions, wants, **options)
-        for transition, result in zip(transitions, results, strict=True):
-            if result.answer is SettleAnswer.APPLIED:
-                self.applied.append((result.id, result.epoch))
-                if transition.kind is TransitionKind.DONE:
-                    self.done.append(result.id)
-        return results, claimed
-
-
 class World:
     """One storage, one script for every handler, and who was published for sure."""
 
-    def __init__(self, victim: str) -> None:
-        self.victim, self.storage = victim, Recording()
+    def __init__(self, victim: str, storage: Storage, pace: float) -> None:
+        self.victim, self.inside, self.pace = victim, storage, pace
+        self.history: list[HistoryEvent] = []
+        self.storage = RecordingStorage(storage, self.history.append)
         self.published: list[str] = []
+        self.ended: set[str] = set()
         self.instrument: CancelAt | None = None
 
     def dispatcher(self) -> Dispatcher:
@@ -87,18 +84,29 @@ class World:
         if self.instrument is not None and self.victim == "handler" and n == 1:
             with trio.CancelScope() as self.instrument.scope:
                 await self.work(task, run)
-            return
-        await self.work(task, run)
+        else:
+            await self.work(task, run)
+        self.ended.add(task.id)
 
     async def work(self, task: QueueTask[Job], run: Run) -> None:
         n = task.payload.n
-        await trio.sleep(0.1 * n)
+        await trio.sleep(0.1 * n * self.pace)
         if n % 3 == 1 and task.attempt == 1:
             raise ValueError("first time")
-        if n == 2 and task.last_error is None and len(self.storage.applied) < 4:
+        if n == 2 and task.last_error is None and len(self.applied()) < 4:
             raise Snooze(0.2)
         if n == 3:
             await run.publish(JOB(Job(100), id="child"))
+
+    def applied(self, how: TransitionKind | None = None) -> list[str]:
+        """The tasks whose runs were ended (so), once for each time."""
+        return [
+            event.task
+            for event in self.history
+            if event.step is Step.ENDED
+            and event.answer == SettleAnswer.APPLIED
+            and how in (None, event.how)
+        ]
 
     async def act(self, k: float) -> int:
         """Publish and run until cancelled at step k; how many steps there were."""
@@ -130,27 +138,51 @@ class World:
             await nursery.start(dispatcher.serve)
             await dispatcher.drain()
             dispatcher.close()
-        stored = {record.id: record for record in (await self.storage.find(All())).records}
+        await self.storage.drained()
+        verify(self.history)
+        stored = {record.id: record for record in (await self.inside.find(All())).records}
         assert set(self.published) <= set(stored), "lost"
         assert {record.status.value for record in stored.values()} <= {"succeeded"}
-        assert len(self.storage.applied) == len(set(self.storage.applied)), "a run was settled twice"
-        assert len(self.storage.done) == len(set(self.storage.done)), "a task was done twice"
+        assert set(stored) <= self.ended, "succeeded, but no run of its handler came to its end"
+        done = self.applied(TransitionKind.DONE)
+        assert len(done) == len(set(done)), "a task was done twice"
         assert all(record.lease_until is None for record in stored.values())
-        assert self.storage.statistics().leases == 0
+        if isinstance(self.inside, MemoryStorage):
+            assert self.inside.statistics().leases == 0
         if "t3" in stored:
             assert "child" in stored
         assert all(record.attempt <= 3 for record in stored.values())
 
 
-def one_run(seed: Callable[[int], None], victim: str, number: int, k: float) -> int:
-    """One whole life under one seed; names seed and step in whatever goes wrong."""
+# ---- where it is stored -------------------------------------------------------------
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+"""The machine's time would not repeat."""
+
+
+@asynccontextmanager
+async def in_memory() -> AsyncIterator[Storage]:
+    yield MemoryStorage(Clock(START))
+
+
+@asynccontextmanager
+async def in_a_file() -> AsyncIterator[Storage]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "jobs.db")
+        async with SqliteStorage(path, inline=True, synchronous="normal", clock=Clock(START)) as storage:
+            yield storage
+
+
+def one_run(seed: Seed, victim: str, number: int, k: float, opened: Callable[[], Opened] = in_memory) -> int:
+    """One whole life under one seed, on virtual time; names seed and step in whatever goes wrong."""
 
     async def main() -> int:
         with trio.fail_after(10_000):
-            world = World(victim)
-            steps = await world.act(k)
-            await world.check()
-            return steps
+            async with opened() as storage:
+                world = World(victim, storage, pace=1.0)
+                steps = await world.act(k)
+                await world.check()
+                return steps
 
     seed(number)
     try:
@@ -162,16 +194,13 @@ def one_run(seed: Callable[[int], None], victim: str, number: int, k: float) -> 
         raise
 
 
-VICTIMS = ("dispatcher", "handler", "publish")
-
-
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_a_cancellation_at_any_sampled_step_loses_nothing(
-    victim: str, seeded: Callable[[int], None], collected: None
+    victim: str, seeded: Seed, collected: None
 ) -> None:
-    last = one_run(seeded, victim, 1, float("inf"))
-    assert one_run(seeded, victim, 1, float("inf")) == last, "the schedule is not repeatable"
-    assert last > 60
+    last = one_run(seeded, victim, 1, NEVER)
+    assert one_run(seeded, victim, 1, NEVER) == last, "the schedule is not repeatable"
+    assert 60 < last <= 300
     for k in range(1, last + 1, max(1, last // 40)):
         one_run(seeded, victim, 1, k)
     gc.collect()
@@ -181,25 +210,70 @@ def test_a_cancellation_at_any_sampled_step_loses_nothing(
 @pytest.mark.parametrize("number", range(20))
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_a_cancellation_at_every_step_loses_nothing(
-    victim: str, number: int, seeded: Callable[[int], None], collected: None
+    victim: str, number: int, seeded: Seed, collected: None
 ) -> None:
-    last = one_run(seeded, victim, number, float("inf"))
+    last = one_run(seeded, victim, number, NEVER)
     for k in range(1, last + 1):
         one_run(seeded, victim, number, k)
 
 
-def test_the_battery_notices_a_planted_bug(
-    seeded: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+EVERY_TENTH_THEN_ALL = [
+    pytest.param(10, id="battery", marks=pytest.mark.battery),
+    pytest.param(1, id="soak", marks=pytest.mark.soak),
+]
+
+
+@pytest.mark.parametrize("step", EVERY_TENTH_THEN_ALL)
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_cancellation_at_any_step_loses_nothing_in_a_file(
+    victim: str, step: int, seeded: Seed, collected: None
 ) -> None:
-    """Without the fence, the end of a run that was handed back already is written a second time."""
-    real = Recording.turn
+    last = one_run(seeded, victim, 1, NEVER, in_a_file)
+    for k in range(1, last + 1, step):
+        one_run(seeded, victim, 1, k, in_a_file)
 
-    async def twice(self: Recording, transitions: Any, wants: Any, **options: Any) -> Any:
-        answer = await real(self, transitions, wants, **options)
-        for transition in transitions:
-            self.applied.append((transition.id, transition.epoch))
-        return answer
 
-    monkeypatch.setattr(Recording, "turn", twice)
-    with pytest.raises(AssertionError, match="a run was settled twice"):
-        one_run(seeded, "dispatcher", 1, float("inf"))
+@pytest.mark.parametrize("step", EVERY_TENTH_THEN_ALL)
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_cancellation_at_any_step_loses_nothing_in_postgres(
+    victim: str, step: int, collected: None
+) -> None:
+    """In real time, which its sockets need: the k-th step is another one each time, which is as good."""
+    pytest.importorskip("psycopg")
+    from dispatch.storage.postgres import PostgresStorage
+    from dispatch.testing.postgres import postgres_server
+
+    with postgres_server() as server:
+        last = 1
+        for k in (NEVER, *range(1, 1_000, step)):
+            if k > last and k is not NEVER:
+                break
+            dsn = server.fresh_database()
+
+            async def main(dsn: str = dsn, k: float = k) -> int:
+                with trio.fail_after(60):
+                    async with PostgresStorage(dsn) as storage:
+                        world = World(victim, storage, pace=0.1)
+                        steps = await world.act(k)
+                        await world.check()
+                        return steps
+
+            try:
+                steps = trio.run(main)
+            except BaseException as exc:
+                exc.add_note(f"victim={victim} k={k}")
+                raise
+            last = max(last, steps) if k is NEVER else last
+            server.drop_database(dsn)
+
+
+def test_the_battery_notices_a_planted_bug(seeded: Seed) -> None:
+    def search() -> None:
+        for k in range(1, one_run(seeded, "dispatcher", 1, NEVER), 10):
+            one_run(seeded, "dispatcher", 1, k)
+
+    with (
+        what_is_handed_back_is_called_a_success(),
+        pytest.raises(AssertionError, match="no run of its handler came to its end"),
+    ):
+        search()

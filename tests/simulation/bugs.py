@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import count
 from math import inf
 from typing import Any
 
 from dispatch import lifecycle
 from dispatch.actors import QueueActors
+from dispatch.cron import stored
 from dispatch.cron.dispatcher import CronTaskDispatcher
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import AttemptOutcome, TransitionKind
@@ -182,16 +184,28 @@ def a_settle_is_lost_in_a_batch() -> AbstractContextManager[None]:
 
 
 def ticks_are_not_compared() -> AbstractContextManager[None]:
-    """Every process that decides a tick publishes its task."""
+    """Every process that decides a tick publishes its task; and two such tasks have two ids.
 
-    def make(real: Any) -> Any:
+    One without the other is no bug that shows: each alone stores a tick once.
+    """
+
+    def compare(real: Any) -> Any:
         async def advance(self: Any, name: str, *, expected: Any, **given: Any) -> Any:
             entry = self._crons.get(name)
             return await real(self, name, expected=None if entry is None else entry.last_slot, **given)
 
         return advance
 
-    return replaced(MemoryStorage, "advance_cron", make)
+    @contextmanager
+    def both() -> Generator[None]:
+        numbers = count()
+        with (
+            replaced(MemoryStorage, "advance_cron", compare),
+            replaced(stored, "tick_id", lambda real: lambda *tick: f"{real(*tick)}-{next(numbers)}"),
+        ):
+            yield
+
+    return both()
 
 
 def a_failure_is_called_a_success() -> AbstractContextManager[None]:
@@ -200,6 +214,20 @@ def a_failure_is_called_a_success() -> AbstractContextManager[None]:
     def make(real: Any) -> Any:
         def settle(record: Any, transition: Any, now: float) -> Any:
             if transition.kind is TransitionKind.FAILED and record.attempt >= 2:
+                transition.kind = TransitionKind.DONE
+            return real(record, transition, now)
+
+        return settle
+
+    return replaced(lifecycle, "settle", make)
+
+
+def what_is_handed_back_is_called_a_success() -> AbstractContextManager[None]:
+    """A run that was interrupted is stored as one that succeeded."""
+
+    def make(real: Any) -> Any:
+        def settle(record: Any, transition: Any, now: float) -> Any:
+            if transition.kind is TransitionKind.HANDED_BACK:
                 transition.kind = TransitionKind.DONE
             return real(record, transition, now)
 
@@ -243,9 +271,10 @@ def a_cancelled_attempt_costs_an_actor() -> AbstractContextManager[None]:
 
     def make(real: Any) -> Any:
         async def attempt(self: Any, slot: Any, claim: Any) -> bool:
-            usable: bool = await real(self, slot, claim)
-            if not usable:
-                self._live += 1
+            try:
+                usable: bool = await real(self, slot, claim)
+            finally:
+                self._live += slot.scope.cancel_called
             return usable
 
         return attempt
@@ -295,6 +324,7 @@ BUGS: tuple[Plant, ...] = (
     a_settle_is_lost_in_a_batch,
     ticks_are_not_compared,
     a_failure_is_called_a_success,
+    what_is_handed_back_is_called_a_success,
     a_refused_run_still_spawns,
     a_rescue_forgets_the_cancel,
     a_cancelled_attempt_costs_an_actor,

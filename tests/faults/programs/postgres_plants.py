@@ -13,7 +13,6 @@ from dispatch.storage import (
     postgres_registry,
     postgres_schema,
     postgres_tasks,
-    psycopg_trio,
 )
 from dispatch.storage.postgres_step import Outcome
 from dispatch.storage.protocol import EnqueueAnswer, EnqueueResult, Rescued
@@ -77,8 +76,23 @@ def believed_publishes() -> None:
 
 
 def deaf_for_good() -> None:
-    """Who has lost the connection that listens opens no other."""
-    psycopg_trio.backoff_s = lambda failures, random: 3_600.0 if failures == 1 else 0.01
+    """Who has lost the connection that listens hears nothing by the next one."""
+    real = postgres.listen
+
+    async def listen(*args: Any, on_notify: Any, on_reconnect: Any, **how: Any) -> Any:
+        deaf = False
+
+        def reconnected() -> None:
+            nonlocal deaf
+            deaf = True
+
+        def heard(channel: str, payload: str) -> None:
+            if not deaf:
+                on_notify(channel, payload)
+
+        await real(*args, on_notify=heard, on_reconnect=reconnected, **how)
+
+    postgres.listen = listen
 
 
 def no_deadline() -> None:
