@@ -1,4 +1,4 @@
-import trio
+import sys, trio
 from attrs import frozen
 from dispatch import QueueTask, TaskQueueConfig, TaskType, open_dispatcher
 
@@ -14,7 +14,7 @@ async def send_welcome(task: QueueTask[Welcome]) -> None:
         raise ConnectionError("the mail server is busy")
 
 async def main() -> None:
-    async with open_dispatcher() as dispatcher:
+    async with open_dispatcher(*sys.argv[1:]) as dispatcher:  # no argument: in memory
         dispatcher.consumer.register_queue("email", TaskQueueConfig(max_retry=5, retry_delay=0.2))
         dispatcher.consumer.register_handler(WELCOME, send_welcome)
         await dispatcher.publisher.publish(WELCOME(Welcome("ada@example.org")))

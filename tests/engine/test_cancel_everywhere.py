@@ -6,7 +6,7 @@ import gc
 import tempfile
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,7 +33,7 @@ VICTIMS = ("dispatcher", "handler", "publish")
 NEVER = float("inf")
 
 Seed = Callable[[int], None]
-Opened = Callable[[], AsyncIterator[Storage]]
+Open = Callable[[], AbstractAsyncContextManager[Storage]]
 
 
 @pytest.fixture
@@ -74,7 +74,10 @@ class World:
         self.instrument: CancelAt | None = None
 
     def dispatcher(self) -> Dispatcher:
-        made = Dispatcher(self.storage, lease=LEASE_S, grace=1.0, observers=())
+        return self.dispatcher_over(self.storage)
+
+    def dispatcher_over(self, storage: Storage) -> Dispatcher:
+        made = Dispatcher(storage, lease=LEASE_S, grace=1.0, observers=())
         made.consumer.register_queue("q", CONFIG)
         made.consumer.register_handler(JOB, self.handler)
         return made
@@ -173,7 +176,7 @@ async def in_a_file() -> AsyncIterator[Storage]:
             yield storage
 
 
-def one_run(seed: Seed, victim: str, number: int, k: float, opened: Callable[[], Opened] = in_memory) -> int:
+def one_run(seed: Seed, victim: str, number: int, k: float, opened: Open = in_memory) -> int:
     """One whole life under one seed, on virtual time; names seed and step in whatever goes wrong."""
 
     async def main() -> int:
@@ -231,40 +234,6 @@ def test_a_cancellation_at_any_step_loses_nothing_in_a_file(
     last = one_run(seeded, victim, 1, NEVER, in_a_file)
     for k in range(1, last + 1, step):
         one_run(seeded, victim, 1, k, in_a_file)
-
-
-@pytest.mark.parametrize("step", EVERY_TENTH_THEN_ALL)
-@pytest.mark.parametrize("victim", VICTIMS)
-def test_a_cancellation_at_any_step_loses_nothing_in_postgres(
-    victim: str, step: int, collected: None
-) -> None:
-    """In real time, which its sockets need: the k-th step is another one each time, which is as good."""
-    pytest.importorskip("psycopg")
-    from dispatch.storage.postgres import PostgresStorage
-    from dispatch.testing.postgres import postgres_server
-
-    with postgres_server() as server:
-        last = 1
-        for k in (NEVER, *range(1, 1_000, step)):
-            if k > last and k is not NEVER:
-                break
-            dsn = server.fresh_database()
-
-            async def main(dsn: str = dsn, k: float = k) -> int:
-                with trio.fail_after(60):
-                    async with PostgresStorage(dsn) as storage:
-                        world = World(victim, storage, pace=0.1)
-                        steps = await world.act(k)
-                        await world.check()
-                        return steps
-
-            try:
-                steps = trio.run(main)
-            except BaseException as exc:
-                exc.add_note(f"victim={victim} k={k}")
-                raise
-            last = max(last, steps) if k is NEVER else last
-            server.drop_database(dsn)
 
 
 def test_the_battery_notices_a_planted_bug(seeded: Seed) -> None:
