@@ -198,7 +198,7 @@ def main() -> None:
     sides: dict[str, Callable[[Path], float]] = {
         "raw, batches of 100": lambda folder: raw_throughput(folder, mode, options.tasks)
     }
-    for concurrency, bulk in ((10, 1), (100, 1), (100, 100)):
+    for concurrency, bulk in ((10, 1), (10, 100), (100, 1), (100, 100)):
         name = f"concurrency {concurrency}, {'in bulk' if bulk > 1 else 'one by one'}"
         run = partial(dispatcher_throughput, concurrency=concurrency, bulk=bulk)
         sides[name] = lambda folder, run=run: trio.run(run, folder, mode, options.tasks)  # type: ignore[misc]

@@ -1,4 +1,5 @@
-import sys, trio
+import sys
+import trio
 from attrs import frozen
 from dispatch import QueueTask, TaskQueueConfig, TaskType, open_dispatcher
 
