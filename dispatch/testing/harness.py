@@ -284,8 +284,8 @@ class Performed(Generic[R]):
     """One attempt made by `perform`: what the handler returned, and what it did through `run`."""
 
     result: R
-    published: Sequence[NewTask] = ()
-    """What `run.publish` was given; it would have been stored."""
+    published: Sequence[QueueTask[Any, Any]] = ()
+    """What `run.publish` was given; it would have been stored with the success."""
     progress: Sequence[dict[str, Any]] = ()
     """Every `run.progress` that would have been kept: `fraction` and `message`."""
 
@@ -302,8 +302,10 @@ async def perform(
 
     The payload passes through its stored form and back, the result is checked
     as it would be; there is no queue, no retry and no timeout but the task's
-    own, which raises trio.TooSlowError. A sync handler is called right here.
-    A checkpoint. Raises what publishing the task would raise for a bad one.
+    own, which raises trio.TooSlowError. It needs no virtual time. A sync
+    handler is called right here, in no thread. `attempt` and `last_error` are
+    what the task is to carry. A checkpoint. Raises what publishing the task
+    would raise for a bad one.
     """
     declared = task.declared
     if declared is None:
@@ -335,11 +337,14 @@ async def perform(
         last_error=last_error,
         cron=None,
     )
+    published: list[QueueTask[Any, Any]] = []
     progress: list[dict[str, Any]] = []
 
     async def prepare(spawned: QueueTask[Any, Any]) -> NewTask:
         await trio.lowlevel.checkpoint()
-        return _prepared(spawned, codec)
+        new = _prepared(spawned, codec)
+        published.append(spawned)
+        return new
 
     async def report(_: tuple[str, int], kept: bytes) -> bool:
         await trio.lowlevel.checkpoint()
@@ -362,7 +367,7 @@ async def perform(
             value = await value
     if declared.result is not None:
         _, value = codec.encode(value, declared.result, f"result of {where}")
-    return Performed(cast("R", value), run.spawned, progress)
+    return Performed(cast("R", value), published, progress)
 
 
 def _prepared(task: QueueTask[Any, Any], codec: Codec) -> NewTask:
@@ -370,20 +375,7 @@ def _prepared(task: QueueTask[Any, Any], codec: Codec) -> NewTask:
     if task.declared is None:
         raise InvalidConfigError("run.publish under perform: make the task by calling its TaskType")
     payload, _ = codec.encode(task.payload, task.declared.payload, f"task {task.queue}/{task.type}")
-    return NewTask(
-        id=task.id or "performed",
-        queue=task.queue,
-        type=task.type,
-        payload=payload,
-        version=task.declared.version,
-        key=task.key,
-        headers=task.headers,
-        delay=task.delay,
-        timeout=task.timeout,
-        max_retry=task.max_retry,
-        priority=int(task.priority),
-        tags=task.tags,
-    )
+    return NewTask(task.id or "performed", task.queue, task.type, payload)
 
 
 class Scripted(Generic[P, R]):

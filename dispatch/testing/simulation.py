@@ -41,6 +41,7 @@ import trio
 import trio.testing
 
 from dispatch.clock import Clock
+from dispatch.codec import Codec
 from dispatch.dispatcher import Dispatcher
 from dispatch.errors import Cancel, DispatchError, PermanentError, Snooze
 from dispatch.publisher import TaskQueuePublisher
@@ -273,6 +274,7 @@ class _World:
         self._ahead_s = 0.0
         """By how much the wall clock is ahead of where it began, jumps alone."""
         self._history: list[HistoryEvent] = []
+        self._codec = Codec()
         self._keys: dict[str, str] = {}
         self._snoozed: Counter[str] = Counter()
         self._children: dict[str, str] = {}
@@ -344,6 +346,7 @@ class _World:
                     grace=5.0,
                     observers=(),
                     clock=self._clock,
+                    codec=self._codec,
                 )
                 for name, config in CONFIGS.items():
                     dispatcher.consumer.register_queue(name, config)
@@ -546,9 +549,7 @@ class _World:
         - a retry waits for at least the shortest of its delays;
         - cron fires, once nothing is wrong any more.
         """
-        error_s = 0.0
-        for jump in self._jumps:
-            error_s += abs(jump)
+        error_s = sum(map(abs, self._jumps), 0.0)
         verify(self._history, clock_error_s=error_s)
         succeeded = {record.id for record in stored if record.status is TaskStatus.SUCCEEDED}
         wrong = [*self._wrong]
@@ -616,9 +617,9 @@ def _overlaps(
 def _too_soon(history: Sequence[HistoryEvent], error_s: float) -> Generator[str]:
     """Retries that fall due sooner than the first of their policy's waits, jitter taken off."""
     for event in history:
-        if event.step is Step.ENDED and event.how == "failed" and event.status == "pending":
-            if event.due is not None and event.due - event.at < LEAST_WAIT_S - error_s:
-                yield f"{event.task} failed at {event.at:.6f}, and its retry was due at {event.due:.6f}"
+        failed = event.step is Step.ENDED and event.how == "failed" and event.status == "pending"
+        if failed and event.due is not None and event.due - event.at < LEAST_WAIT_S - error_s:
+            yield f"{event.task} failed at {event.at:.6f}, and its retry was due at {event.due:.6f}"
 
 
 async def _every(storage: Storage) -> AsyncGenerator[TaskRecord]:

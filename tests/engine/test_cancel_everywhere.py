@@ -15,6 +15,7 @@ import trio
 from trio.testing import MockClock
 
 from dispatch import Clock, Dispatcher, MemoryStorage, QueueTask, Run, Snooze, TaskQueueConfig
+from dispatch.errors import ClosedError
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import TransitionKind
 from dispatch.storage.protocol import Storage
@@ -125,14 +126,22 @@ class World:
                     with trio.CancelScope() as one:
                         if self.victim == "publish":
                             self.instrument.scope = one
-                        await dispatcher.publisher.publish(JOB(Job(n), id=f"t{n}"))
-                        self.published.append(f"t{n}")
+                        await self.publish(dispatcher, n)
                 self.instrument.scope = whole if self.victim == "dispatcher" else self.instrument.scope
                 await dispatcher.drain()
                 dispatcher.close()
         trio.lowlevel.remove_instrument(self.instrument)
         steps, self.instrument = self.instrument.steps, None
         return steps
+
+    async def publish(self, dispatcher: Dispatcher, n: int) -> None:
+        try:
+            await dispatcher.publisher.publish(JOB(Job(n), id=f"t{n}"))
+        except ClosedError:
+            # The dispatcher, cancelled with us, has ended first: now it is our turn.
+            await trio.lowlevel.checkpoint()
+            raise
+        self.published.append(f"t{n}")
 
     async def check(self) -> None:
         """A fresh dispatcher over the same storage drains: lost 0, double 0, nothing left leased."""

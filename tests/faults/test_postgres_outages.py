@@ -37,16 +37,16 @@ def nothing_lost_or_settled_twice(figures: dict[str, Any]) -> None:
 
 @needs_own_server
 @pytest.mark.parametrize(
-    ("cuts", "seed"),
+    "cuts",
     [
-        pytest.param(20, 1, id="battery", marks=pytest.mark.battery),
-        pytest.param(100, 2, id="soak", marks=pytest.mark.soak),
+        pytest.param(20, id="battery", marks=pytest.mark.battery),
+        pytest.param(100, id="soak", marks=pytest.mark.soak),
     ],
 )
 def test_a_server_that_crashes_under_load_loses_nothing_and_everybody_comes_back(
-    cuts: int, seed: int, tmp_path: Path, tell: Tell
+    cuts: int, tmp_path: Path, tell: Tell
 ) -> None:
-    figures = figures_of("outages", tmp_path, 60 + 5 * cuts, store="own", cuts=cuts, seed=seed)
+    figures = figures_of("outages", tmp_path, 60 + 5 * cuts, store="own", cuts=cuts)
     tell(figures)
     nothing_lost_or_settled_twice(figures)
     assert figures["slowest_back_s"] <= 2.0
@@ -54,7 +54,7 @@ def test_a_server_that_crashes_under_load_loses_nothing_and_everybody_comes_back
 
 @needs_own_server
 @pytest.mark.battery
-@pytest.mark.parametrize("plant", ["dropped_outcomes", "believed_publishes"])
+@pytest.mark.parametrize("plant", ["forgotten_commits", "believed_publishes"])
 def test_the_crashing_notices_a_planted_bug(plant: str, tmp_path: Path, tell: Tell) -> None:
     figures = figures_of("outages", tmp_path, 90, store="own", cuts=5, patience=6.0, plant=plant)
     tell(figures)
@@ -73,16 +73,16 @@ def survived_the_cuts(figures: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cuts", "seed"),
+    "cuts",
     [
-        pytest.param(100, 1, id="battery", marks=pytest.mark.battery),
-        pytest.param(1_000, 2, id="soak", marks=pytest.mark.soak),
+        pytest.param(100, id="battery", marks=pytest.mark.battery),
+        pytest.param(1_000, id="soak", marks=pytest.mark.soak),
     ],
 )
 def test_ended_connections_lose_nothing_and_wake_ups_go_on(
-    cuts: int, seed: int, store: str, tmp_path: Path, tell: Tell
+    cuts: int, store: str, tmp_path: Path, tell: Tell
 ) -> None:
-    figures = figures_of("outages", tmp_path, 60 + cuts, store=store, cuts=cuts, seed=seed)
+    figures = figures_of("outages", tmp_path, 60 + cuts, store=store, cuts=cuts)
     tell(figures)
     survived_the_cuts(figures)
 
@@ -90,13 +90,13 @@ def test_ended_connections_lose_nothing_and_wake_ups_go_on(
 @pytest.mark.battery
 @pytest.mark.parametrize(
     ("plant", "noticed"),
-    [("dropped_outcomes", "lost"), ("believed_publishes", "lost"), ("deaf_for_good", "woken late")],
+    [("believed_publishes", "lost"), ("deaf_for_good", "woken late")],
 )
 def test_the_ending_of_connections_notices_a_planted_bug(
     plant: str, noticed: str, store: str, tmp_path: Path, tell: Tell
 ) -> None:
     figures = figures_of(
-        "outages", tmp_path, 90, store=store, cuts=50, patience=6.0, plant=plant
+        "outages", tmp_path, 90, store=store, cuts=50, patience=20.0, plant=plant
     )
     tell(figures)
     with pytest.raises(AssertionError, match=noticed):

@@ -1,12 +1,14 @@
 """The reference scenario, cancelled at any step and failed at any call, on a real server.
 
 In real time, which sockets need: the k-th step is not the same one each time,
-which is as good.
+which is as good. A life mostly waits, so several are lived side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import pytest
@@ -35,19 +37,34 @@ def template(server: PostgresServer) -> Iterator[str]:
     server.drop_database(dsn)
 
 
-def one_life(server: PostgresServer, template: str, live: Callable[[Storage], Awaitable[T]]) -> T:
-    """Live once over a storage of its own."""
+def one_life(
+    server: PostgresServer, template: str, live: Callable[[Storage, float], Awaitable[T]], point: float
+) -> T:
+    """Live once over a storage of its own, with something wrong at one point; says which."""
     dsn = server.fresh_database(template)
 
     async def main() -> T:
         with trio.fail_after(60):
             async with PostgresStorage(dsn) as storage:
-                return await live(storage)
+                return await live(storage, point)
 
     try:
         return trio.run(main)
+    except BaseException as exc:
+        exc.add_note(f"point {point}")
+        raise
     finally:
         server.drop_database(dsn)
+
+
+def many_lives(
+    server: PostgresServer,
+    template: str,
+    live: Callable[[Storage, float], Awaitable[T]],
+    points: Iterable[float],
+) -> None:
+    with ThreadPoolExecutor(4) as lives:
+        list(lives.map(lambda point: one_life(server, template, live, point), points))
 
 
 @pytest.mark.parametrize("step", EVERY_TENTH_THEN_ALL)
@@ -58,16 +75,11 @@ def test_a_cancellation_at_any_step_loses_nothing(
     async def cancelled_at(storage: Storage, k: float) -> int:
         world = World(victim, storage, PACE)
         steps = await world.act(k)
-        try:
-            await world.check()
-        except BaseException as exc:
-            exc.add_note(f"victim={victim} k={k}")
-            raise
+        await world.check()
         return steps
 
-    last = one_life(server, template, lambda storage: cancelled_at(storage, NEVER))
-    for k in range(1, last + 1, step):
-        one_life(server, template, lambda storage, k=k: cancelled_at(storage, k))  # type: ignore[misc]
+    last = one_life(server, template, cancelled_at, NEVER)
+    many_lives(server, template, cancelled_at, range(1, last + 1, step))
 
 
 class FailingOnce(FaultyStorage):
@@ -101,7 +113,7 @@ class DoubtfulWorld(World):
                 async with trio.open_nursery() as nursery:
                     await nursery.start(dispatcher.serve)
                     for n in range(TASKS):
-                        await self.again(lambda n=n: dispatcher.publisher.publish(JOB(Job(n), id=f"t{n}")))  # type: ignore[misc]
+                        await self.again(partial(dispatcher.publisher.publish, JOB(Job(n), id=f"t{n}")))
                         self.published.append(f"t{n}")
                     await self.again(dispatcher.drain)
                     dispatcher.close()
@@ -124,15 +136,10 @@ def test_a_storage_that_fails_at_any_call_loses_nothing(
 ) -> None:
     async def failed_at(storage: Storage, n: float) -> int:
         world = DoubtfulWorld(storage, n, after=after)
-        try:
-            calls = await world.live()
-            await world.check()
-        except BaseException as exc:
-            exc.add_note(f"after={after} n={n}")
-            raise
+        calls = await world.live()
+        await world.check()
         return calls
 
-    last = one_life(server, template, lambda storage: failed_at(storage, NEVER))
+    last = one_life(server, template, failed_at, NEVER)
     assert last > 15
-    for n in range(1, last + 1, step):
-        one_life(server, template, lambda storage, n=n: failed_at(storage, n))  # type: ignore[misc]
+    many_lives(server, template, failed_at, range(1, last + 1, step))

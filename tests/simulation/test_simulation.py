@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import AsyncGenerator
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import trio
 
 from dispatch.clock import Clock
+from dispatch.cron.dispatcher import CronTaskDispatcher
 from dispatch.storage.protocol import Storage
 from dispatch.storage.sqlite import SqliteStorage
+from dispatch.testing import simulation
+from dispatch.testing.history import figures
 from dispatch.testing.simulation import Action, SimulationError, plan_of, play, shrink, simulate
 from tests.simulation.bugs import BUGS, Plant, nobody_rescues
 
@@ -26,6 +33,18 @@ def test_every_promise_is_kept(seeds: range) -> None:
     assert all(run.runs >= run.published for run in runs)
     assert sum(run.redelivered for run in runs) > 10
     assert sum(run.rescued for run in runs) > 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_clock_that_jumps_costs_no_living_worker_its_lease(seed: int) -> None:
+    publishes = [action for action in plan_of(seed) if action.what == "publish"]
+    jumps = [
+        Action(action.at + 1.0, "jump", None, (3_600.0, -600.0, 60.0)[number % 3])
+        for number, action in enumerate(publishes[:6])
+    ]
+    history = play(sorted([*publishes, *jumps], key=lambda action: action.at), seed)
+    assert figures(history).runs > len(publishes)
+    assert figures(history).rescued == 0
 
 
 @pytest.mark.battery
@@ -67,16 +86,55 @@ def test_a_seed_is_one_run_exactly() -> None:
     assert play(plan_of(8), 8) != first
 
 
+def test_a_seed_is_the_same_run_in_another_process() -> None:
+    told = [
+        subprocess.run(  # noqa: S603 - our own lines
+            [sys.executable, "-c", TOLD],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            timeout=60.0,
+            check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    ]
+    assert told[0] == told[1]
+    assert len(set(told[0].splitlines())) > 500
+
+
+TOLD = """
+from dispatch.testing.simulation import plan_of, play
+for seed in (100, 101):
+    for event in play(plan_of(seed), seed):
+        print(seed, event.task, event)
+"""
+
+
 @pytest.mark.battery
 @pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__)
-def test_a_planted_bug_is_found(plant: Plant) -> None:
+def test_a_planted_bug_is_found(
+    plant: Plant, record_property: Callable[[str, object], None]
+) -> None:
     with plant():
         for seed in range(WITHIN):
             try:
                 play(plan_of(seed), seed)
             except Exception:  # noqa: BLE001 - found, however it shows
+                record_property("found at seed", seed)
                 return
     pytest.fail(f"{WITHIN} seeds did not find: {plant.__doc__}")
+
+
+def test_something_that_spins_is_told_from_something_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulation, "STEPS_LIMIT", 3_000)
+
+    async def spin(self: object) -> None:
+        while True:
+            await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(CronTaskDispatcher, "_round", spin)
+    with pytest.raises(AssertionError, match="something spins"):
+        play([], 1)
 
 
 def test_a_failing_seed_is_told_as_a_short_story() -> None:
@@ -86,23 +144,37 @@ def test_a_failing_seed_is_told_as_a_short_story() -> None:
 
     with nobody_rescues(), pytest.raises(SimulationError) as raised:
         search()
-    assert len(raised.value.plan) <= 4
-    assert re.search(r"crash|freeze|fault", str(raised.value))
-    assert "still not ended" in str(raised.value)
+    told = str(raised.value)
+    assert len(raised.value.plan) <= 3
+    assert len(told.splitlines()) <= 5
+    assert re.search(r" s  process \d publishes task-\d+ \(queue .*: [\w ]+\)\n", told)
+    assert re.search(r" s  process \d(: the next \d calls| crashes| waits| cannot reach)", told)
+    assert "still not ended" in told
 
 
 def test_what_does_not_matter_is_left_out() -> None:
     plan = [
-        Action(1.0, "publish", 0, [{"queue": "plain", "script": ("sleep 25",)}]),
-        Action(2.0, "publish", 1, [{"queue": "plain", "script": ("ok",)}]),
+        Action(1.0, "publish", 0, [task("a", "sleep 25", delay=0.5), task("b", "fail", "ok")]),
+        Action(2.0, "publish", 1, [task("c", "ok")]),
         Action(3.0, "crash", 0, 1.0),
         Action(3.0, "crash", 1, 1.0),
         Action(3.0, "crash", 2, 1.0),
-        Action(90.0, "rerun", 0),
+        Action(90.0, "rerun"),
     ]
     with nobody_rescues():
         shorter = shrink(plan, 1)
-        assert len(shorter) < len(plan)
         with pytest.raises(AssertionError):
             play(shorter, 1)
+    assert [action.what for action in shorter] == ["publish", "crash"]
+    assert [each["id"] for each in shorter[0].how] == ["a"]
     play(shorter, 1)
+
+
+def task(id_: str, *script: str, **options: float) -> dict[str, object]:
+    return {"id": id_, "queue": "plain", "script": script, **options}
+
+
+def test_every_action_of_a_plan_can_be_told() -> None:
+    told = [str(action) for seed in range(40) for action in plan_of(seed)]
+    assert all(re.match(r" +\d+\.\d{3} s  \w", line) for line in told)
+    assert any("the wall clock jumps by" in line for line in told)

@@ -221,7 +221,7 @@ async def test_one_attempt_returns_what_the_handler_did() -> None:
 
     done = await perform(handler, ASK(Note("abc")), attempt=2)
     assert done.result == Receipt(5)
-    assert [new.id for new in done.published] == ["next"]
+    assert done.published == [NOTE(Note("next"), id="next")]
     assert done.progress == [{"fraction": 0.5, "message": "half"}]
 
 

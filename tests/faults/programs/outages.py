@@ -7,7 +7,6 @@ every now and then: when it starts tells how well workers are woken.
 
 from __future__ import annotations
 
-import random
 import time
 from contextlib import nullcontext
 from itertools import count
@@ -45,8 +44,12 @@ PROBE = TaskType("probe", "job", Job)
 WORKERS = ("one", "two")
 LEASE_S = 2.0
 CONFIG = TaskQueueConfig(concurrency=10, max_retry=1_000, retry_delay=0.01)
-LISTENING = "query LIKE 'LISTEN %'"
-BACKENDS = f"SELECT pid, {LISTENING} FROM pg_stat_activity WHERE application_name LIKE 'dispatch %'"  # noqa: S608
+END_ONE = (
+    "SELECT pg_terminate_backend(pid), query LIKE 'LISTEN %' FROM (SELECT pid, query FROM pg_stat_activity"
+    " WHERE application_name LIKE 'dispatch %' ORDER BY {} DESC, random() LIMIT 1) AS one"
+)
+PREFERRED = ("query LIKE 'LISTEN %'", "state = 'active'", "state = 'active'", "pid > 0")
+"""Whose turn it is: a connection that listens, twice one amid a statement, any."""
 
 
 class World:
@@ -137,14 +140,11 @@ class World:
         server.restart()
         return self.back(time.time())
 
-    def terminate(self, rng: random.Random, number: int) -> bool:
-        """End one of our connections, every fifth time one that listens; whether it did listen."""
-        backends = sorted(asked(self.where, BACKENDS))
-        listening = [each for each in backends if each[1]]
-        pid, listens = rng.choice(listening if listening and number % 5 == 0 else backends)
-        asked(self.where, "SELECT pg_terminate_backend(?)", pid)
+    def terminate(self, number: int) -> bool:
+        """Have the server end one of our connections; whether it listened."""
+        ended = asked(self.where, END_ONE.format(PREFERRED[number % len(PREFERRED)]))
         time.sleep(0.12)
-        return bool(listens)
+        return bool(ended and ended[0][1])
 
     def figures(self) -> dict[str, Any]:
         answers = [line.split() for line in notes(self.folder / "acknowledged")]
@@ -165,7 +165,6 @@ class World:
 
 def main() -> None:
     given = arguments(cuts=20, patience=30.0)
-    rng = random.Random(given.seed)
     own = given.store == "own"  # which may be crashed; else connections are ended
     with postgres_server() if own else nullcontext() as server, Crew(given.folder / "log") as crew:
         where = given.where
@@ -186,7 +185,7 @@ def main() -> None:
             if server is not None:
                 slowest = max(slowest, world.restart(server))
             else:
-                listeners += world.terminate(rng, number)
+                listeners += world.terminate(number)
         cutting_s = time.monotonic() - began
         world.enough.touch()
         ends = {name: crew.ended(name, given.patience) for name in list(crew.pids)}
