@@ -91,7 +91,7 @@ class Harness:
         if not isinstance(trio.lowlevel.current_clock(), trio.testing.MockClock):
             raise InvalidConfigError(
                 "a Harness needs virtual time: run under trio.testing.MockClock; "
-                "with pytest-trio, take the fixture autojump_clock"
+                "with pytest-trio, the test itself has to take the fixture autojump_clock"
             )
         self._around = trio.open_nursery()
         self._nursery = await self._around.__aenter__()
@@ -375,7 +375,7 @@ def _prepared(task: QueueTask[Any, Any], codec: Codec) -> NewTask:
     if task.declared is None:
         raise InvalidConfigError("run.publish under perform: make the task by calling its TaskType")
     payload, _ = codec.encode(task.payload, task.declared.payload, f"task {task.queue}/{task.type}")
-    return NewTask(task.id or "performed", task.queue, task.type, payload)
+    return NewTask(id=task.id or "performed", queue=task.queue, type=task.type, payload=payload)
 
 
 class Scripted(Generic[P, R]):

@@ -7,7 +7,7 @@ be printed, cut down and played again.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import attrs
@@ -44,7 +44,7 @@ class Action:
         return f"{self.at:9.3f} s  {_TOLD[self.what](self)}"
 
 
-_TOLD: Final = {
+_TOLD: Final[dict[str, Callable[[Action], str]]] = {
     "publish": lambda it: f"process {it.who} publishes {'; '.join(map(_task, it.how))}",
     "cancel": lambda it: f"{it.who} is cancelled by hand",
     "hold": lambda it: f"{it.who} is held by hand",

@@ -270,7 +270,7 @@ class _World:
     def __init__(self, plan: Sequence[Action], open_storage: OpenStorage) -> None:
         self._plan = plan
         self._open_storage = open_storage
-        self._jumps = [action.how for action in plan if action.what == "jump"]
+        self._jumps: list[float] = [action.how for action in plan if action.what == "jump"]
         self._ahead_s = 0.0
         """By how much the wall clock is ahead of where it began, jumps alone."""
         self._history: list[HistoryEvent] = []
@@ -408,7 +408,7 @@ class _World:
             case "jump":
                 self._ahead_s += how
             case _:
-                await self._in_process(what, self._processes[action.who], how)
+                await self._in_process(what, self._processes[int(action.who)], how)
 
     async def _in_process(self, what: str, process: _Process, how: Any) -> None:
         view, dispatcher, scope = process.view, process.dispatcher, process.scope
@@ -523,13 +523,12 @@ class _World:
 
     async def _show_life(self) -> None:
         """Give every actor of every process a task of its own, all at once; none may have to wait."""
-        publisher = TaskQueuePublisher(self._truth)
-        probes = [
+        probes: list[dict[str, Any]] = [
             {"id": f"probe-{name}-{number}", "queue": name, "script": ("sleep 2",), "key": f"{name} {number}"}
             for name in CONFIGS
             for number in range(ACTORS * PROCESSES)
         ]
-        await self._publish(publisher, probes)
+        await self._publish(TaskQueuePublisher(self._truth), probes)
         await trio.sleep(3.0)
         page = await self._truth.find(All(Ids(*(each["id"] for each in probes)), ~Statuses("succeeded")))
         if page.records:

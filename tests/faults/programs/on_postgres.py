@@ -13,7 +13,7 @@ from dispatch.storage.postgres import PostgresStorage
 from dispatch.storage.postgres_schema import migrate
 from dispatch.storage.psycopg_trio import psycopg
 
-__all__ = ["asked", "call_witness", "damage", "opened", "prepare"]
+__all__ = ["asked", "call_witness", "damage", "execute", "opened", "prepare"]
 
 VIEWS: Final = """
 CREATE VIEW dispatch_tasks AS SELECT t.seq, t.id, t.epoch, t.attempt, t.worker, q.name AS queue,
@@ -60,14 +60,18 @@ def asked(url: str, sql: str, *values: object) -> list[Any]:
 def prepare(url: str) -> None:
     """Make the schema in an empty database, and the views."""
     migrate(url)
+    execute(url, VIEWS)
+
+
+def execute(url: str, script: str) -> None:
+    """Run statements in one transaction."""
     with psycopg.connect(url) as connection:
-        connection.execute(VIEWS.encode())
+        connection.execute(script.encode())
 
 
 def call_witness(url: str) -> None:
     """Have every change of a status noted from now on."""
-    with psycopg.connect(url) as connection:
-        connection.execute(WITNESS.encode())
+    execute(url, WITNESS)
 
 
 def damage(url: str) -> str:

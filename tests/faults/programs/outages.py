@@ -8,6 +8,7 @@ every now and then: when it starts tells how well workers are woken.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
@@ -24,7 +25,7 @@ from dispatch import (
     open_dispatcher,
 )
 from dispatch.testing.postgres import postgres_server
-from faults.programs.on_postgres import prepare
+from faults.programs.on_postgres import execute, prepare
 from faults.programs.scenario import (
     JOB,
     Crew,
@@ -44,12 +45,28 @@ PROBE = TaskType("probe", "job", Job)
 WORKERS = ("one", "two")
 LEASE_S = 2.0
 CONFIG = TaskQueueConfig(concurrency=10, max_retry=1_000, retry_delay=0.01)
-END_ONE = (
-    "SELECT pg_terminate_backend(pid), query LIKE 'LISTEN %' FROM (SELECT pid, query FROM pg_stat_activity"
-    " WHERE application_name LIKE 'dispatch %' ORDER BY {} DESC, random() LIMIT 1) AS one"
-)
-PREFERRED = ("query LIKE 'LISTEN %'", "state = 'active'", "state = 'active'", "pid > 0")
-"""Whose turn it is: a connection that listens, twice one amid a statement, any."""
+END_ONE = """
+CREATE FUNCTION end_one(wanted text) RETURNS bool LANGUAGE plpgsql AS $$
+DECLARE
+    victim int;
+BEGIN
+    FOR look IN 1 .. 300 LOOP
+        PERFORM pg_stat_clear_snapshot();
+        SELECT pid INTO victim FROM pg_stat_activity WHERE application_name LIKE 'dispatch %' AND CASE wanted
+            WHEN 'listening' THEN query LIKE 'LISTEN %'
+            WHEN 'publishing' THEN state = 'active' AND query LIKE '%INSERT INTO%'
+            WHEN 'busy' THEN state = 'active'
+            ELSE TRUE END ORDER BY random() LIMIT 1;
+        IF FOUND THEN
+            RETURN pg_terminate_backend(victim);
+        END IF;
+        PERFORM pg_sleep(0.001);
+    END LOOP;
+    RETURN FALSE;
+END $$
+"""
+WANTED = ("listening", "publishing", "busy", "any")
+"""The connections to end, in turn."""
 
 
 class World:
@@ -140,11 +157,11 @@ class World:
         server.restart()
         return self.back(time.time())
 
-    def terminate(self, number: int) -> bool:
-        """Have the server end one of our connections; whether it listened."""
-        ended = asked(self.where, END_ONE.format(PREFERRED[number % len(PREFERRED)]))
-        time.sleep(0.12)
-        return bool(ended and ended[0][1])
+    def terminate(self, wanted: str) -> bool:
+        """Have the server end one of our connections; whether one was found."""
+        [(ended,)] = asked(self.where, "SELECT end_one(?)", wanted)
+        time.sleep(0.08)
+        return bool(ended)
 
     def figures(self) -> dict[str, Any]:
         answers = [line.split() for line in notes(self.folder / "acknowledged")]
@@ -172,6 +189,7 @@ def main() -> None:
             where = server.fresh_database()
             prepare(where)
         call_witness(where)
+        execute(where, END_ONE)
         world = World(given, where)
         crew.start("one", world.one)
         until(lambda: len(notes(given.folder / "ready")) == 1, 20.0, "the queues are declared")
@@ -179,20 +197,22 @@ def main() -> None:
         crew.start("publisher", world.publish)
         world.back(time.time())
         began = time.monotonic()
-        listeners = 0
+        ended: Counter[str] = Counter()
         slowest = 0.0
         for number in range(given.cuts):
             if server is not None:
                 slowest = max(slowest, world.restart(server))
             else:
-                listeners += world.terminate(number)
+                wanted = WANTED[number % len(WANTED)]
+                ended[wanted] += world.terminate(wanted)
         cutting_s = time.monotonic() - began
         world.enough.touch()
         ends = {name: crew.ended(name, given.patience) for name in list(crew.pids)}
         assert not any(ends.values()), crew.said()
         tell(
             cuts=given.cuts,
-            listeners_cut=listeners,
+            listeners_cut=ended["listening"],
+            publishes_cut=ended["publishing"],
             unfinished=sum(status is None for status in ends.values()),
             slowest_back_s=round(slowest, 2),
             cutting_s=round(cutting_s, 1),
