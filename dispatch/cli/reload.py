@@ -74,6 +74,8 @@ async def reloading(shell: Shell, *, grace: float) -> int:
         while True:
             before = await trio.to_thread.run_sync(snapshot, root)
             status, changed = await _run_until_change(arguments, worker, root, before, grace)
+            if worker.stopping and status == -signal.SIGTERM:
+                return 0  # it had not come to catching signals, so it had nothing to end
             if worker.stopping or (status == 0 and not changed):
                 return status
             if not changed:
