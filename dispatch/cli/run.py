@@ -87,11 +87,11 @@ async def run(
         )
         async with prepared(target, setup, dispatcher):
             await _check_queues(target, dispatcher, queue)
-            shell.say(
+            begun = (
                 f"dispatch: {dispatcher.consumer.worker} works on "
                 f"{', '.join(dispatcher.consumer.queue_names) or 'no queue'} in {masked(store or '')}"
             )
-            return await _Service(shell, dispatcher, grace_s).run(burst=burst)
+            return await _Service(shell, dispatcher, grace_s).run(begun, burst=burst)
 
 
 async def _check_queues(target: str, dispatcher: Dispatcher, asked: tuple[str, ...]) -> None:
@@ -112,8 +112,11 @@ class _Service:
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     _forced: bool = False
 
-    async def run(self, *, burst: bool) -> int:
-        """Serve until a signal comes, or with `burst` until nothing is left; the exit status."""
+    async def run(self, begun: str, *, burst: bool) -> int:
+        """Serve until a signal comes, or with `burst` until nothing is left; the exit status.
+
+        `begun` is said once it works, and signals are caught: who reads it may send one.
+        """
         with signals(self._gracefully, self._at_once), self._scope:
             async with trio.open_nursery() as nursery:
 
@@ -122,6 +125,7 @@ class _Service:
                     nursery.cancel_scope.cancel()  # a drain that goes on
 
                 await nursery.start(serve)
+                self.shell.say(begun)
                 if burst:
                     await self.dispatcher.drain()
                     self.dispatcher.close()
