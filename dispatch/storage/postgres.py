@@ -25,6 +25,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from math import inf
 from typing import Any, Final, Literal, TypeVar
 
 import attrs
@@ -288,12 +289,12 @@ class PostgresStorage(Storage):
         """One step of the flow, then what follows from it; `atomic`: it takes several statements."""
         self._check_open()
         await trio.lowlevel.checkpoint_if_cancelled()
-        async with self._flow.connection() as connection:
-            if not shielded:
-                return await self._tried(connection, action, atomic)
-            with trio.CancelScope(shield=True) as scope:
-                scope.deadline = trio.current_time() + DEADLINE_S
-                return await self._tried(connection, action, atomic)
+        # Getting a connection counts, too; what may take long (changes in bulk) has no deadline.
+        until = trio.current_time() + DEADLINE_S if shielded else inf
+        with trio.CancelScope(deadline=until):
+            async with self._flow.connection() as connection:
+                with trio.CancelScope(deadline=until, shield=shielded):
+                    return await self._tried(connection, action, atomic)
         raise StorageError(f"{redacted(self._dsn)}: no answer within {DEADLINE_S:g} s")
 
     async def _tried(
@@ -338,6 +339,12 @@ class PostgresStorage(Storage):
         self._check_open()
         async with self._reads.connection() as connection:
             return await action(connection)
+
+    async def _glance(self, action: Callable[[TrioConnection[Any]], Awaitable[T]]) -> T:
+        """A read that workers depend on, and that is short: with the deadline of a step."""
+        with trio.move_on_after(DEADLINE_S):
+            return await self._read(action)
+        raise StorageError(f"{redacted(self._dsn)}: no answer within {DEADLINE_S:g} s")
 
     # ---- publishing ------------------------------------------------------
 
@@ -633,7 +640,7 @@ class PostgresStorage(Storage):
         self._tasks.know(queues)
 
     async def queues(self) -> list[QueueRecord]:
-        records = await self._read(self._registry.queues)
+        records = await self._glance(self._registry.queues)
         self._tasks.know(records)
         return records
 
@@ -651,7 +658,7 @@ class PostgresStorage(Storage):
         await self._step(lambda connection, _: self._registry.beat(connection, worker))
 
     async def workers(self) -> list[WorkerRecord]:
-        return await self._read(self._registry.workers)
+        return await self._glance(self._registry.workers)
 
     async def forget(self, worker: str) -> None:
         await self._step(
@@ -664,7 +671,7 @@ class PostgresStorage(Storage):
         )
 
     async def crons(self, name: str | None = None) -> list[CronRecord]:
-        return await self._read(lambda connection: self._registry.crons(connection, name))
+        return await self._glance(lambda connection: self._registry.crons(connection, name))
 
     async def alter_cron(
         self,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from dispatch import Clock, FailureReason, TaskStatus
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import NewTask, Transition, TransitionKind
 from dispatch.storage import sqlite_tasks
-from dispatch.storage.protocol import Change, EnqueueAnswer, QueueRecord, Want
+from dispatch.storage.protocol import Change, EnqueueAnswer, QueueRecord, Storage, Want
 from dispatch.storage.query import Ids, PruneSpec
 from dispatch.storage.sqlite import SqliteStorage
 
@@ -35,11 +36,11 @@ class Two:
     """Two storages on one file with one clock, as two processes have them, and one task."""
 
     path: Path
-    zombie: SqliteStorage
-    other: SqliteStorage
+    zombie: Storage
+    other: Storage
     advance: Callable[[float], None]
 
-    async def claim(self, storage: SqliteStorage, worker: str) -> int:
+    async def claim(self, storage: Storage, worker: str) -> int:
         want = Want(queue="q", limit=1, max_retry=5)
         [claim] = (await storage.claim([want], worker=worker, lease=LEASE_S)).claims
         return claim.epoch
@@ -144,9 +145,9 @@ OUTCOMES = [
 ]
 
 
-async def the_zombie_wakes(path: Path, state: str) -> None:
+async def the_zombie_wakes(opened: AbstractAsyncContextManager[Two], state: str) -> None:
     """A claims, is paused past its lease; B claims and goes on to `state`; then A goes on."""
-    async with two(path) as world:
+    async with opened as world:
         await world.zombie.enqueue([NewTask(id="a", queue="q", type="t", payload=b"{}")])
         assert await world.claim(world.zombie, "zombie") == 1
         world.advance(LEASE_S + 1)
@@ -160,8 +161,9 @@ async def the_zombie_wakes(path: Path, state: str) -> None:
         [refused] = await world.zombie.enqueue(SPAWN, by=("a", 1))
         assert refused.answer is EnqueueAnswer.CLAIM_LOST, "a zombie was heard"
         for outcome in OUTCOMES:
-            for settling in (world.zombie.settle([outcome]), world.zombie.turn([outcome], [], worker="zombie", lease=LEASE_S)):
-                answered: Any = await settling
+            turn = partial(world.zombie.turn, [outcome], [], worker="zombie", lease=LEASE_S)
+            for settle in (partial(world.zombie.settle, [outcome]), turn):
+                answered: Any = await settle()
                 [result] = answered[0] if isinstance(answered, tuple) else answered
                 assert result.answer is (SettleAnswer.GONE if state == "pruned" else SettleAnswer.LOST), "a zombie was heard"
         assert world.rows() == before
@@ -169,7 +171,7 @@ async def the_zombie_wakes(path: Path, state: str) -> None:
 
 @pytest.mark.parametrize("state", STATES)
 async def test_a_zombie_is_refused_and_changes_no_byte(state: str, tmp_path: Path) -> None:
-    await the_zombie_wakes(tmp_path / "jobs.db", state)
+    await the_zombie_wakes(two(tmp_path / "jobs.db"), state)
 
 
 @pytest.mark.parametrize("state", ["runs", "run by a third"])
@@ -183,7 +185,7 @@ async def test_the_zombie_is_noticed_without_a_fence(
     monkeypatch.setattr(lifecycle, "fence", lifecycle.fence)
     PLANTS["no_fence"]()
     with pytest.raises(AssertionError, match="a zombie was heard"):
-        await the_zombie_wakes(tmp_path / "jobs.db", state)
+        await the_zombie_wakes(two(tmp_path / "jobs.db"), state)
 
 
 # ---- C3: a sweep among many that may not be swept -------------------------------

@@ -167,8 +167,9 @@ class World:
         answers = [line.split() for line in notes(self.folder / "acknowledged")]
         wakes = asked(
             self.where,
-            "SELECT started_at - available_at FROM dispatch_tasks"
-            " WHERE queue = 'probe' AND status = 'succeeded' AND attempt = 1",
+            "SELECT coalesce(started_at, extract(epoch FROM clock_timestamp())) - available_at"
+            # A claim in doubt is found by its lease, and not by waking.
+            " FROM dispatch_tasks WHERE queue = 'probe' AND attempt < 2",
         )
         return {
             "raised": sum(int(raised) for _, raised, _ in answers),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, Final
@@ -14,11 +15,14 @@ from dispatch.storage import (
     postgres_schema,
     postgres_tasks,
 )
-from dispatch.storage.postgres_step import Outcome
-from dispatch.storage.protocol import EnqueueAnswer, EnqueueResult, Rescued
+from dispatch.storage.postgres_step import Outcome, Step
+from dispatch.storage.protocol import EnqueueAnswer, EnqueueResult, RenewAnswer, Rescued
 from faults.programs.plants import dropped_outcomes, interrupted_runs_again
 
 __all__ = ["PLANTS"]
+
+WALL: Final = time.time
+"""The machine's clock, whatever a program makes of `time.time`."""
 
 
 def _replace(module: Any, name: str, old: str, new: str) -> None:
@@ -95,15 +99,33 @@ def deaf_for_good() -> None:
     postgres.listen = listen
 
 
-def no_deadline() -> None:
-    """A call waits for its answer however long it takes."""
-    postgres.DEADLINE_S = 3_600.0
+def tells_nobody() -> None:
+    """What was published is told to no other process."""
+
+    async def notify(self: Any, payloads: Sequence[str]) -> None:
+        pass
+
+    postgres.PostgresStorage._notify = notify
+
+
+def deaf_to_controls() -> None:
+    """A worker asks neither what was set on queues, nor whether to stop what it runs."""
+    from dispatch.upkeep import Upkeep
+
+    async def nothing(self: Any) -> None:
+        pass
+
+    Upkeep._apply_controls = nothing
+    real = postgres_tasks.PostgresTasks.renew
+
+    async def renew(self: Any, *args: Any) -> Any:
+        return [RenewAnswer(each.id, each.epoch, each.held) for each in await real(self, *args)]
+
+    postgres_tasks.PostgresTasks.renew = renew
 
 
 def own_clock() -> None:
-    """A delay is counted from the publisher's own clock, and leases are judged by the sweeper's."""
-    import time
-
+    """A delay is counted from the publisher's own clock."""
     real = postgres_tasks.PostgresTasks._insert
 
     def insert(self: Any, tasks: Any, *args: Any, **how: Any) -> Any:
@@ -112,6 +134,26 @@ def own_clock() -> None:
         return real(self, tasks, *args, **how)
 
     postgres_tasks.PostgresTasks._insert = insert
+
+
+def own_clock_of_leases() -> None:
+    """Whether a lease has run out is judged by the sweeper's own clock."""
+    real = postgres_tasks.PostgresTasks.rescue
+    expired = postgres_tasks.EXPIRED
+
+    class Ahead(Step):
+        async def begin(self, **what: Any) -> None:
+            await super().begin(**what)
+            self.now += time.time() - WALL()
+
+    async def rescue(self: Any, *args: Any) -> Any:
+        sweeper = postgres_tasks.PostgresTasks(self._sql, self._lanes)
+        sweeper._new_step = lambda connection: Ahead(connection, self._sql, self._lanes)
+        ahead = f"@.now_s() + {time.time() - WALL():.0f}"
+        postgres_tasks.EXPIRED = expired.replace("@.now_s()", ahead)
+        return await real(sweeper, *args)
+
+    postgres_tasks.PostgresTasks.rescue = rescue
 
 
 def ticks_for_all() -> None:
@@ -155,7 +197,8 @@ def migrates_unlocked() -> None:
 
 def unlimited() -> None:
     """A worker keeps to a queue's limits by itself, whatever the others do."""
-    postgres_claim.LIMITS = postgres_claim.LIMITS.removesuffix(" FOR NO KEY UPDATE")
+    _replace(postgres_claim, "LIMITS", " FOR NO KEY UPDATE", "")
+    _replace(postgres_claim, "RUNNING", "AND state = 3", "AND FALSE")
 
 
 def keeps_the_ended() -> None:
@@ -179,8 +222,10 @@ PLANTS: Final[dict[str, Callable[[], None]]] = {
         dropped_outcomes,
         believed_publishes,
         deaf_for_good,
-        no_deadline,
+        tells_nobody,
+        deaf_to_controls,
         own_clock,
+        own_clock_of_leases,
         ticks_for_all,
         ticks_nowhere,
         whole_scan,
