@@ -7,6 +7,8 @@ import os
 import pty
 import re
 import select
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -291,6 +293,46 @@ def test_top_draws_on_a_terminal_obeys_keys_and_leaves_it_as_it_was(project: Pro
         _, status = os.waitpid(process, 0)
         os.close(terminal)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.battery
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not here")
+def test_it_draws_in_tmux_and_fits_a_window_that_is_made_smaller(project: Project) -> None:
+    project("task", "push", "jobs", "polite")
+    socket = project.folder / "tmux"
+
+    def tmux(*words: str) -> str:
+        ran = subprocess.run(  # noqa: S603 - a server of our own, on a socket of our own
+            ["tmux", "-S", str(socket), "-f", "/dev/null", *words],  # noqa: S607
+            cwd=project.folder,
+            env={**project.environment, "TERM": "xterm-256color"},
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=True,
+        )
+        return ran.stdout
+
+    def shows(text: str) -> str:
+        deadline = time.monotonic() + 30
+        while text not in (screen := tmux("capture-pane", "-p")):
+            assert time.monotonic() < deadline, f"no {text!r} in {screen}"
+            time.sleep(0.1)
+        return screen
+
+    top = shlex.join(project.command("top", "--every", "0.2s"))
+    tmux("new-session", "-d", "-x", "110", "-y", "30", f"{top}; echo ended with $?; sleep 60")
+    try:
+        assert "jobs" in shows("1 due")
+        tmux("resize-window", "-x", "96", "-y", "20")
+        assert max(map(len, shows("1 due").splitlines())) <= 96
+        tmux("send-keys", "q")
+        shows("ended with 0")
+        listing = shlex.join(project.command("task", "ls"))
+        tmux("respawn-window", "-k", f"{listing}; sleep 60")
+        assert "pending" in shows("polite")
+    finally:
+        tmux("kill-server")
 
 
 def drawn(terminal: int, text: str) -> str:
