@@ -190,7 +190,7 @@ def _ranges(db: sqlite3.Connection, where: Where) -> list[tuple[str, str]] | Non
     """The pairs of queue and status in which every match lies; None if that is no help."""
     queues: frozenset[str] | None = None
     statuses: frozenset[str] | None = None
-    for part in where.parts if isinstance(where, All) else (where,):
+    for part in _conjuncts(where):
         if isinstance(part, Ids):
             return None
         if isinstance(part, Queues):
@@ -208,6 +208,15 @@ def _ranges(db: sqlite3.Connection, where: Where) -> list[tuple[str, str]] | Non
         statuses = frozenset(status.value for status in TaskStatus)
     pairs = list(product(sorted(queues), sorted(statuses)))
     return pairs if len(pairs) <= MOST_RANGES else None
+
+
+def _conjuncts(where: Where) -> Iterator[Where]:
+    """What must all hold, out of however many `All` in each other."""
+    if isinstance(where, All):
+        for part in where.parts:
+            yield from _conjuncts(part)
+    else:
+        yield where
 
 
 def find(
