@@ -198,6 +198,7 @@ class PostgresStorage(Storage):
         with trio.CancelScope(shield=True) as scope:
             scope.deadline = trio.current_time() + 2 * DEADLINE_S
             await self._ended.wait()
+            await self._rope.tell_rest()  # else who waits elsewhere would learn of it by the slow poll
             await self._close_pools()
 
     async def _close_pools(self) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import Final, NoReturn
 
 import trio
@@ -101,7 +102,17 @@ class BellRope:
                 self._untold |= topics
                 self._sender.ring()
                 await trio.sleep(AGAIN_S)
+            except BaseException:  # cut short by the end: `tell_rest` tells it once more
+                self._untold |= topics
+                raise
             await trio.sleep(THIN_S)
+
+    async def tell_rest(self) -> None:
+        """Tell the others what the sender was ended before it told."""
+        topics, self._untold = self._untold, set()
+        if topics:
+            with suppress(StorageError):
+                await self._tell(payloads(self._me, topics))
 
     async def run_looker(self) -> NoReturn:
         """Ring for awaited tasks that ended elsewhere. Until cancelled."""
