@@ -22,7 +22,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from math import inf
 from pathlib import Path
 from types import TracebackType
@@ -194,20 +194,21 @@ class SqliteStorage(Storage):
 
     def _connect(self) -> None:
         path = self._path.absolute()
-        connection = connect(path, synchronous=self._synchronous)
-        try:
+        with ExitStack() as opened:
+            connection = opened.enter_context(closing(connect(path, synchronous=self._synchronous)))
             create_or_migrate(connection, path)
-            self._reader = connect(path, synchronous=self._synchronous, create=False)
-            self._reader.execute("PRAGMA query_only = ON")
-            self._eye = connect(path, synchronous=self._synchronous, create=False)
-            self._eye.execute("PRAGMA query_only = ON")
-        except BaseException:
-            connection.close()
-            raise
+            self._reader = opened.enter_context(closing(self._onlooker(path)))
+            self._eye = opened.enter_context(closing(self._onlooker(path)))
+            opened.pop_all()
         self._ledger = _Ledger(connection, self._clock)
         self._registry = SqliteRegistry(SqliteTasks(self._reader))
         self._known = dict(self._counters())
         self._seen_version = self._data_version()
+
+    def _onlooker(self, path: Path) -> sqlite3.Connection:
+        connection = connect(path, synchronous=self._synchronous, create=False)
+        connection.execute("PRAGMA query_only = ON")
+        return connection
 
     async def __aexit__(
         self,

@@ -26,7 +26,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from enum import IntEnum
@@ -195,7 +197,7 @@ def connect(path: Path, *, synchronous: Synchronous, create: bool = True) -> sql
             cached_statements=512,
         )
         try:
-            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            mode = _write_ahead(connection)
             if mode != "wal":
                 raise StorageError(
                     f"{path}: SQLite cannot use a write-ahead log here (journal mode {mode!r}); "
@@ -209,6 +211,26 @@ def connect(path: Path, *, synchronous: Synchronous, create: bool = True) -> sql
     except sqlite3.Error as exc:
         raise StorageError(f"{path}: cannot be opened as a SQLite database: {exc}") from exc
     return connection
+
+
+def _write_ahead(connection: sqlite3.Connection) -> str:
+    """Turn the write-ahead log on; the journal mode there is then.
+
+    The change needs the file for itself, and SQLite gives it up at once where two
+    connections want that of a fresh file: the busy timeout does not count there
+    (https://www.sqlite.org/c3ref/busy_handler.html, on deadlocks), so it is waited
+    out here.
+    """
+    until = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - who gave up together tries again apart
+        else:
+            return str(mode)
 
 
 def define_functions(connection: sqlite3.Connection) -> None:

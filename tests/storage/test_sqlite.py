@@ -237,6 +237,31 @@ def test_a_path_must_name_a_file(given: str) -> None:
         SqliteStorage(given)
 
 
+async def test_a_fresh_file_that_another_process_is_just_making_is_waited_for(path: Path) -> None:
+    """SQLite refuses the change to a write-ahead log at once then, without its busy timeout."""
+    held = trio.Event()
+
+    def hold() -> None:
+        with locked(path):  # not a write-ahead log yet
+            trio.from_thread.run_sync(held.set)
+            time.sleep(0.2)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, hold)
+        await held.wait()
+        async with SqliteStorage(path) as storage:
+            await storage.declare([QueueRecord(name="q")])
+            await storage.enqueue([new("a")])
+    assert ids(path) == ["a"]
+
+
+async def test_a_fresh_file_that_stays_locked_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_schema, "BUSY_TIMEOUT_S", 0.05)
+    with locked(path), pytest.raises(StorageError, match=r"jobs\.db: cannot be opened .*database is locked"):
+        async with SqliteStorage(path):
+            pass
+
+
 async def test_it_is_used_while_it_is_open_and_once(path: Path) -> None:
     storage = SqliteStorage(path)
     with pytest.raises(ClosedError, match="use it as: async with"):
