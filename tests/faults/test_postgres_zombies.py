@@ -77,9 +77,10 @@ async def test_the_zombie_on_postgres_is_noticed_without_a_fence(
 
 
 def nobody_minds_the_clocks(figures: dict[str, Any]) -> None:
+    # First: what is rescued by a clock ahead gets its moment from there as well.
+    assert figures["rescued_alive"] == 0, "a living run was rescued"
     assert figures["early"] == 0, "started before it was due"
     assert figures["latest_s"] < 2.0, "started late"
-    assert figures["rescued_alive"] == 0, "a living run was rescued"
     assert figures["rescued_dead"] == figures["held_by_the_dead"] > 0, "a dead run was left"
     assert figures["rescued_after_s"] < 3.0
     assert figures["ticks_off"] == 0, "a tick at another time"

@@ -29,11 +29,14 @@ from faults.programs.scenario import (
 )
 
 TASKS = 50
-LEASE_S = 1.0
-RUN_S = 6.0
+LEASE_S = 3.0
+"""Renewed each second: long enough for a worker to meet its own tasks before it hears that they are lost."""
+RUN_S = 9.5
 HOUR_S = 3_600.0
-CONFIG = TaskQueueConfig(concurrency=40, max_retry=20, retry_delay=0.0)
-"""Neither process can run all 50, and each has slots to spare for what it might claim again."""
+JUMPS_H = (1, 2, 3, 0, 1, 2)
+"""Where the clock is then, in hours. Not in step with the renewals, so that each process is the first once."""
+SLOTS = {"one": 20, "two": 100, "onlooker": 0}
+"""Two are at work, one with slots to spare for what it might claim again; the third only sweeps."""
 
 
 class World:
@@ -49,7 +52,7 @@ class World:
     def jump(self, offset_s: float) -> None:
         self.offset[:] = struct.pack("d", offset_s)
 
-    async def work(self, name: str, *, publish: bool = False) -> None:
+    async def work(self, name: str) -> None:
         async def handler(task: QueueTask[Job]) -> None:
             began = time.time()
             note(self.runs, f"{name} {task.id} {began} inf")
@@ -59,20 +62,27 @@ class World:
                 note(self.runs, f"{name} {task.id} {began} {time.time()}")
 
         async with SqliteStorage(self.path, clock=Clock(wall=self.wall)) as storage:
-            if publish:
+            if name == "one":
                 call_witness(self.path)
             async with open_dispatcher(storage, worker=name, lease=LEASE_S) as dispatcher:
-                dispatcher.consumer.register_queue("q", CONFIG)
-                dispatcher.consumer.register_handler(JOB, handler)
-                if publish:
+                if SLOTS[name]:
+                    config = TaskQueueConfig(concurrency=SLOTS[name], max_retry=20, retry_delay=0.0)
+                    dispatcher.consumer.register_queue("q", config)
+                    dispatcher.consumer.register_handler(JOB, handler)
+                if name == "one":
                     await dispatcher.publisher.publish_many([JOB(Job(n), id=f"t{n}") for n in range(TASKS)])
+                if name == "onlooker":
+                    await trio.sleep_forever()
                 await dispatcher.drain()
 
     async def one(self) -> None:
-        await self.work("one", publish=True)
+        await self.work("one")
 
     async def two(self) -> None:
         await self.work("two")
+
+    async def onlooker(self) -> None:
+        await self.work("onlooker")
 
     def self_claimed(self) -> int:
         """Claims by a worker while it was running the very task."""
@@ -97,15 +107,16 @@ def main() -> None:
         crew.start("one", world.one)
         until(lambda: notes(world.runs), 20.0, "a handler runs")
         crew.start("two", world.two)
+        crew.start("onlooker", world.onlooker)
         until(lambda: len(notes(world.runs)) >= TASKS, 20.0, "every handler runs")
-        for offset_s in (HOUR_S, 0.0, HOUR_S):
+        for hours in JUMPS_H:
             time.sleep(1.3)
-            world.jump(offset_s)
+            world.jump(hours * HOUR_S)
         for name in ("one", "two"):
             assert crew.ended(name, 60.0) == 0, crew.said()
         said = crew.said()
     tell(
-        jumps=3,
+        jumps=len(JUMPS_H),
         noticed=said.count("the storage's clock jumped"),
         processes=len(asked(world.path, "SELECT DISTINCT worker FROM witness WHERE became = 'running'")),
         self_claimed=world.self_claimed(),
