@@ -155,7 +155,7 @@ class PostgresStorage(Storage):
         )  # in messages: not with settings that the user did not give
         self._listens = listen
         self._ticks = ticks
-        self._offset = 0.0
+        self._offset = self._clock_error_s = 0.0
         self._rope = BellRope(self._notify, self._ended_of)
         self._joined = Joined(self._sql, self._lanes, self._channel, redacted(dsn))
         self._relied_on: dict[str, float] = {}
@@ -256,7 +256,9 @@ class PostgresStorage(Storage):
         row = await cursor.fetchone()
         assert row is not None
         # It was read about in the middle between asking and hearing.
-        self._offset = row[0] - (before + self._ticks()) / 2
+        after = self._ticks()
+        self._offset = row[0] - (before + after) / 2
+        self._clock_error_s = (after - before) / 2
 
     @property
     def _channel(self) -> str:
@@ -712,6 +714,10 @@ class PostgresStorage(Storage):
         )
 
     # ---- clock and bells -------------------------------------------------
+
+    @property
+    def clock_error_s(self) -> float:
+        return self._clock_error_s
 
     def now(self) -> float:
         return round(self._ticks() + self._offset, 6)

@@ -507,6 +507,11 @@ class Storage(TaskStore, ControlStore, CronStore):
     """How often a worker writes its record; infinity where only this process could read it."""
 
     @property
+    def clock_error_s(self) -> float:
+        """How far `now` may be from the clock that the storage writes by: 0 unless that is a server's."""
+        return 0.0
+
+    @property
     def slice_s(self) -> float:
         """The longest sleep towards a moment of its clock before looking again: clocks may jump."""
         return 5.0

@@ -195,6 +195,10 @@ class StorageProxy(Storage):
         return self.inner.now()
 
     @property
+    def clock_error_s(self) -> float:
+        return self.inner.clock_error_s
+
+    @property
     def slice_s(self) -> float:
         """As the inner storage's."""
         return self.inner.slice_s

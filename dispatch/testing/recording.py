@@ -58,9 +58,13 @@ class RecordingStorage(StorageProxy):
         moment = self.inner.now() if at is None else at
         self._record(HistoryEvent(at=moment, step=step, task=task, **facts))
 
+    def _not_before(self) -> float:
+        """The earliest that a call made now may be carried out, by the storage's clock."""
+        return self.inner.now() - self.inner.clock_error_s
+
     def _offer(self, tasks: Iterable[NewTask]) -> None:
         for new in tasks:
-            self._note(Step.OFFERED, new.id, cron=new.cron, slot=new.slot)
+            self._note(Step.OFFERED, new.id, at=self._not_before(), cron=new.cron, slot=new.slot)
 
     def _published(self, new: NewTask, result: EnqueueResult | None = None) -> None:
         due = None if result is None else result.available_at
@@ -108,7 +112,7 @@ class RecordingStorage(StorageProxy):
     async def renew(
         self, claims: Sequence[tuple[str, int]], *, lease: float | None
     ) -> list[RenewAnswer]:
-        before = self.inner.now()
+        before = self._not_before()
         answers = await self.inner.renew(claims, lease=lease)
         for answer in answers:
             if answer.held and lease is not None:
@@ -123,7 +127,13 @@ class RecordingStorage(StorageProxy):
 
     def _ending(self, transitions: Sequence[Transition]) -> None:
         for transition in transitions:
-            self._note(Step.ENDING, transition.id, epoch=transition.epoch, how=transition.kind.value)
+            self._note(
+                Step.ENDING,
+                transition.id,
+                at=self._not_before(),
+                epoch=transition.epoch,
+                how=transition.kind.value,
+            )
             self._offer(transition.spawn)
 
     def _settled(

@@ -29,8 +29,10 @@ def nothing_lost_or_done_twice(figures: dict[str, Any]) -> None:
 
 
 def survived_the_kills(figures: dict[str, Any], kills: int) -> None:
-    nothing_lost_or_done_twice(figures)
+    assert figures["lost"] == 0, "lost"
+    # A run that was taken away and then believed is in the history even where nobody ran the task again.
     assert figures["broken"] == 0, "an invariant of the history is broken"
+    nothing_lost_or_done_twice(figures)
     assert figures["unfinished"] == 0
     assert figures["succeeded"] == figures["tasks"]
     # Else nothing was tested.
@@ -61,7 +63,7 @@ def test_killed_workers_lose_nothing_and_settle_nothing_twice(
 @pytest.mark.battery
 @pytest.mark.parametrize(
     ("plant", "noticed", "patience"),
-    [("no_fence", "settled twice", 30.0), ("no_rescue", "lost", 3.0), ("forgotten_commits", "lost", 30.0)],
+    [("no_fence", "an invariant of the history", 30.0), ("no_rescue", "lost", 3.0), ("forgotten_commits", "lost", 30.0)],
 )
 def test_the_killing_notices_a_planted_bug(
     plant: str, noticed: str, patience: float, tmp_path: Path, tell: Tell

@@ -37,7 +37,7 @@ def test_killed_workers_of_a_fleet_lose_nothing_and_settle_nothing_twice(
 @pytest.mark.battery
 @pytest.mark.parametrize(
     ("plant", "noticed", "patience"),
-    [("no_fence", "settled twice", 30.0), ("no_rescue", "lost", 3.0), ("forgotten_commits", "lost", 10.0)],
+    [("no_fence", "an invariant of the history", 30.0), ("no_rescue", "lost", 3.0), ("forgotten_commits", "lost", 10.0)],
 )
 def test_the_killing_of_a_fleet_notices_a_planted_bug(
     plant: str, noticed: str, patience: float, store: str, tmp_path: Path, tell: Tell

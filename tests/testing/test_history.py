@@ -31,6 +31,7 @@ from dispatch.storage.protocol import (
     WorkerRecord,
 )
 from dispatch.storage.query import All, Ids, PruneSpec
+from dispatch.testing.faults import FaultyStorage
 from dispatch.testing.history import (
     INVARIANTS,
     ONE_TICK,
@@ -459,6 +460,28 @@ async def test_every_call_reaches_the_storage_inside_unchanged() -> None:
     ]
     assert history[2].lease_until == 1_009.0
     assert history[5].status == "succeeded"
+
+
+async def test_a_clock_that_is_only_about_right_accuses_nobody() -> None:
+    """The database's moments are exact; those before a call are written as early as they may be."""
+
+    class Remote(MemoryStorage):
+        @property
+        def clock_error_s(self) -> float:
+            return 0.25
+
+    history: list[HistoryEvent] = []
+    storage = RecordingStorage(FaultyStorage(Remote(Clock(wall=lambda: 1_000.0))), history.append)
+    await storage.declare([QueueRecord(name="q")])
+    await storage.enqueue([NewTask(id="a", queue="q", type="t", payload=b"{}")])
+    claimed = await storage.claim([Want(queue="q", limit=1)], worker="w", lease=9.0)
+    await storage.renew([("a", 1)], lease=9.0)
+    await storage.settle([Transition("a", 1, TransitionKind.DONE)])
+    assert len(claimed.claims) == 1
+    moments = {event.step: event.at for event in history}
+    assert (moments[Step.OFFERED], moments[Step.RENEWED], moments[Step.ENDING]) == (999.75,) * 3
+    assert moments[Step.CLAIMED] == 1_000.0
+    verify(history)
 
 
 # ---- the real engine, well and with planted bugs -------------------------------------
