@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -45,6 +46,33 @@ def test_each_contestant_has_its_driver(contestant: Contestant) -> None:
     assert name in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     pinned = [each for each in contestant.requirements if "==" in each]
     assert pinned or str(ROOT) in contestant.requirements[0]
+
+
+ENCODED_FOUR_TIMES = """
+import sys
+sys.path.insert(0, "benchmarks")
+import guard
+from dispatch.codec import Codec
+once = Codec.encode
+def encode(self, *args, **how):
+    for _ in range(3):
+        once(self, *args, **how)
+    return once(self, *args, **how)
+Codec.encode = encode
+sys.argv = ["guard.py", "--tasks", "500"]
+sys.exit(guard.main())
+"""
+
+
+@pytest.mark.battery
+def test_work_that_is_done_over_and_over_is_noticed() -> None:
+    found = subprocess.run(  # noqa: S603 - our own
+        [sys.executable, "-c", ENCODED_FOUR_TIMES], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert found.returncode == 1, found.stderr
+    verdicts = {line[:36].strip(): line.endswith("BEYOND ITS BOUND") for line in found.stdout.splitlines()}
+    assert verdicts["memory, one by one: calls"] and verdicts["memory, 100 at a time: calls"]
+    assert not verdicts["SQLite, one by one: commits"]
 
 
 @pytest.mark.parametrize("name", ["trio-channel", "dispatch-memory", "dispatch-loaded"])
