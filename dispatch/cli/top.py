@@ -7,13 +7,14 @@ import sys
 import termios
 import tty
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 import attrs
 import trio
-from rich.console import Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -29,6 +30,7 @@ __all__ = ["top"]
 SHORTEST_S: Final = 0.2
 SPARKS: Final = " ▁▂▃▄▅▆▇█"
 SPARK_WIDTH: Final = 30
+UNBOUNDED: Final = 10_000
 
 
 async def top(*, every: str = "1s", store: StoreOption = None, shell: ShellArgument) -> None:
@@ -68,37 +70,39 @@ class Board:
         self.trouble = ""
         self.ended.append(state.total("succeeded_lately") + state.total("failed_lately"))
 
-    def draw(self, height: int) -> RenderableType:
-        """The board, in at most so many lines: the running tasks give way first."""
-        parts: list[RenderableType] = [self._head()]
+    def draw(self, screen: Console) -> RenderableType:
+        """The board, no larger than the screen: the running tasks give way first, then columns."""
+        parts: list[RenderableType] = [self._head(screen)]
         if self.state is None:
             return Group(*parts)
         queues, workers = self.state.queues, self.state.workers
-        room = max(height - 6, 6)
+        room = max(screen.size.height - 7, 6)
         shown = queues[: max(room // 2, 3)]
-        parts.append(_queue_table(shown))
+        parts.append(_queue_table(screen, shown))
         if len(queues) > len(shown):
             parts.append(
                 Text(f"and {plural(len(queues) - len(shown), 'queue')} more", "bright_black")
             )
         room -= len(shown) + 3
         if self.state.runs and room > 4:
-            parts.append(_run_table(self.state, room - 3 - min(len(workers), 3)))
+            parts.append(_run_table(screen, self.state, room - 3 - min(len(workers), 3)))
             room -= min(len(self.state.runs), room - 3) + 3
         if workers and room > 3:
-            parts.append(_worker_table(self.state, max(room - 3, 1)))
+            parts.append(_worker_table(screen, self.state, max(room - 3, 1)))
         return Group(*parts)
 
-    def _head(self) -> Text:
+    def _head(self, screen: Console) -> Text:
         head = Text()
         head.append("dispatch top", "bold")
         head.append(f"  {safe(masked(self.url))}  ")
         state = self.state
         if state is not None:
-            head.append(
+            totals = (
                 f"{plural(len(state.workers), 'worker')}, {state.total('running'):,} running, "
-                f"{state.total('due'):,} due, {state.total('failed'):,} dead letters\n"
+                f"{state.total('due'):,} due, {state.total('failed'):,} dead letters"
             )
+            fits = head.cell_len + cell_len(totals) <= screen.size.width
+            head.append(f"{totals}\n" if fits else f"\n{totals}\n")
             ended = self.ended[-1] if self.ended else 0
             head.append(f"{ended:,} ended in the last minute  ")
             head.append(sparkline(list(self.ended)), "green")
@@ -117,7 +121,22 @@ def sparkline(values: list[int]) -> str:
     return "".join(SPARKS[-(-each * (len(SPARKS) - 1) // most)] for each in values)
 
 
-def _queue_table(queues: list[QueueState]) -> RenderableType:
+def _fitting(
+    screen: Console, columns: Sequence[str], rows: Sequence[Sequence[object]], dispensable: Sequence[str]
+) -> RenderableType:
+    """The table, without as many of the dispensable columns as a narrow screen asks for."""
+    table = text_table(columns, rows)
+    for name in dispensable:
+        if screen.measure(table, options=screen.options.update(width=UNBOUNDED)).maximum <= screen.size.width:
+            break
+        at = columns.index(name)
+        columns = [*columns[:at], *columns[at + 1 :]]
+        rows = [[*row[:at], *row[at + 1 :]] for row in rows]
+        table = text_table(columns, rows)
+    return table
+
+
+def _queue_table(screen: Console, queues: list[QueueState]) -> RenderableType:
     columns = (
         "queue",
         "state",
@@ -149,10 +168,11 @@ def _queue_table(queues: list[QueueState]) -> RenderableType:
         )
         for each in queues
     ]
-    return text_table(columns, rows)
+    dispensable = ("failed/min", "workers", "held", "later", "limit", "done/min", "state", "oldest")
+    return _fitting(screen, columns, rows, dispensable)
 
 
-def _run_table(state: StoreState, most: int) -> RenderableType:
+def _run_table(screen: Console, state: StoreState, most: int) -> RenderableType:
     rows = [
         (
             each.id,
@@ -163,10 +183,10 @@ def _run_table(state: StoreState, most: int) -> RenderableType:
         )
         for each in state.runs[: max(most, 1)]
     ]
-    return text_table(("running", "task", "attempt", "for", "worker"), rows)
+    return _fitting(screen, ("running", "task", "attempt", "for", "worker"), rows, ("attempt", "worker"))
 
 
-def _worker_table(state: StoreState, most: int) -> RenderableType:
+def _worker_table(screen: Console, state: StoreState, most: int) -> RenderableType:
     # Not by the workers' own records, which are written every few seconds only.
     running = Counter(each.worker for each in state.runs)
     rows = [
@@ -178,7 +198,7 @@ def _worker_table(state: StoreState, most: int) -> RenderableType:
         )
         for each in state.workers[:most]
     ]
-    return text_table(("worker", "running", "queues", "up"), rows)
+    return _fitting(screen, ("worker", "running", "queues", "up"), rows, ("queues", "up"))
 
 
 async def _live(shell: Shell, opened: Opened, every_s: float) -> None:
@@ -187,7 +207,7 @@ async def _live(shell: Shell, opened: Opened, every_s: float) -> None:
     with Live(console=screen, screen=True, auto_refresh=False) as live, _keys(shell) as keyboard:
 
         def show() -> None:
-            live.update(board.draw(screen.size.height), refresh=True)
+            live.update(board.draw(screen), refresh=True)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey_keys, keyboard, board, show, nursery.cancel_scope)

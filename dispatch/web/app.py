@@ -161,6 +161,7 @@ class _Dashboard:
         folder = files("dispatch.web") / "static"
         self._static = {name: (folder / name).read_bytes() for name in STATIC}
         self._title = title
+        self._templates = _templates()  # now, so that no request waits for their compilation
         self._assets = blake2b(b"".join(self._static.values()), digest_size=6).hexdigest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -281,7 +282,7 @@ class _Dashboard:
 
     def _draw(self, name: str, view: View, *, act: bool, notice: str = "", **more: Any) -> bytes:
         given: dict[str, Any] = {"form": {}, "problem": None, "preview": None, **view, **more}
-        text = _templates().get_template(f"{name}.html").render(
+        text = self._templates.get_template(f"{name}.html").render(
             given,
             title=self._title,
             assets=self._assets,
@@ -472,7 +473,7 @@ def _outcome(done: Done | Ask) -> View:
 
 @cache
 def _templates() -> Environment:
-    """The templates, compiled when first drawn, once for every dashboard of a process."""
+    """The templates, compiled here, once for every dashboard of a process."""
     made = Environment(
         loader=PackageLoader("dispatch.web"),
         autoescape=True,
@@ -494,6 +495,8 @@ def _templates() -> Environment:
         as_json=as_json,
         statuses=STATUSES,
     )
+    for name in made.list_templates():
+        made.get_template(name)
     return made
 
 

@@ -38,9 +38,9 @@ MOST_QUEUES: Final = 200
 MOST_ENTRIES: Final = 100
 MOST_WORKERS: Final = 200
 MOST_ATTEMPTS: Final = 50
-SEARCH_S: Final = 0.5
+SEARCH_S: Final = 0.06
 """Looking at tasks one by one is given up after this long; the page says so, and goes on if asked."""
-SLICE: Final = 500
+SLICE: Final = 250
 MOMENTS: Final = 8
 LOOK_BACK: Final = 100
 """So many of a queue's newest tasks are looked through for those of one cron task."""

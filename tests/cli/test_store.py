@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+from rich.console import ConsoleDimensions
 
 from dispatch import Storage, StorageError
 from dispatch.cli.app import main
@@ -198,17 +199,20 @@ def test_the_live_board_shows_queues_runs_and_workers_and_fits_the_screen(
     beat(terminal, "email")
     board = Board("postgresql://u:secret@h/d", 1.0)
     board.take(terminal.does(store_state, terminal.storage))
-    for height in (10, 24, 60):
+    for width, height in [(80, 10), (60, 24), (50, 24), (110, 24), (200, 60)]:
         out = Stream()
         screen = console(out)
-        screen.print(board.draw(height))
+        screen.size = ConsoleDimensions(width, height)
+        screen.print(board.draw(screen))
         text = out.getvalue()
+        table = text[text.index("queue ") :].splitlines()
+        assert [line.split()[0] for line in table[2:5]] == ["email", "queue-000", "queue-001"], "a row is one line"
+        assert "1 worker, 1 running, 1 due, 0 dead letters\n" in text
         assert len(text.splitlines()) <= max(height, 18)
         assert "email" in text
         assert "secret" not in text
         assert not set(text) & set("\x1b\x07\u202e")
     assert "email/welcome" in text
-    assert "1 worker, 1 running, 1 due, 0 dead letters" in text
 
 
 def test_a_sparkline_is_full_at_its_highest() -> None:

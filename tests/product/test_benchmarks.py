@@ -71,7 +71,8 @@ def test_work_that_is_done_over_and_over_is_noticed() -> None:
     )
     assert found.returncode == 1, found.stderr
     verdicts = {line[:36].strip(): line.endswith("BEYOND ITS BOUND") for line in found.stdout.splitlines()}
-    assert verdicts["memory, one by one: calls"] and verdicts["memory, 100 at a time: calls"]
+    assert verdicts["memory, one by one: calls"]
+    assert verdicts["memory, 100 at a time: calls"]
     assert not verdicts["SQLite, one by one: commits"]
 
 

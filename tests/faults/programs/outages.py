@@ -65,6 +65,8 @@ BEGIN
     RETURN FALSE;
 END $$
 """
+PER_CUT = 21
+"""So many tasks are published for each cut, however slow the machine."""
 WANTED = ("listening", "publishing", "busy", "any")
 """The connections to end, in turn."""
 
@@ -197,6 +199,7 @@ def main() -> None:
         crew.start("two", world.two)
         crew.start("publisher", world.publish)
         world.back(time.time())
+        acknowledged = given.folder / "acknowledged"
         began = time.monotonic()
         ended: Counter[str] = Counter()
         slowest = 0.0
@@ -206,6 +209,8 @@ def main() -> None:
             else:
                 wanted = WANTED[number % len(WANTED)]
                 ended[wanted] += world.terminate(wanted)
+            wanted_by_now = PER_CUT * (number + 1)
+            until(lambda: len(notes(acknowledged)) > wanted_by_now, 20.0, "enough is published between the cuts")  # noqa: B023
         cutting_s = time.monotonic() - began
         world.enough.touch()
         ends = {name: crew.ended(name, given.patience) for name in list(crew.pids)}
