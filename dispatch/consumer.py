@@ -282,6 +282,8 @@ class TaskQueueConsumer:
             limiter=trio.CapacityLimiter(config.concurrency),
             prepare=self._publisher.prepare_spawned,
             report=self._storage.progress,
+            settle_in=self._storage.settle_in,
+            settle_in_async=self._storage.settle_in_async,
             middleware=self._middleware,
             base=self._base,
         )

@@ -38,9 +38,10 @@ from dispatch.codec import Codec
 from dispatch.errors import InvalidQueuePayloadError
 from dispatch.failures import describe, parted, traceback_text
 from dispatch.handlers import HandlerEntry, Middleware
-from dispatch.records import Claim, Transition, TransitionKind, from_seconds
+from dispatch.records import Claim, NewTask, Transition, TransitionKind, from_seconds
 from dispatch.retry import RetryPolicy, VerdictKind, judge
-from dispatch.run import Prepare, Report, Run
+from dispatch.run import Completing, Prepare, Report, Run
+from dispatch.storage.protocol import SettleResult
 from dispatch.tasks import FailureReason, Priority, QueueTask, TaskStatus, task_of
 from dispatch.threads import ThreadRun
 
@@ -100,6 +101,8 @@ class Executor:
     limiter: trio.CapacityLimiter
     prepare: Prepare
     report: Report
+    settle_in: Callable[[object, Transition], SettleResult]
+    settle_in_async: Callable[[object, Transition], Awaitable[SettleResult]]
     middleware: Sequence[Middleware] = ()
     base: Context = attrs.field(factory=Context)
     random: Callable[[], float] = random.random
@@ -115,7 +118,10 @@ class Executor:
         task = task_for_handler(claim, payload, entry)
         run: Run | None = None
         if entry.wants_run or self.middleware:
-            run = Run(claim, slot.scope, self.prepare, self.report)
+            completing = Completing(
+                lambda value, spawn: self._success(claim, value, spawn, entry), self.settle_in, self.settle_in_async
+            )
+            run = Run(claim, slot.scope, self.prepare, self.report, completing)
         if claim.timeout is not None:
             slot.scope.deadline = trio.current_time() + claim.timeout
         value: Any = None
@@ -164,20 +170,25 @@ class Executor:
         return await slot.thread.run(self.limiter)
 
     def _succeeded(self, claim: Claim, value: Any, run: Run | None, entry: HandlerEntry) -> Ended:
+        try:
+            return Ended(self._success(claim, value, run.spawned if run is not None else (), entry))
+        except InvalidQueuePayloadError as exc:
+            # The work is done; doing it again would not make its result storable.
+            return Ended(_failed(claim, describe(exc), None, FailureReason.PERMANENT))
+
+    def _success(
+        self, claim: Claim, value: Any, spawn: tuple[NewTask, ...], entry: HandlerEntry
+    ) -> Transition:
+        """The end of a run whose handler answered `value`. Raises InvalidQueuePayloadError."""
         result: bytes | None = None
         if entry.task_type.result is not None:
-            try:
-                result, _ = self.codec.encode(
-                    value,
-                    entry.task_type.result,
-                    f"result of {claim.queue}/{claim.type}",
-                    limit=self.codec.limits.result_bytes,
-                )
-            except InvalidQueuePayloadError as exc:
-                # The work is done; doing it again would not make its result storable.
-                return Ended(_failed(claim, describe(exc), None, FailureReason.PERMANENT))
-        spawn = run.spawned if run is not None else ()
-        return Ended(Transition(claim.id, claim.epoch, TransitionKind.DONE, result, spawn))
+            result, _ = self.codec.encode(
+                value,
+                entry.task_type.result,
+                f"result of {claim.queue}/{claim.type}",
+                limit=self.codec.limits.result_bytes,
+            )
+        return Transition(claim.id, claim.epoch, TransitionKind.DONE, result, spawn)
 
     def _judged(self, slot: Slot, claim: Claim, error: BaseException | None, *, stopped: bool) -> Ended:
         """The outcome of an attempt that raised or was stopped."""

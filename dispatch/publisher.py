@@ -188,9 +188,27 @@ class TaskQueuePublisher:
                 return self._publish_in(connection, cast("QueueTask[P, R]", marked))
         return self._publish_in(connection, task)
 
+    async def publish_in_async(self, connection: object, task: QueueTask[P, R]) -> QueueTask[P, R]:
+        """`publish_in` on a `TrioConnection` of `dispatch.storage.psycopg_trio`, with a transaction open.
+
+        A checkpoint. Cancelled, it leaves the transaction to be rolled back.
+        """
+        if self._observers.around_publishing:
+            with self._observers.publishing((task,), "send") as (marked,):
+                return await self._publish_in_async(connection, cast("QueueTask[P, R]", marked))
+        return await self._publish_in_async(connection, task)
+
+    async def _publish_in_async(self, connection: object, task: QueueTask[P, R]) -> QueueTask[P, R]:
+        new, payload = self._prepare(task)
+        (result,) = await self._storage.enqueue_in_async(connection, [new])
+        return self._joined(task, new, payload, result)
+
     def _publish_in(self, connection: object, task: QueueTask[P, R]) -> QueueTask[P, R]:
         new, payload = self._prepare(task)
         (result,) = self._storage.enqueue_in(connection, [new])
+        return self._joined(task, new, payload, result)
+
+    def _joined(self, task: QueueTask[P, R], new: NewTask, payload: object, result: EnqueueResult) -> QueueTask[P, R]:
         if result.answer is EnqueueAnswer.CREATED:
             return cast("QueueTask[P, R]", _stored(task, new, payload, result))
         if result.record is not None and result.answer is not EnqueueAnswer.REJECTED:

@@ -7,10 +7,13 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
+import attrs
 import trio
 
 from dispatch.errors import ClaimLostError, InvalidConfigError
-from dispatch.records import Claim, NewTask
+from dispatch.lifecycle import SettleAnswer
+from dispatch.records import Claim, NewTask, Transition
+from dispatch.storage.protocol import SettleResult
 from dispatch.tasks import QueueTask
 
 __all__ = ["Run"]
@@ -22,15 +25,31 @@ Prepare = Callable[[QueueTask[Any, Any]], Awaitable[NewTask]]
 Report = Callable[[tuple[str, int], bytes], Awaitable[bool]]
 
 
+@attrs.frozen
+class Completing:
+    """How a run is ended inside its handler's own transaction."""
+
+    success: Callable[[Any, tuple[NewTask, ...]], Transition]
+    """Of a result, and of what `publish` was given. Raises InvalidQueuePayloadError."""
+    settle_in: Callable[[object, Transition], SettleResult]
+    settle_in_async: Callable[[object, Transition], Awaitable[SettleResult]]
+
+
 class Run:
     """One attempt, seen from inside it."""
 
-    __slots__ = ("_claim", "_prepare", "_report", "_reported_at", "_scope", "_spawned", "log")
+    __slots__ = ("_claim", "_completing", "_prepare", "_report", "_reported_at", "_scope", "_spawned", "log")
 
     def __init__(
-        self, claim: Claim, scope: trio.CancelScope, prepare: Prepare, report: Report
+        self,
+        claim: Claim,
+        scope: trio.CancelScope,
+        prepare: Prepare,
+        report: Report,
+        completing: Completing | None = None,
     ) -> None:
         self._claim = claim
+        self._completing = completing
         self._scope = scope
         self._prepare = prepare
         self._report = report
@@ -84,6 +103,41 @@ class Run:
         data = json.dumps({"fraction": fraction, "message": message[:500]}).encode()
         if not await self._report((self._claim.id, self._claim.epoch), data):
             raise ClaimLostError(f"task {self._claim.id}: attempt {self._claim.attempt} is no longer ours")
+
+    def complete_in(self, connection: object, result: Any = None) -> None:
+        """End this run as a success inside your own transaction on the storage's database.
+
+        What the handler wrote and the end of its run commit together or not at
+        all, with what `publish` was given so far: the effect is there once,
+        even if the process dies right after the commit. `connection` is that of
+        `TaskQueuePublisher.publish_in`; PostgreSQL only. Commit and return the
+        same `result`, both at once: the task's row is locked until the commit,
+        and after it there is no run to renew, time out or retry.
+
+        Raises ClaimLostError, upon which to roll back, if the run is no longer
+        ours; InvalidQueuePayloadError for a result that cannot be stored;
+        InvalidConfigError as `publish_in`. Synchronous, and may wait for the
+        server: meant for sync handlers.
+        """
+        completing = self._must_be_completing()
+        self._completed(completing.settle_in(connection, completing.success(result, self.spawned)))
+
+    async def complete_in_async(self, connection: object, result: Any = None) -> None:
+        """`complete_in` on a `TrioConnection` with a transaction open. A checkpoint."""
+        completing = self._must_be_completing()
+        done = completing.success(result, self.spawned)
+        self._completed(await completing.settle_in_async(connection, done))
+
+    def _must_be_completing(self) -> Completing:
+        if self._completing is None:
+            raise InvalidConfigError("complete_in: this run is not of a dispatcher; it has no storage to be ended in")
+        return self._completing
+
+    def _completed(self, settled: SettleResult) -> None:
+        if settled.answer is not SettleAnswer.APPLIED:
+            raise ClaimLostError(
+                f"task {self._claim.id}: attempt {self._claim.attempt} is no longer ours; roll back"
+            )
 
     @property
     def spawned(self) -> tuple[NewTask, ...]:

@@ -410,13 +410,7 @@ class PostgresStorage(Storage):
         return await self._joined.enqueue_async(connection, tasks)
 
     def settle_in(self, connection: object, transition: Transition) -> SettleResult:
-        """End a run inside the handler's own transaction: its effect and this commit together.
-
-        As `settle` for one run; a later `settle` of it answers REPEATED if the
-        transaction was committed, and applies if it was rolled back. The task's
-        row stays locked until then. The connection and errors are those of
-        `enqueue_in`.
-        """
+        """As the contract says; the connection and errors are those of `enqueue_in`."""
         self._check_open()
         return self._joined.settle(connection, transition)
 

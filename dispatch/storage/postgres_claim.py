@@ -37,7 +37,7 @@ from dispatch.storage.postgres_query import CLOCK
 from dispatch.storage.postgres_rows import Lane, Lanes, Sql
 from dispatch.storage.postgres_step import Outcome, Step, promote, transaction
 from dispatch.storage.protocol import Claimed, Topic, TopicKind, Want
-from dispatch.storage.psycopg_trio import TrioConnection, psycopg
+from dispatch.storage.psycopg_trio import TrioConnection
 
 __all__ = ["PostgresClaims"]
 
@@ -265,9 +265,7 @@ class PostgresClaims:
     async def _run(
         self, connection: TrioConnection[Any], statement: _Statement, values: Mapping[str, Any]
     ) -> list[tuple[Any, ...]]:
-        cursor = psycopg.AsyncRawCursor(connection)
-        given = [values[name] for name in statement.names]
-        await cursor.execute(statement.text, given, binary=True)
+        cursor = await connection.execute_raw(statement.text, [values[name] for name in statement.names])
         return await cursor.fetchall()
 
     async def _claim(

@@ -59,6 +59,23 @@ class _Blocking:
         cursor = psycopg.Cursor(self._connection, row_factory=tuple_row)
         return _Results(cursor.execute(query, values, binary=binary))
 
+    async def execute_raw(self, query: bytes, values: Sequence[Any]) -> _Results:
+        cursor = psycopg.RawCursor(self._connection, row_factory=tuple_row)
+        return _Results(cursor.execute(query, values, binary=True))
+
+
+class _Waiting:
+    """The user's `TrioConnection`, whose own cursors may make rows of another kind."""
+
+    def __init__(self, connection: TrioConnection[Any]) -> None:
+        self._connection = connection
+        self.pgconn = connection.pgconn
+        self.execute_raw = connection.execute_raw
+
+    async def execute(self, query: bytes, values: Any = None, *, binary: bool = False) -> psycopg.AsyncCursor[Any]:
+        cursor = psycopg.AsyncCursor(self._connection, row_factory=tuple_row)
+        return await cursor.execute(query, values, binary=binary)
+
 
 def _finished(step: Coroutine[Any, Any, T]) -> T:
     """The result of a coroutine that never waits."""
@@ -103,13 +120,15 @@ class Joined:
         """`enqueue` on a `TrioConnection`."""
         connection = _ours(given, "publish_in")
         with storage_errors(self._where):
-            return await self._enqueue(connection, connection, tasks)
+            waiting = cast("TrioConnection[Any]", _Waiting(connection))
+            return await self._enqueue(waiting, connection, tasks)
 
     async def settle_async(self, given: object, transition: Transition) -> SettleResult:
         """`settle` on a `TrioConnection`."""
         connection = _ours(given, "settle_in")
         with storage_errors(self._where):
-            return await self._settle(connection, connection, transition)
+            waiting = cast("TrioConnection[Any]", _Waiting(connection))
+            return await self._settle(waiting, connection, transition)
 
     # ---- on either -------------------------------------------------------
 

@@ -30,6 +30,7 @@ from enum import StrEnum
 from typing import Literal
 
 import attrs
+import trio
 
 from dispatch.bell import Bell
 from dispatch.errors import InvalidConfigError
@@ -545,6 +546,33 @@ class Storage(TaskStore, ControlStore, CronStore):
         raise InvalidConfigError(
             f"{self!r} has no transactions to publish in; SQLite and PostgreSQL storages do"
         )
+
+    async def enqueue_in_async(self, connection: object, tasks: Sequence[NewTask]) -> list[EnqueueResult]:
+        """`enqueue_in` on a connection of the storage's own, asynchronous kind. A checkpoint.
+
+        Raises InvalidConfigError where the storage has no such connections.
+        """
+        await trio.lowlevel.checkpoint()
+        raise InvalidConfigError(
+            f"{self!r} has no asynchronous connections; PostgreSQL's has, and SQLite's joins by publish_in"
+        )
+
+    def settle_in(self, connection: object, transition: Transition) -> SettleResult:
+        """End a run inside the handler's own transaction: its effect and this commit together.
+
+        As `settle` for one run; a later `settle` of it answers REPEATED if the
+        transaction was committed, and applies if it was rolled back. The task's
+        row stays locked until then. Raises InvalidConfigError where the storage
+        has no such thing, and as `enqueue_in`.
+        """
+        raise InvalidConfigError(
+            f"{self!r} cannot end a run inside a transaction of yours; PostgreSQL's storage can"
+        )
+
+    async def settle_in_async(self, connection: object, transition: Transition) -> SettleResult:
+        """`settle_in` on a connection of the storage's own, asynchronous kind. A checkpoint."""
+        await trio.lowlevel.checkpoint()
+        return self.settle_in(connection, transition)
 
     @abstractmethod
     def now(self) -> float:

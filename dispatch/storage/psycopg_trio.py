@@ -26,7 +26,7 @@ import logging
 import random as random_module
 import select
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     aclosing,
@@ -54,7 +54,7 @@ except ImportError as _missing:
 
 from psycopg.abc import AdaptContext, ConnDict, ConnParam, PQGen  # noqa: TC002 - after the guard
 from psycopg.pq import Conninfo, PipelineStatus, PollingStatus, TransactionStatus
-from psycopg.rows import AsyncRowFactory, Row
+from psycopg.rows import AsyncRowFactory, Row, tuple_row
 from psycopg.waiting import Ready, Wait
 
 __all__ = [
@@ -182,6 +182,11 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         # psycopg uses it as an asynchronous context manager, and in no other way.
         self.lock: Any = _Lock()  # pyright: ignore[reportIncompatibleVariableOverride]
         self._turns = 0
+
+    async def execute_raw(self, query: bytes, values: Sequence[Any]) -> psycopg.AsyncCursor[Any]:
+        """`execute` of a statement with `$1` for its first value, and so on; binary. A checkpoint."""
+        cursor = psycopg.AsyncRawCursor(self, row_factory=tuple_row)
+        return await cursor.execute(query, values, binary=True)
 
     @classmethod
     async def connect(

@@ -166,3 +166,8 @@ class FaultyStorage(StorageProxy):
         if self.dead or self.down:
             raise StorageError("the storage is down, as the test asked for")
         return super().enqueue_in(connection, tasks)
+
+    def settle_in(self, connection: object, transition: Transition) -> SettleResult:
+        if self.dead or self.down:
+            raise StorageError("the storage is down, as the test asked for")
+        return super().settle_in(connection, transition)

@@ -60,6 +60,19 @@ class StorageProxy(Storage):
     def enqueue_in(self, connection: object, tasks: Sequence[NewTask]) -> list[EnqueueResult]:
         return self.inner.enqueue_in(connection, tasks)
 
+    async def enqueue_in_async(self, connection: object, tasks: Sequence[NewTask]) -> list[EnqueueResult]:
+        return await self.around(
+            "enqueue_in_async", lambda: self.inner.enqueue_in_async(connection, tasks)
+        )
+
+    def settle_in(self, connection: object, transition: Transition) -> SettleResult:
+        return self.inner.settle_in(connection, transition)
+
+    async def settle_in_async(self, connection: object, transition: Transition) -> SettleResult:
+        return await self.around(
+            "settle_in_async", lambda: self.inner.settle_in_async(connection, transition)
+        )
+
     async def claim(self, wants: Sequence[Want], *, worker: str, lease: float | None) -> Claimed:
         return await self.around("claim", lambda: self.inner.claim(wants, worker=worker, lease=lease))
 

@@ -92,6 +92,21 @@ class RecordingStorage(StorageProxy):
         self._offer(tasks)
         return self.inner.enqueue_in(connection, tasks)
 
+    async def enqueue_in_async(self, connection: object, tasks: Sequence[NewTask]) -> list[EnqueueResult]:
+        """As `enqueue_in`."""
+        self._offer(tasks)
+        return await self.inner.enqueue_in_async(connection, tasks)
+
+    def settle_in(self, connection: object, transition: Transition) -> SettleResult:
+        """As the storage's inside; recorded as asked for, for the user may yet roll back."""
+        self._ending([transition])
+        return self.inner.settle_in(connection, transition)
+
+    async def settle_in_async(self, connection: object, transition: Transition) -> SettleResult:
+        """As `settle_in`."""
+        self._ending([transition])
+        return await self.inner.settle_in_async(connection, transition)
+
     async def claim(self, wants: Sequence[Want], *, worker: str, lease: float | None) -> Claimed:
         return self._claimed(await self.inner.claim(wants, worker=worker, lease=lease), worker, lease)
 

@@ -1,0 +1,189 @@
+"""A handler that ends its run inside its own transaction, and publishing on an asynchronous connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import trio
+from attrs import frozen
+from psycopg.rows import dict_row
+
+from dispatch import (
+    ClaimLostError,
+    InvalidConfigError,
+    InvalidQueuePayloadError,
+    MemoryStorage,
+    QueueTask,
+    Run,
+    TaskQueueConfig,
+    TaskStatus,
+    TaskType,
+    open_dispatcher,
+)
+from dispatch.storage.protocol import Change
+from dispatch.storage.psycopg_trio import TrioConnection
+from dispatch.storage.query import All, Ids
+
+from .stage import Stage
+
+PATIENCE_S = 20.0
+
+
+@frozen
+class Job:
+    n: int = 0
+
+
+JOB = TaskType("q", "job", Job, result=int)
+CHILD = TaskType("q", "child", Job)
+CONFIG = TaskQueueConfig(max_retry=2, retry_delay=0.0)
+
+
+@pytest.fixture(scope="module")
+def stage(server: Any) -> Iterator[Stage]:
+    opened = Stage(server.fresh_database())
+    opened.execute("CREATE TABLE effects (task text, attempt int)")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(autouse=True)
+def _cleared(stage: Stage) -> None:
+    stage.clear()
+    stage.execute("DELETE FROM effects")
+
+
+def effect(connection: psycopg.Connection[Any], task: QueueTask[Job]) -> None:
+    connection.execute("INSERT INTO effects VALUES (%s, %s)", (task.id, task.attempt))
+
+
+async def test_an_effect_the_outcome_and_what_was_published_commit_together(stage: Stage) -> None:
+    children: list[str] = []
+
+    def work(task: QueueTask[Job], run: Run) -> int:
+        trio.from_thread.run(run.publish, CHILD(Job(1), id=f"child{task.attempt}"))
+        with psycopg.connect(stage.dsn) as connection:
+            effect(connection, task)
+            run.complete_in(connection, 7)
+            if task.attempt == 1:
+                raise ValueError("rolls it all back")
+        # Committed: nothing that happens from here on makes it run again.
+        raise ValueError("too late to fail")
+
+    async def child(task: QueueTask[Job]) -> None:
+        children.append(task.id)
+
+    async with stage.storage() as storage, open_dispatcher(storage, observers=()) as dispatcher:
+        dispatcher.consumer.register_queue("q", CONFIG)
+        dispatcher.consumer.register_handler(JOB, work)
+        dispatcher.consumer.register_handler(CHILD, child)
+        task = await dispatcher.publisher.publish(JOB(Job(1), id="a"))
+        with trio.fail_after(PATIENCE_S):
+            ended = await dispatcher.publisher.wait(task)
+            await dispatcher.drain()
+    assert (ended.status, ended.result, ended.attempt) == (TaskStatus.SUCCEEDED, 7, 2)
+    assert stage.execute("SELECT task, attempt FROM effects") == [("a", 2)]
+    assert children == ["child2"]
+
+
+async def test_an_asynchronous_handler_ends_its_run_on_our_connection(stage: Stage) -> None:
+    async def work(task: QueueTask[Job], run: Run) -> int:
+        async with await TrioConnection.connect(stage.dsn, autocommit=True, row_factory=dict_row) as ours, ours.transaction():
+            await ours.execute(b"INSERT INTO effects VALUES (%s, %s)", (task.id, task.attempt))
+            await run.complete_in_async(ours, 5)
+        return 5
+
+    async with stage.storage() as storage, open_dispatcher(storage, observers=()) as dispatcher:
+        dispatcher.consumer.register_queue("q", CONFIG)
+        dispatcher.consumer.register_handler(JOB, work)
+        async with await TrioConnection.connect(stage.dsn, autocommit=True, row_factory=dict_row) as connection:
+            await dispatcher.publisher.declare()
+            async with connection.transaction():
+                task = await dispatcher.publisher.publish_in_async(connection, JOB(Job(1), id="a"))
+                assert stage.execute("SELECT count(*) FROM @.tasks") == [(0,)]
+            with pytest.raises(InvalidConfigError, match="no transaction is open"):
+                await dispatcher.publisher.publish_in_async(connection, JOB(Job(1), id="b"))
+        with trio.fail_after(PATIENCE_S):
+            ended = await dispatcher.publisher.wait(task)
+    # Counted though the run had ended by then.
+    assert dispatcher.consumer.statistics()["q"].succeeded == 1
+    assert (ended.status, ended.result, ended.attempt) == (TaskStatus.SUCCEEDED, 5, 1)
+    assert stage.execute("SELECT task, attempt FROM effects") == [("a", 1)]
+
+
+async def test_a_run_that_is_no_longer_ours_is_told_so_and_leaves_nothing(stage: Stage) -> None:
+    told: list[str] = []
+    heard = trio.Event()
+
+    def work(task: QueueTask[Job], run: Run) -> int:
+        if task.attempt == 1:
+            # Somebody takes it away: as a sweep does, once a lease has run out.
+            stage.execute("UPDATE @.tasks SET epoch = epoch + 1 WHERE id = 'a'")
+            with psycopg.connect(stage.dsn) as connection:
+                effect(connection, task)
+                try:
+                    run.complete_in(connection, 1)
+                except ClaimLostError as exc:
+                    told.append(exc.detail)
+                    connection.rollback()
+            trio.from_thread.run_sync(heard.set)
+        return 2
+
+    async with stage.storage() as storage, open_dispatcher(storage, observers=()) as dispatcher:
+        dispatcher.consumer.register_queue("q", CONFIG)
+        dispatcher.consumer.register_handler(JOB, work)
+        task = await dispatcher.publisher.publish(JOB(Job(1), id="a"))
+        with trio.fail_after(PATIENCE_S):
+            await heard.wait()
+        assert told == ["task a: attempt 1 is no longer ours; roll back"]
+        assert stage.execute("SELECT count(*) FROM effects") == [(0,)]
+        await storage.alter(Ids(task.id), Change(action="cancel", reason="enough"))
+
+
+async def test_a_result_that_cannot_be_stored_is_told_before_anything_is_written(stage: Stage) -> None:
+    told: list[str] = []
+
+    def work(task: QueueTask[Job], run: Run) -> int:
+        with psycopg.connect(stage.dsn) as connection:
+            try:
+                run.complete_in(connection, "seven")
+            except InvalidQueuePayloadError as exc:
+                told.append(exc.detail)
+        return 7
+
+    async with stage.storage() as storage, open_dispatcher(storage, observers=()) as dispatcher:
+        dispatcher.consumer.register_queue("q", CONFIG)
+        dispatcher.consumer.register_handler(JOB, work)
+        task = await dispatcher.publisher.publish(JOB(Job(1)))
+        with trio.fail_after(PATIENCE_S):
+            assert (await dispatcher.publisher.wait(task)).result == 7
+    assert len(told) == 1
+    assert "result of q/job" in told[0]
+
+
+async def test_other_storages_say_that_they_cannot() -> None:
+    told: list[str] = []
+
+    async def work(task: QueueTask[Job], run: Run) -> int:
+        for attempt in (lambda: run.complete_in(object(), 1), lambda: run.complete_in_async(object(), 1)):
+            try:
+                found = attempt()
+                if found is not None:
+                    await found
+            except InvalidConfigError as exc:
+                told.append(exc.detail)
+        return 1
+
+    async with open_dispatcher(MemoryStorage(), observers=()) as dispatcher:
+        dispatcher.consumer.register_queue("q", CONFIG)
+        dispatcher.consumer.register_handler(JOB, work)
+        task = await dispatcher.publisher.publish(JOB(Job(1)))
+        assert (await dispatcher.publisher.wait(task)).result == 1
+        with pytest.raises(InvalidConfigError, match="no asynchronous connections"):
+            await dispatcher.publisher.publish_in_async(object(), JOB(Job(2)))
+        assert sum((await dispatcher.control.count(All())).values()) == 1
+    assert len(told) == 2
+    assert all("cannot end a run inside a transaction of yours" in text for text in told)
