@@ -38,6 +38,7 @@ from dispatch.codec import Codec
 from dispatch.errors import InvalidQueuePayloadError
 from dispatch.failures import describe, parted, traceback_text
 from dispatch.handlers import HandlerEntry, Middleware
+from dispatch.lifecycle import SettleAnswer
 from dispatch.records import Claim, NewTask, Transition, TransitionKind, from_seconds
 from dispatch.retry import RetryPolicy, VerdictKind, judge
 from dispatch.run import Completing, Prepare, Report, Run
@@ -118,10 +119,7 @@ class Executor:
         task = task_for_handler(claim, payload, entry)
         run: Run | None = None
         if entry.wants_run or self.middleware:
-            completing = Completing(
-                lambda value, spawn: self._success(claim, value, spawn, entry), self.settle_in, self.settle_in_async
-            )
-            run = Run(claim, slot.scope, self.prepare, self.report, completing)
+            run = Run(claim, slot.scope, self.prepare, self.report, self._completing(claim, entry))
         if claim.timeout is not None:
             slot.scope.deadline = trio.current_time() + claim.timeout
         value: Any = None
@@ -175,6 +173,16 @@ class Executor:
         except InvalidQueuePayloadError as exc:
             # The work is done; doing it again would not make its result storable.
             return Ended(_failed(claim, describe(exc), None, FailureReason.PERMANENT))
+
+    def _completing(self, claim: Claim, entry: HandlerEntry) -> Completing:
+        async def settle_in_async(connection: object, done: Transition) -> bool:
+            return (await self.settle_in_async(connection, done)).answer is SettleAnswer.APPLIED
+
+        return Completing(
+            success=lambda value, spawn: self._success(claim, value, spawn, entry),
+            settle_in=lambda connection, done: self.settle_in(connection, done).answer is SettleAnswer.APPLIED,
+            settle_in_async=settle_in_async,
+        )
 
     def _success(
         self, claim: Claim, value: Any, spawn: tuple[NewTask, ...], entry: HandlerEntry

@@ -11,9 +11,7 @@ import attrs
 import trio
 
 from dispatch.errors import ClaimLostError, InvalidConfigError
-from dispatch.lifecycle import SettleAnswer
 from dispatch.records import Claim, NewTask, Transition
-from dispatch.storage.protocol import SettleResult
 from dispatch.tasks import QueueTask
 
 __all__ = ["Run"]
@@ -31,8 +29,9 @@ class Completing:
 
     success: Callable[[Any, tuple[NewTask, ...]], Transition]
     """Of a result, and of what `publish` was given. Raises InvalidQueuePayloadError."""
-    settle_in: Callable[[object, Transition], SettleResult]
-    settle_in_async: Callable[[object, Transition], Awaitable[SettleResult]]
+    settle_in: Callable[[object, Transition], bool]
+    """Write the end in the transaction; whether the run was still ours."""
+    settle_in_async: Callable[[object, Transition], Awaitable[bool]]
 
 
 class Run:
@@ -133,8 +132,8 @@ class Run:
             raise InvalidConfigError("complete_in: this run is not of a dispatcher; it has no storage to be ended in")
         return self._completing
 
-    def _completed(self, settled: SettleResult) -> None:
-        if settled.answer is not SettleAnswer.APPLIED:
+    def _completed(self, ours: bool) -> None:
+        if not ours:
             raise ClaimLostError(
                 f"task {self._claim.id}: attempt {self._claim.attempt} is no longer ours; roll back"
             )

@@ -39,9 +39,9 @@ def test_the_package_imports_no_telemetry() -> None:
     ("module", "package", "message"),
     [
         (
+            "otel",
             "opentelemetry",
-            "opentelemetry",
-            "OpenTelemetry needs its API package: pip install 'trio-dispatch[opentelemetry]'",
+            "OpenTelemetry needs its API package: pip install 'trio-dispatch[otel]'",
         ),
         (
             "prometheus",

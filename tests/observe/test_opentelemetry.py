@@ -32,7 +32,7 @@ from dispatch import (
     TaskType,
 )
 from dispatch.events import Observers
-from dispatch.observe.opentelemetry import OpenTelemetryObserver
+from dispatch.observe.otel import OpenTelemetryObserver
 from dispatch.storage.protocol import Change, Want
 from dispatch.storage.query import Ids
 from tests.engine.work import JOB, Job, Script, nothing, working

@@ -32,7 +32,7 @@ ROOMS = """
     storage.opening
     dispatcher
     observe.survey
-    observe.opentelemetry observe.prometheus
+    observe.otel observe.prometheus
     web.guard web.shown web.history web.charts web.filters
     web.desk
     web.pages

@@ -47,7 +47,7 @@ try:
     from opentelemetry.trace import Link, Span, SpanKind, StatusCode
 except ImportError as _missing:
     raise MissingExtraError(
-        "OpenTelemetry needs its API package: pip install 'trio-dispatch[opentelemetry]'"
+        "OpenTelemetry needs its API package: pip install 'trio-dispatch[otel]'"
     ) from _missing
 
 __all__ = ["OpenTelemetryObserver"]
