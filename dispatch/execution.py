@@ -119,7 +119,7 @@ class Executor:
         task = task_for_handler(claim, payload, entry)
         run: Run | None = None
         if entry.wants_run or self.middleware:
-            run = Run(claim, slot.scope, self.prepare, self.report, self._completing(claim, entry))
+            run = Run(claim, slot.scope, self.prepare, self.report, lambda: self._completing(claim, entry))
         if claim.timeout is not None:
             slot.scope.deadline = trio.current_time() + claim.timeout
         value: Any = None

@@ -45,7 +45,7 @@ class Run:
         scope: trio.CancelScope,
         prepare: Prepare,
         report: Report,
-        completing: Completing | None = None,
+        completing: Callable[[], Completing] | None = None,
     ) -> None:
         self._claim = claim
         self._completing = completing
@@ -130,7 +130,7 @@ class Run:
     def _must_be_completing(self) -> Completing:
         if self._completing is None:
             raise InvalidConfigError("complete_in: this run is not of a dispatcher; it has no storage to be ended in")
-        return self._completing
+        return self._completing()
 
     def _completed(self, ours: bool) -> None:
         if not ours:

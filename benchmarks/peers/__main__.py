@@ -44,7 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--output", type=Path, help="the JSON file; in the cache by default")
     commands.add_parser("list")
     page = commands.add_parser("page")
-    page.add_argument("results", type=Path, nargs="?", help="the newest in the cache by default")
+    page.add_argument(
+        "results", type=Path, nargs="*", help="the newest in the cache by default; later ones replace cells of the first"
+    )
     page.add_argument("--cache")
     page.add_argument("--into", type=Path, help="the folder to write to, docs by default")
     given = parser.parse_args(arguments)
@@ -56,8 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     cache = cache_folder(given.cache)
     if given.command == "page":
         newest = max(cache.glob("results-*.json"), default=None)
-        results = given.results or newest
-        if results is None:
+        results = given.results or [newest]
+        if results == [None]:
             raise SystemExit(f"no results in {cache}: run the matrix first")
         into = given.into or Path(__file__).parents[2] / "docs"
         print(write_page(results, into))

@@ -24,9 +24,12 @@ EXPLAINED = {
 }
 
 
-def write_page(results: Path, into: Path) -> Path:
-    """Write `benchmarks.md` and its plots below `into`; answers the page."""
-    found = Found(**json.loads(results.read_text(encoding="utf-8")))
+def write_page(results: Sequence[Path], into: Path) -> Path:
+    """Write `benchmarks.md` and its plots below `into`; answers the page.
+
+    Of several files the later ones stand for what they measured again.
+    """
+    found = read(results)
     plots = into / "benchmarks"
     plots.mkdir(parents=True, exist_ok=True)
     parts = [introduction(found), aimed(found)]
@@ -37,6 +40,20 @@ def write_page(results: Path, into: Path) -> Path:
     page = into / "benchmarks.md"
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return page
+
+
+def read(results: Sequence[Path]) -> Found:
+    """The results of these files as one. Raises SystemExit where they are of different machines."""
+    first, *rest = [Found(**json.loads(each.read_text(encoding="utf-8"))) for each in results]
+    for other in rest:
+        for what in ("machine", "python"):
+            if other.about[what] != first.about[what]:
+                raise SystemExit(f"the results are not of one {what}: {first.about[what]}, {other.about[what]}")
+        again = {(run["cell"], run["contestant"]) for run in other.runs}
+        first.runs[:] = [run for run in first.runs if (run["cell"], run["contestant"]) not in again] + other.runs
+        first.contestants.update(other.contestants)
+        first.about["command"] += f"` and `{other.about['command']}"
+    return first
 
 
 def introduction(found: Found) -> str:

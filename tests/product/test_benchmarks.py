@@ -206,7 +206,7 @@ def test_ratios_are_taken_within_a_round(tmp_path: Path) -> None:
 
 
 def test_the_page_tells_figures_failures_and_absences(tmp_path: Path) -> None:
-    page = write_page(results(tmp_path), tmp_path / "docs")
+    page = write_page([results(tmp_path)], tmp_path / "docs")
     text = page.read_text(encoding="utf-8")
     assert "| dispatch, in memory | 20,000 | 0.300 | 1.00 x |" in text
     assert "At growth at 10000: huey, in memory did not finish in 120 s." in text
@@ -219,6 +219,23 @@ def test_the_page_tells_figures_failures_and_absences(tmp_path: Path) -> None:
         drawn = ElementTree.parse(tmp_path / "docs/benchmarks" / name)  # noqa: S314 - written a moment ago
         said = [each.text for each in drawn.iter("{http://www.w3.org/2000/svg}text")]
         assert "dispatch, in memory" in said
+
+
+def test_what_was_measured_again_replaces_what_failed(tmp_path: Path) -> None:
+    first = results(tmp_path)
+    later = json.loads(first.read_text(encoding="utf-8"))
+    later["runs"] = [{"round": 1, "cell": "growth at 10000", "contestant": "huey-memory", "tasks": 1, "each": 3e-5, "first": 0.0}]
+    later["about"]["command"] = "the command again"
+    again = tmp_path / "again.json"
+    again.write_text(json.dumps(later), encoding="utf-8")
+    text = write_page([first, again], tmp_path / "docs").read_text(encoding="utf-8")
+    assert "did not finish" not in text
+    assert "| huey, in memory | 20.0 | 30.0 | 1.50 x |" in text
+    assert "` and `the command again`" in text
+    later["about"]["machine"] = "another"
+    again.write_text(json.dumps(later), encoding="utf-8")
+    with pytest.raises(SystemExit, match="not of one machine"):
+        write_page([first, again], tmp_path / "docs")
 
 
 def test_a_command_is_told_without_paths() -> None:
