@@ -63,7 +63,7 @@ def introduction(found: Found) -> str:
         f"- machine: {about['machine']}",
         f"- Python {about['python']}, SQLite {about['sqlite']}"
         + (f", PostgreSQL {server['version'] // 10_000}.{server['version'] % 10_000} ({', '.join(server['settings'])})" if server else ""),
-        f"- measured on {about['date']}, at commit {about['commit']}, {about['options']['rounds']} rounds",
+        f"- measured on {about['date']}, at commit {about['commit']}, {max(run['round'] for run in found.runs)} rounds",
         f"- command: `{about['command']}`; this page: `python -m benchmarks.peers page`",
     ]
     return "\n".join(
