@@ -493,10 +493,8 @@ class MemoryStorage(MemoryRegistry):
         if record.unique is not None:
             _move(row, record.unique.key, self._open_by_unique, self._ended_by_unique)
         id_ = record.id
-        if self._bells[TASK]:
-            self._ring(TASK, id_)
-        if self._bells[DONE]:
-            self._ring(DONE, record.queue)
+        self._ring(TASK, id_)
+        self._ring(DONE, record.queue)
         if record.status is FAILED:
             self._dead[id_] = row
             return

@@ -13,6 +13,7 @@ import trio
 from dispatch.bell import Bell
 from dispatch.clock import Clock
 from dispatch.records import NewTask
+from dispatch.storage.bells import Bells
 from dispatch.storage.changes import later_slot
 from dispatch.storage.protocol import (
     KEEP,
@@ -40,7 +41,8 @@ class MemoryRegistry(Storage):
         self._queues: dict[str, ReadyQueue] = {}
         self._workers: dict[str, WorkerRecord] = {}
         self._crons: dict[str, CronRecord] = {}
-        self._bells: dict[TopicKind, dict[str, list[Bell]]] = {kind: {} for kind in TopicKind}
+        self._bells = Bells()
+        self._ring = self._bells.ring
         self._sweeps: dict[str, float] = {}
         """Per worker watching LEASES: the latest `next_sweep` it may be relying on."""
         self._touched: dict[str, None] = {}
@@ -61,31 +63,15 @@ class MemoryRegistry(Storage):
 
     @contextmanager
     def watch(self, bell: Bell, *topics: Topic) -> Generator[None]:
-        for topic in topics:
-            self._bells[topic.kind].setdefault(topic.name, []).append(bell)
-            if topic.kind is TopicKind.LEASES:
-                self._sweeps[topic.name] = inf
+        leases = [topic.name for topic in topics if topic.kind is TopicKind.LEASES]
         try:
-            yield
+            with self._bells.watch(bell, *topics):
+                self._sweeps.update(dict.fromkeys(leases, inf))
+                yield
         finally:
-            for topic in topics:
-                watched = self._bells[topic.kind]
-                watched[topic.name].remove(bell)
-                if not watched[topic.name]:
-                    del watched[topic.name]
-                    if topic.kind is TopicKind.LEASES:
-                        del self._sweeps[topic.name]
-
-    def _ring(self, kind: TopicKind, name: str = "") -> None:
-        """Ring who watches this name, and who watches the kind without one."""
-        watched = self._bells[kind]
-        if not watched:
-            return
-        for bell in watched.get(name, ()):
-            bell.ring()
-        if name:
-            for bell in watched.get("", ()):
-                bell.ring()
+            for name in leases:
+                if name not in self._bells.names(TopicKind.LEASES):
+                    del self._sweeps[name]
 
     def _ring_queues(self) -> None:
         """End a step: ring for the queues it touched."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import abc
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
 from dispatch import StorageError
 from dispatch.storage.protocol import Storage
 from dispatch.storage.sqlite import SqliteStorage
+from dispatch.testing.proxy import StorageProxy
 
 __all__ = ["FailingConnection", "FailingStorage", "Fault"]
+
+T = TypeVar("T")
 
 
 class Fault(StrEnum):
@@ -28,54 +30,27 @@ class Fault(StrEnum):
     """As BEFORE; of a statement, the transaction is undone as well."""
 
 
-class FailingStorage(Storage):
+class FailingStorage(StorageProxy):
     """Fails at the calls that `plan` names, by their number from 1; and always while `away`."""
 
-    def __init__(self, storage: Storage, plan: Mapping[int, Fault] | None = None) -> None:
-        self.storage = storage
+    def __init__(self, inner: Storage, plan: Mapping[int, Fault] | None = None) -> None:
+        super().__init__(inner)
         self.plan = dict(plan or {})
         self.away = False
         self.calls: list[str] = []
-        self.durable, self.beat_s = storage.durable, storage.beat_s
 
-    def __repr__(self) -> str:
-        return f"<FailingStorage {self.storage!r}>"
-
-    async def carry_out(self, name: str, *arguments: Any, **options: Any) -> Any:
-        self.calls.append(name)
+    async def around(self, method: str, call: Callable[[], Awaitable[T]]) -> T:
+        self.calls.append(method)
         fault = Fault.BEFORE if self.away else self.plan.get(len(self.calls))
         if fault is Fault.HANG:
             await trio.sleep_forever()
         if fault in (Fault.BEFORE, Fault.ROLLED_BACK):
             await trio.lowlevel.checkpoint()
-            raise StorageError(f"call {len(self.calls)}, {name}, fails")
-        answer = await getattr(self.storage, name)(*arguments, **options)
+            raise StorageError(f"call {len(self.calls)}, {method}, fails")
+        answer = await call()
         if fault is Fault.AFTER:
-            raise StorageError(f"the answer to call {len(self.calls)}, {name}, is lost")
+            raise StorageError(f"the answer to call {len(self.calls)}, {method}, is lost")
         return answer
-
-    @property
-    def slice_s(self) -> float:
-        return self.storage.slice_s
-
-    def now(self) -> float:
-        return self.storage.now()
-
-    def watch(self, *arguments: Any) -> Any:
-        return self.storage.watch(*arguments)
-
-
-def _faulty(name: str) -> Callable[..., Any]:
-    async def call(self: FailingStorage, *arguments: Any, **options: Any) -> Any:
-        return await self.carry_out(name, *arguments, **options)
-
-    return call
-
-
-for _name in (*Storage.__abstractmethods__, "turn"):
-    if _name not in FailingStorage.__dict__:
-        setattr(FailingStorage, _name, _faulty(_name))
-abc.update_abstractmethods(FailingStorage)
 
 
 class FailingConnection:

@@ -285,7 +285,7 @@ class Credulous(FailingStorage):
 
     async def enqueue(self, tasks: Any, **options: Any) -> Any:
         try:
-            return await self.carry_out("enqueue", tasks, **options)
+            return await super().enqueue(tasks, **options)
         except StorageError:
             return [EnqueueResult(EnqueueAnswer.CREATED, new.id, self.now(), self.now()) for new in tasks]
 
