@@ -300,12 +300,16 @@ def test_top_draws_on_a_terminal_obeys_keys_and_leaves_it_as_it_was(project: Pro
 def test_it_draws_in_tmux_and_fits_a_window_that_is_made_smaller(project: Project) -> None:
     project("task", "push", "jobs", "polite")
     socket = project.folder / "tmux"
+    # The processes that run the tests are given a size, which would count for more than the terminal's.
+    sized_by_the_terminal = {
+        name: value for name, value in project.environment.items() if name not in ("COLUMNS", "LINES")
+    }
 
     def tmux(*words: str) -> str:
         ran = subprocess.run(  # noqa: S603 - a server of our own, on a socket of our own
             ["tmux", "-S", str(socket), "-f", "/dev/null", *words],  # noqa: S607
             cwd=project.folder,
-            env={**project.environment, "TERM": "xterm-256color"},
+            env={**sized_by_the_terminal, "TERM": "xterm-256color"},
             capture_output=True,
             text=True,
             timeout=LIMIT_S,

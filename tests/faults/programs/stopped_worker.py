@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import time
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -13,6 +16,7 @@ from faults.programs.scenario import (
     JOB,
     Crew,
     Job,
+    Where,
     arguments,
     asked,
     call_witness,
@@ -56,13 +60,30 @@ class World:
         await self.work("other")
 
 
+def stop_between_transactions(crew: Crew, where: Where) -> None:
+    """Stop the worker where it keeps nobody out: amid a transaction it holds SQLite's one write lock."""
+    while True:
+        crew.send("stopped", signal.SIGSTOP)
+        if not isinstance(where, Path):
+            return
+        with closing(sqlite3.connect(where, timeout=0.1, isolation_level=None)) as db:
+            try:
+                db.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                crew.send("stopped", signal.SIGCONT)
+                time.sleep(0.01)
+            else:
+                db.execute("ROLLBACK")
+                return
+
+
 def main() -> None:
     given = arguments()
     world = World(given)
     with Crew(given.folder / "log") as crew:
         crew.start("stopped", world.stopped)
         until(lambda: len(notes(world.runs)) == TASKS, 20.0, "every handler runs")
-        crew.send("stopped", signal.SIGSTOP)
+        stop_between_transactions(crew, world.where)
         stopped_at = time.monotonic()
         crew.start("other", world.other)
         assert crew.ended("other", 30.0) == 0, crew.said()
