@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
+
+from tests.conclusive import AGAIN, InconclusiveError
 
 
 @pytest.fixture
@@ -14,3 +16,20 @@ def collected() -> Iterator[None]:
     gc.collect()
     yield
     gc.collect()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(AGAIN)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Generator[None, object, object]:
+    """What a nursery wrapped is said plainly, or the test would not be made again."""
+    try:
+        return (yield)
+    except* InconclusiveError as group:
+        leaf: BaseException = group
+        while isinstance(leaf, BaseExceptionGroup):
+            leaf = leaf.exceptions[0]
+        raise leaf from None

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
+from tests.conclusive import in_time, noticed
+
 from .conftest import Tell
 from .launch import figures_of
 
 
 def a_claim_stays_cheap(figures: dict[str, Any]) -> None:
     assert figures["p99_steps_large"] <= 2 * figures["p99_steps_small"], "works through the backlog"
-    assert figures["time_ratio"] <= 2.0, "takes longer"
     assert figures["whole_counts"] == []
+    in_time(figures, "takes longer", time_ratio=2.0)
 
 
 @pytest.mark.parametrize(
@@ -36,5 +38,5 @@ def test_a_claim_costs_the_same_with_a_large_backlog(tasks: int, tmp_path: Path,
 def test_the_backlog_notices_a_planted_bug(tmp_path: Path, tell: Tell) -> None:
     figures = figures_of("backlog", tmp_path, 120, tasks=2_000, stuck=2_000, plant="whole_scan")
     tell(figures)
-    with pytest.raises(AssertionError, match="works through the backlog"):
+    with noticed("works through the backlog"):
         a_claim_stays_cheap(figures)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.conclusive import in_time, noticed, was_tested
+
 from .conftest import Tell
 from .launch import figures_of
 
@@ -41,7 +43,7 @@ def test_a_full_disk_refuses_publishes_and_delays_outcomes(how: str, tmp_path: P
 
 def test_the_full_disk_notices_a_planted_bug(tmp_path: Path) -> None:
     # Their tasks stay with a worker that believes them settled, so that the drain never ends.
-    with pytest.raises(AssertionError, match="TooSlowError"):
+    with noticed("TooSlowError"):
         figures_of("disk_full", tmp_path, 60, how="pages", plant="dropped_outcomes")
 
 
@@ -54,16 +56,17 @@ def the_lock_was_waited_for(figures: dict[str, Any]) -> None:
     assert figures["settled_twice"] == figures["redelivered"] == 0
     assert figures["integrity"] == "ok"
     assert figures["succeeded"] == figures["tasks"]
-    assert figures["cpu_s"] < 1.0, "it spins"
     assert figures["turns_meanwhile"] < 10, "it spins"
+    in_time(figures, "it spins", cpu_s=1.0)
 
 
 def test_a_lock_held_for_a_while_is_waited_for(tmp_path: Path, tell: Tell) -> None:
     figures = figures_of("locked", tmp_path, 60, hold=3.0)
     tell(figures)
-    the_lock_was_waited_for(figures)
     assert figures["publish_error"] == "", "a publish did not wait"
-    assert 2.5 < figures["publish_waited_s"] < 4.0
+    the_lock_was_waited_for(figures)
+    was_tested(figures["publish_waited_s"] > 2.5)
+    in_time(figures, publish_waited_s=4.0)
 
 
 def test_a_lock_held_too_long_is_said_to_who_publishes_and_waited_for_by_workers(
@@ -73,7 +76,7 @@ def test_a_lock_held_too_long_is_said_to_who_publishes_and_waited_for_by_workers
     tell(figures)
     the_lock_was_waited_for(figures)
     assert "database is locked; somebody held the write lock for 5 s" in figures["publish_error"]
-    assert figures["publish_waited_s"] < 11.0  # a transaction under way when it came, and its own
+    in_time(figures, publish_waited_s=11.0)  # a transaction under way when it came, and its own
 
 
 @pytest.mark.parametrize("plant", ["impatient", "deferred_begin"])
@@ -81,4 +84,4 @@ def test_the_holding_notices_a_planted_bug(plant: str, tmp_path: Path, tell: Tel
     figures = figures_of("locked", tmp_path, 60, hold=3.0, plant=plant)
     tell(figures)
     assert "database is locked" in figures["publish_error"]
-    assert figures["publish_waited_s"] < 1.0
+    in_time(figures, publish_waited_s=1.0)

@@ -18,6 +18,7 @@ from dispatch.storage.postgres_claim import REACH, PostgresClaims, _values
 from dispatch.storage.postgres_rows import Lanes, Sql
 from dispatch.storage.protocol import Want
 from dispatch.storage.psycopg_trio import psycopg
+from tests.conclusive import in_time, noticed
 
 from .conftest import Tell
 from .programs.on_postgres import prepare
@@ -117,7 +118,7 @@ def compared(server: Any, tasks: int) -> dict[str, Any]:
 
 def a_claim_stays_cheap(figures: dict[str, Any]) -> None:
     assert figures["p99_pages_large"] <= 2 * figures["p99_pages_small"], "works through the backlog"
-    assert figures["time_ratio"] <= 2.0, "takes longer"
+    in_time(figures, "takes longer", time_ratio=2.0)
 
 
 @pytest.mark.parametrize(
@@ -142,5 +143,5 @@ def test_the_backlog_on_postgres_notices_a_planted_bug(
     PLANTS["whole_scan"]()
     figures = compared(server, 10_000)
     tell(figures)
-    with pytest.raises(AssertionError, match="works through the backlog"):
+    with noticed("works through the backlog"):
         a_claim_stays_cheap(figures)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.conclusive import noticed
+
 from .conftest import Tell
 from .launch import figures_of
 
@@ -47,7 +49,7 @@ def test_the_long_run_notices_a_planted_bug(store: str, tmp_path: Path, tell: Te
         "endurance", tmp_path, 120, store=store, tasks=20_000, openings=1, plant="keeps_the_ended"
     )
     tell(figures)
-    with pytest.raises(AssertionError, match="the tables grow"):
+    with noticed("the tables grow"):
         nothing_leaks(figures)
 
 
