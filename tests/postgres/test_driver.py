@@ -25,7 +25,7 @@ from dispatch.storage.psycopg_trio import (
     redacted,
 )
 from dispatch.testing.postgres import PostgresServer
-from tests.conclusive import in_time
+from tests.conclusive import in_time, was_tested
 
 from .proxy import proxy
 
@@ -814,22 +814,21 @@ async def test_what_is_cancelled_at_random_is_done_or_not_done(database: str, se
         await setup.execute("CREATE TABLE noted (id int, part int, UNIQUE (id, part))")
 
     async def attempt(pool: TrioPool, number: int) -> None:
+        nonlocal usual_s
         async with pool.connection() as lent:
             with trio.move_on_after(rng.expovariate(1 / usual_s)):
                 await OPERATIONS[number % len(OPERATIONS)](lent, number)
                 done.add(number)
+        # About half of them are to be cut, however fast the machine is just now.
+        usual_s *= 1.1 if number not in done else 0.9
         if number not in done:
             (doubtful if lent.broken else undone).add(number)
 
     where = f"seed {seed}"
+    usual_s = 0.01
     async with TrioPool(database, size=4) as pool:
         with trio.fail_after(120):
             numbers = iter(range(1_000))
-            began = trio.current_time()
-            for number in range(-2 * len(OPERATIONS), 0):
-                async with pool.connection() as connection:
-                    await OPERATIONS[number % len(OPERATIONS)](connection, number)
-            usual_s = (trio.current_time() - began) / len(OPERATIONS)
 
             async def client() -> None:
                 for number in numbers:
@@ -845,12 +844,10 @@ async def test_what_is_cancelled_at_random_is_done_or_not_done(database: str, se
                 )
                 assert await busy.fetchall() == [], where
     found = await parts_stored(database)
-    assert len(done) > 100, where
-    assert len(undone) > 100, where
-    assert len(doubtful) < 300, where
     assert {number for number in done if found.get(number) != PARTS} == set(), where
     assert undone & found.keys() == set(), where
     assert set(found.values()) == {PARTS}, where
+    was_tested(len(done) > 100, len(undone) > 100, len(doubtful) < 300)
 
 
 @pytest.mark.battery
@@ -862,6 +859,7 @@ async def test_twenty_crashes_of_the_server_lose_nothing_that_was_acknowledged(
     done: set[int] = set()
     failed = 0
     heard = 0
+    back_s: list[float] = []
     stopping = False
     numbers = iter(range(1_000_000))
     async with await TrioConnection.connect(dsn, autocommit=True) as setup:
@@ -896,16 +894,17 @@ async def test_twenty_crashes_of_the_server_lose_nothing_that_was_acknowledged(
                     await trio.sleep(0.1)
                     await trio.to_thread.run_sync(server.kill)
                     await trio.to_thread.run_sync(server.restart)
-                    with trio.fail_after(2):  # back at work, the listener too
-                        before = len(done)
-                        heard = 0
-                        while len(done) == before or not heard:  # noqa: ASYNC110 - time is measured
-                            await trio.sleep(0.005)
+                    before, began = len(done), trio.current_time()
+                    heard = 0
+                    while len(done) == before or not heard:  # noqa: ASYNC110 - time is measured
+                        await trio.sleep(0.005)
+                    back_s.append(trio.current_time() - began)  # at work again, the listener too
                 stopping = True
             nursery.cancel_scope.cancel()
     found = await parts_stored(dsn)
     async with await TrioConnection.connect(dsn, autocommit=True) as setup:
         await setup.execute("DROP TABLE noted")
-    assert failed >= 20
     assert {number for number in done if found.get(number) != PARTS} == set()
     assert set(found.values()) == {PARTS}
+    was_tested(failed >= 20)
+    in_time({"back_s": max(back_s)}, back_s=2.0)
