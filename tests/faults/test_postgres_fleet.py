@@ -24,7 +24,7 @@ def woken_at_once(figures: dict[str, Any]) -> None:
 def test_an_idle_worker_is_woken_by_publishers_of_other_processes(
     store: str, tmp_path: Path, tell: Tell
 ) -> None:
-    figures = figures_of("fleet", tmp_path, 60, store=store, what="wake")
+    figures = figures_of("fleet", tmp_path, 90, store=store, what="wake")
     tell(figures)
     woken_at_once(figures)
 
@@ -39,7 +39,7 @@ def the_operator_is_heard(figures: dict[str, Any]) -> None:
 
 
 def test_pause_resume_and_concurrency_reach_every_process(store: str, tmp_path: Path, tell: Tell) -> None:
-    figures = figures_of("fleet", tmp_path, 60, store=store, what="control")
+    figures = figures_of("fleet", tmp_path, 90, store=store, what="control")
     tell(figures)
     the_operator_is_heard(figures)
 
@@ -52,7 +52,7 @@ def all_were_cancelled(figures: dict[str, Any]) -> None:
 
 
 def test_a_cancel_reaches_running_tasks_in_every_process(store: str, tmp_path: Path, tell: Tell) -> None:
-    figures = figures_of("fleet", tmp_path, 60, store=store, what="cancel")
+    figures = figures_of("fleet", tmp_path, 90, store=store, what="cancel")
     tell(figures)
     all_were_cancelled(figures)
 
@@ -64,7 +64,7 @@ def never_more_than_seven(figures: dict[str, Any]) -> None:
 
 
 def test_a_limit_over_all_processes_is_exact(store: str, tmp_path: Path, tell: Tell) -> None:
-    figures = figures_of("fleet", tmp_path, 60, store=store, what="limit")
+    figures = figures_of("fleet", tmp_path, 90, store=store, what="limit")
     tell(figures)
     never_more_than_seven(figures)
     was_tested(figures["of_what_is_allowed"] >= 0.25)
@@ -78,7 +78,7 @@ def never_faster_than_allowed(figures: dict[str, Any]) -> None:
 
 
 def test_a_rate_over_all_processes_is_kept(store: str, tmp_path: Path, tell: Tell) -> None:
-    figures = figures_of("fleet", tmp_path, 60, store=store, what="rate")
+    figures = figures_of("fleet", tmp_path, 90, store=store, what="rate")
     tell(figures)
     never_faster_than_allowed(figures)
     was_tested(figures["of_what_is_allowed"] >= 0.8)
@@ -97,7 +97,7 @@ def test_a_rate_over_all_processes_is_kept(store: str, tmp_path: Path, tell: Tel
 def test_the_fleet_notices_a_planted_bug(
     what: str, plant: str, sign: str, check: Any, store: str, tmp_path: Path, tell: Tell
 ) -> None:
-    figures = figures_of("fleet", tmp_path, 60, store=store, what=what, plant=plant)
+    figures = figures_of("fleet", tmp_path, 90, store=store, what=what, plant=plant)
     tell(figures)
     with noticed(sign):
         check(figures)

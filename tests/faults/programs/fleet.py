@@ -205,7 +205,7 @@ def limit(world: World, crew: Crew) -> dict[str, Any]:
     world.config = TaskQueueConfig(concurrency=3, max_running=7)
     world.publish(1_500)
     world.start(crew, *WORKERS)
-    until(lambda: not world.left(), 20.0, "all have ended")
+    until(lambda: not world.left(), 45.0, "all have ended")
     changes = asked(world.where, "SELECT CASE became WHEN 'running' THEN 1 ELSE -1 END FROM witness ORDER BY at, 1")
     running = most = 0
     for (change,) in changes:
@@ -225,7 +225,7 @@ def rate(world: World, crew: Crew) -> dict[str, Any]:
     world.config = TaskQueueConfig(concurrency=10, rate_limit=RateLimit(40, 1.0))
     world.publish(240)
     world.start(crew, *WORKERS)
-    until(lambda: not world.left(), 20.0, "all have ended")
+    until(lambda: not world.left(), 45.0, "all have ended")
     claims = asked(world.where, CLAIMS, 0.0, 1e12)
     moments = [at for _, at in claims]
     return {
