@@ -5,10 +5,11 @@ means what it says. `Payload` alone is not translated: only Python's own reading
 of the bytes means what `matches` means. Its place is taken by TRUE where that
 lets more rows in, under `Not` by FALSE, and `matches` has the last word on them.
 
-Most rows have ended well, and most questions are about the others. So a tree is
-first asked which states it can be true in. If those that hold most rows are not
-among them, each state is one query under its own partial index, with the parts
-of the tree that its state decides left out.
+Most rows have ended well, and most questions are about the others, or about one
+queue. So a tree is first asked which queues it names and which states it can be
+true in. Unless the answer is "any", each is an *arm*: a query of its own under a
+partial index, with the parts of the tree that its queue and state decide left
+out, which stops after as many rows as are wanted.
 """
 
 from __future__ import annotations
@@ -91,6 +92,8 @@ MASS: Final = frozenset({State.SUCCEEDED, State.CANCELLED})
 """The states that most rows are in, and that have no index of their own."""
 CHUNK: Final = 500
 """Rows fetched at a time where Python decides."""
+MOST_ARMS: Final = 64
+"""Beyond that, planning them would cost more than they save."""
 
 
 @attrs.frozen
@@ -143,6 +146,10 @@ def _leaf(where: Where) -> Condition:
     match where:
         case Ids():
             return _among("t.id = ANY (%s)", where.values)
+        case Queues() if len(where.values) == 1 and all(map(_storable, where.values)):
+            # No array, so that an index that begins with it is in the order of what follows.
+            (name,) = where.values
+            return Condition("t.queue = coalesce((SELECT id FROM @.queues WHERE name = %s), -1)", (name,))
         case Queues():
             return _among(
                 "t.queue = ANY (ARRAY(SELECT id FROM @.queues WHERE name = ANY (%s)))", where.values
@@ -244,20 +251,53 @@ def looks_into_payload(where: Where) -> bool:
             return isinstance(where, Payload)
 
 
-def sources(where: Where) -> list[Condition]:
+@attrs.frozen
+class Arm:
+    """A condition, the one queue or state that it is true in, if it is one, and an index's order.
+
+    A state is a range of one and comes first in the order, where `tasks_of_queue`
+    is meant: told of a constant, the planner takes whatever is in order of `seq`,
+    and walks through the table for what is rare, or elsewhere, in it.
+    """
+
+    met: Condition
+    queue: str | None = None
+    state: State | None = None
+    order: tuple[str, ...] = ("t.seq",)
+
+
+def arms(where: Where) -> list[Arm]:
     """Conditions that exclude each other, whose rows together are those of the tree."""
-    by_state = {state: condition(where, state) for state in State}
-    possible = {state: found for state, found in by_state.items() if found.sql != FALSE}
-    if possible.keys() & MASS:
+    possible = [state for state in State if condition(where, state).sql != FALSE]
+    by_queue: dict[str, Where] = {}
+    named = next((part for part in _parts(where) if isinstance(part, Queues)), None)
+    if named is not None and len(named.values) * len(possible) <= MOST_ARMS:
+        others = [part for part in _parts(where) if part is not named]
+        by_queue = {name: All(Queues(name), *others) for name in sorted(named.values)}
+    if not by_queue and MASS & set(possible):
         whole = condition(where)
         if len(possible) == len(State):
-            return [whole]
-        among = Condition("t.state = ANY (%s)", (sorted(map(int, possible)),))
-        return [among.joined(whole, word="AND", empty=TRUE)]
-    return [
-        Condition(f"t.state = {int(state)}").joined(found, word="AND", empty=TRUE)
-        for state, found in possible.items()
-    ]
+            return [Arm(whole)]
+        among = Condition(f"t.state IN ({', '.join(str(int(state)) for state in possible)})")
+        return [Arm(among.joined(whole, word="AND", empty=TRUE), state=possible[0] if len(possible) == 1 else None)]
+    found: list[Arm] = []
+    for queue, tree in by_queue.items() or [(None, where)]:
+        for state in possible:
+            indexed = queue is not None and state is not State.RUNNING
+            here = f"t.state >= {int(state)} AND t.state <= {int(state)}" if indexed else f"t.state = {int(state)}"
+            if state is State.BEHIND and not indexed:
+                here += " AND t.lined"  # which is the same, and tells of another index
+            met = Condition(here).joined(condition(tree, state), word="AND", empty=TRUE)
+            if met.sql != FALSE:
+                found.append(Arm(met, queue, state, ("t.state", "t.seq") if indexed else ("t.seq",)))
+    return found
+
+
+def _parts(where: Where) -> tuple[Where, ...]:
+    """What must all hold."""
+    if isinstance(where, All):
+        return tuple(each for part in where.parts for each in _parts(part))
+    return (where,)
 
 
 def _seq(cursor: str) -> int:
@@ -349,15 +389,16 @@ def _found(where: Where, order: Order, after: int | None, limit: int) -> tuple[s
     beyond = Condition(TRUE)
     if after is not None:
         beyond = Condition(f"t.seq {'>' if order is Order.OLDEST else '<'} %s", (after,))
-    arms: list[str] = []
+    each: list[str] = []
     values: list[Any] = []
-    for source in sources(where):
-        narrowed = source.joined(beyond, word="AND", empty=TRUE)
-        arms.append(
-            f"(SELECT t.seq FROM @.tasks t WHERE {narrowed.sql} ORDER BY t.seq {direction} LIMIT %s)"
+    for arm in arms(where):
+        narrowed = arm.met.joined(beyond, word="AND", empty=TRUE)
+        each.append(
+            f"(SELECT t.seq FROM @.tasks t WHERE {narrowed.sql}"
+            f" ORDER BY {', '.join(f'{name} {direction}' for name in arm.order)} LIMIT %s)"
         )
         values += [*narrowed.values, limit]
-    found = " UNION ALL ".join(arms) or "SELECT NULL::int8 AS seq WHERE FALSE"
+    found = " UNION ALL ".join(each) or "SELECT NULL::int8 AS seq WHERE FALSE"
     return f"SELECT seq FROM ({found}) AS each ORDER BY seq {direction} LIMIT %s", [*values, limit]
 
 
@@ -375,31 +416,37 @@ async def count(
         return {}
     if looks_into_payload(where):
         return await _count_looking(connection, sql, lanes, where, by, bound)
-    arms: list[str] = []
+    each: list[str] = []
     values: list[Any] = []
-    for source in sources(where):
-        limit = "" if bound is None else " LIMIT %s"
-        later = f"t.available_at > {NOW}" if "status" in by else "FALSE"
-        arms.append(
-            f"(SELECT t.lane, t.state, {later} AS later FROM @.tasks t WHERE {source.sql}{limit})"
-        )
-        values += [*source.values, *(() if bound is None else (bound,))]
-    if not arms:
+    for arm in arms(where):
+        # What is known of all its rows is not read from them: often an index alone can answer.
+        known = arm.queue is not None and "type" not in by
+        selected = ["NULL::int4" if known or not by else "t.lane", "%s::text" if known else "NULL"]
+        selected.append("t.state" if arm.state is None else f"{int(arm.state)}")
+        waits = "status" in by and arm.state in (None, *PENDING)
+        selected.append(f"t.available_at > {NOW}" if waits else "FALSE")
+        limit = "" if bound is None else f" ORDER BY {', '.join(arm.order)} LIMIT %s"
+        columns = ", ".join(map(" AS ".join, zip(selected, ("lane", "queue", "state", "later"), strict=True)))
+        each.append(f"(SELECT {columns} FROM @.tasks t WHERE {arm.met.sql}{limit})")
+        values += [*((arm.queue,) if known else ()), *arm.met.values, *(() if bound is None else (bound,))]
+    if not each:
         return {}
-    found = " UNION ALL ".join(arms)
+    found = " UNION ALL ".join(each)
     if bound is not None:
         found = f"SELECT * FROM ({found}) AS several LIMIT %s"
         values.append(bound)
     cursor = await connection.execute(
-        sql(f"{CLOCK} SELECT lane, state, later, count(*) FROM ({found}) AS each GROUP BY 1, 2, 3"),
+        sql(f"{CLOCK} SELECT lane, queue, state, later, count(*) FROM ({found}) AS each GROUP BY 1, 2, 3, 4"),
         values,
     )
     rows = await cursor.fetchall()
-    await lanes.meet(connection, {row[0] for row in rows})
+    await lanes.meet(connection, {row[0] for row in rows if row[0] is not None})
     counts: dict[tuple[str, ...], int] = {}
-    for lane_id, state, later, number in rows:
-        lane = lanes.of(lane_id)
-        shown = {"queue": lane.queue, "type": lane.type, "status": _shown(state, later)}
+    for lane_id, queue, state, later, number in rows:
+        shown = {"queue": queue, "status": _shown(state, later)}
+        if lane_id is not None:
+            lane = lanes.of(lane_id)
+            shown |= {"queue": lane.queue, "type": lane.type}
         group = tuple(shown[name] for name in by)
         counts[group] = counts.get(group, 0) + number
     return counts

@@ -16,7 +16,8 @@ Indexes of `tasks`. `ready` is what claims merge, one range per lane and priorit
 in claim order; what cannot run is not in it, or behind the end of the range.
 `tagged` is the same by sets of tags. `line` and `head` find who waits, and who is
 first or runs, per key; `aside` who lets others pass. `running` serves rescues and
-limits, `ended` and `dead` pruning and dead letters. An index costs every write of
+limits, `ended` and `dead` pruning and dead letters, `of_queue` the lists and
+counts of who looks at one queue. An index costs every write of
 a row that is in it, which is why nearly all are partial, and why none contains
 `lease_until`, `attempt`, `epoch` or `progress`: a renewal changes no index and
 stays within its page (a heap-only update).
@@ -157,9 +158,9 @@ CREATE INDEX tasks_line ON @.tasks (queue, key, seq) WHERE lined AND state <= 2;
 CREATE INDEX tasks_head ON @.tasks (queue, key, state) WHERE lined AND (state = 0 OR state = 3);
 CREATE INDEX tasks_aside ON @.tasks (queue, available_at) WHERE state = 2;
 CREATE INDEX tasks_running ON @.tasks (queue) WHERE state = 3;
-CREATE INDEX tasks_held ON @.tasks (queue) WHERE state = 4;
 CREATE INDEX tasks_ended ON @.tasks (finished_at, seq) WHERE state >= 5;
 CREATE INDEX tasks_dead ON @.tasks (seq) WHERE state = 6;
+CREATE INDEX tasks_of_queue ON @.tasks (queue, state, seq) WHERE state <> 3;
 CREATE INDEX tasks_unique ON @.tasks (unique_key, state) WHERE unique_key IS NOT NULL;
 
 CREATE TABLE @.attempts (

@@ -39,7 +39,7 @@ FRESH_S: Final = 2.0
 CAPPED_S: Final = 30.0
 MANY_S: Final = 600.0
 """For so long a status that was too many to count in one go is counted queue by queue at once."""
-SAMPLE: Final = 400
+SAMPLE: Final = 150
 SAMPLE_S: Final = 20.0
 ERROR_LIMIT: Final = 300
 
@@ -140,7 +140,7 @@ class Desk:
         known: dict[tuple[str, str], Count] | None = self.remembered(key)
         if known is not None:
             return known
-        if self.remembered(("many", *key)) is None:
+        if len(queues) > 1 and self.remembered(("many", *key)) is None:
             counts = await self._counted(queues, status, BOUND)
             if sum(counts.values()) < BOUND:
                 return self.remember(key, {each: Count(n) for each, n in counts.items()}, FRESH_S)

@@ -38,8 +38,9 @@ MOST_QUEUES: Final = 200
 MOST_ENTRIES: Final = 100
 MOST_WORKERS: Final = 200
 MOST_ATTEMPTS: Final = 50
-SEARCH_S: Final = 0.06
-"""Looking at tasks one by one is given up after this long; the page says so, and goes on if asked."""
+SEARCH_S: Final = 0.07
+"""Looking at tasks one by one is given up so long after the page was begun; it says so, and goes on if asked."""
+LEAST_SEARCH_S: Final = 0.02
 SLICE: Final = 250
 MOMENTS: Final = 8
 LOOK_BACK: Final = 100
@@ -154,6 +155,7 @@ async def _oldest(desk: Desk, queue: str, counts: Mapping[str, Count]) -> str | 
 
 async def tasks(desk: Desk, wanted: TaskFilter) -> View:
     """One page of tasks; a text that cannot be read, or a search that was given up, is said so."""
+    began = trio.current_time()
     known = await desk.queues()
     names = [queue.name for queue in known][:MOST_QUEUES]
     view: View = {
@@ -169,7 +171,8 @@ async def tasks(desk: Desk, wanted: TaskFilter) -> View:
     counts = await desk.counts(of)
     view["counts"] = _summed(counts.values())
     try:
-        found = await search(desk, wanted, limit=wanted.limit, for_s=SEARCH_S)
+        left_s = began + SEARCH_S - trio.current_time()
+        found = await search(desk, wanted, limit=wanted.limit, for_s=max(left_s, LEAST_SEARCH_S))
     except FilterError as exc:
         view["problem"] = str(exc)
     except (InvalidConfigError, ValueError):

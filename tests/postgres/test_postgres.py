@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from dispatch.storage.postgres_claim import _values
 from dispatch.storage.postgres_schema import SCHEMA_VERSION, migrate, migration_sql
 from dispatch.storage.protocol import EnqueueAnswer, QueueRecord, Topic, TopicKind, Want
 from dispatch.storage.psycopg_trio import TrioConnection, psycopg
-from dispatch.storage.query import All, Ids, Queues, Statuses
+from dispatch.storage.query import All, Ids, Order, Queues, Statuses
 from dispatch.testing.postgres import PostgresServer
 from dispatch.testing.workbench import Workbench, unique
 from tests.postgres.stage import Stage
@@ -520,6 +521,57 @@ async def test_what_cannot_run_costs_a_claim_nothing(stage: Stage) -> None:
     )  # of six kinds: 120,000 rows, and nobody has analyzed the table
     assert many <= 2 * few
     assert many < 500
+
+
+async def touched(
+    storage: PostgresStorage, stage: Stage, monkeypatch: pytest.MonkeyPatch, ask: Callable[[], Awaitable[object]]
+) -> int:
+    """The pages that a question has the server look at."""
+    execute = TrioConnection.execute
+    asked: list[tuple[bytes, Any]] = []
+
+    async def noting(connection: TrioConnection, query: Any, params: Any = None, **how: Any) -> Any:
+        asked.append((query if isinstance(query, bytes) else str(query).encode(), params))
+        return await execute(connection, query, params, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrioConnection, "execute", noting)
+        await ask()
+    [(query, params)] = [(query, params) for query, params in asked if b".tasks t" in query]
+    with psycopg.connect(stage.dsn, autocommit=True) as connection:
+        lines = [row[0] for row in connection.execute(b"EXPLAIN (ANALYZE, BUFFERS) " + query, params).fetchall()]
+    read = next(line for line in lines if "Buffers: shared" in line)
+    return sum(map(int, re.findall(r"(?:hit|read)=([0-9]+)", read)))
+
+
+@pytest.mark.parametrize("status", [None, "pending", "held", "succeeded", "failed", "cancelled"])
+@pytest.mark.parametrize("order", Order)
+async def test_what_is_elsewhere_costs_a_look_at_one_queue_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, status: str | None, order: Order
+) -> None:
+    async with stage.open() as (storage, _):
+        bench = Workbench(storage, stage.advance)
+        await bench.declare(keyed=True)
+        fill(stage, 1_000)
+        stage.execute(
+            "INSERT INTO @.tasks (id, queue, lane, priority, state, payload, created_at, available_at, finished_at)"
+            " SELECT 'ended' || n, l.queue, l.id, 1, 5 + n %% 3, 'x', c.now, c.now, c.now"
+            " FROM @.lanes l, @.test_clock c, generate_series(1, 3000) AS n WHERE l.type = 'alien'",
+            (),
+        )
+        await storage.declare([QueueRecord(name="rare")])
+        await storage.enqueue([NewTask(id=f"r{n}", queue="rare", type="t", payload=b"{}") for n in range(3)])
+        [claimed] = (await storage.claim([Want(queue="rare", limit=1)], worker="w", lease=None)).claims
+        await storage.settle([Transition(claimed.id, claimed.epoch, TransitionKind.DONE)])
+        [(pages,)] = stage.execute("SELECT pg_relation_size('@.tasks') / 8192", ())
+        where = Queues("rare") if status is None else Queues("rare") & Statuses(status)
+        wanted = {None: 3, "pending": 2, "succeeded": 1}.get(status, 0)
+        assert len((await storage.find(where, order=order)).records) == wanted
+        assert sum((await storage.count(where, by=("queue", "status"), bound=10_000)).values()) == wanted
+        listed = await touched(storage, stage, monkeypatch, partial(storage.find, where, order=order, limit=50))
+        counted = await touched(storage, stage, monkeypatch, partial(storage.count, where, by=("queue",), bound=10_000))
+    assert pages > 150
+    assert max(listed, counted) < 80, (listed, counted, pages)
 
 
 async def test_a_renewal_stays_within_its_page(stage: Stage) -> None:
