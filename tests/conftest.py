@@ -20,7 +20,8 @@ def collected() -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        item.add_marker(AGAIN)
+        if item.get_closest_marker("battery") or item.get_closest_marker("soak"):
+            item.add_marker(AGAIN)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -149,7 +149,7 @@ class Slots:
 
     def decide(self, spec: CronSpec, policy: CronPolicy, now: float, *, late: bool = False) -> Decision:
         """`decide` from here."""
-        since = max(self.last, self.newest) if self.newest <= now else self.last
+        since = self.newest if self.newest - now <= FUTURE_S else self.last
         return decide(spec, policy, since, now, late=late)
 
     def move_to(self, last: float) -> None:

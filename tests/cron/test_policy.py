@@ -8,7 +8,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dispatch import CronPolicy, CronSpec, InvalidConfigError
@@ -88,6 +88,7 @@ def test_a_tick_in_time_costs_two_searches(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @given(st.lists(st.sampled_from([3.0, 30.0, 60.0, 3_600.0, -2.0, -7_000.0, -YEARS_5, YEARS_5, 86_400.0])))
+@example([60.0, 60.0, -2.0, -YEARS_5, YEARS_5])  # back where it was, a little before the last tick
 def test_no_tick_is_run_twice_unless_the_clock_is_far_behind_one_decided(jumps: list[float]) -> None:
     slots = Slots(NOON)
     run: list[float] = []

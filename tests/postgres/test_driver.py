@@ -25,7 +25,7 @@ from dispatch.storage.psycopg_trio import (
     redacted,
 )
 from dispatch.testing.postgres import PostgresServer
-from tests.conclusive import in_time, was_tested
+from tests.conclusive import AGAIN, in_time, was_tested
 
 from .proxy import proxy
 
@@ -606,6 +606,7 @@ async def test_a_cancelled_borrower_gives_back_and_a_cancelled_waiter_holds_noth
         assert (pool.statistics().open, pool.statistics().lent) == (1, 0)
 
 
+@AGAIN
 async def test_a_server_that_is_away_is_waited_for_so_long() -> None:
     pool = TrioPool("host=/nowhere user=ada", patience_s=0.2)
     began = trio.current_time()
@@ -708,6 +709,7 @@ async def test_a_restart_of_the_server_is_survived(server: PostgresServer, dsn: 
             assert await heard() == ("one", "")
 
 
+@AGAIN
 async def test_a_network_that_stands_still_holds_no_call_beyond_its_deadline(dsn: str) -> None:
     waited_s: dict[str, float] = {}
     async with proxy(dsn) as between, TrioPool(between.dsn, size=1, patience_s=0.3) as pool:

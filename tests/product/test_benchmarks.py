@@ -25,7 +25,7 @@ from benchmarks.peers.environments import CannotInstallError, cache_folder, envi
 from benchmarks.peers.found import Found
 from benchmarks.peers.page import write_page
 from benchmarks.workload import fields
-from tests.conclusive import in_time
+from tests.conclusive import AGAIN, in_time
 
 DRIVERS = ROOT / "benchmarks/peers/drivers"
 BY_NAME = {each.name: each for each in CONTESTANTS}
@@ -107,6 +107,7 @@ START_A_SLEEPER = (
 )
 
 
+@AGAIN
 @pytest.mark.parametrize(
     ("ending", "expected"),
     [
