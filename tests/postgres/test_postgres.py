@@ -129,7 +129,8 @@ async def test_two_schemas_in_one_database_do_not_meet(database: str) -> None:
     ):
         await one.declare([QueueRecord(name="q")])
         assert await two.queues() == []
-        assert not await woken(two, lambda: one.enqueue([new("a")]), 0.2)
+        # Once, it may be woken by its listener having connected.
+        assert not all([await woken(two, partial(one.enqueue, [new(id_)]), 0.2) for id_ in "abc"])
 
 
 @pytest.mark.parametrize("name", ["", "1a", "pg_own", "a b", 'a"b', "Ä", "A", "a" * 49])
@@ -544,10 +545,8 @@ async def touched(
     return sum(map(int, re.findall(r"(?:hit|read)=([0-9]+)", read)))
 
 
-@pytest.mark.parametrize("status", [None, "pending", "held", "succeeded", "failed", "cancelled"])
-@pytest.mark.parametrize("order", Order)
 async def test_what_is_elsewhere_costs_a_look_at_one_queue_nothing(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, status: str | None, order: Order
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage.open() as (storage, _):
         bench = Workbench(storage, stage.advance)
@@ -560,18 +559,20 @@ async def test_what_is_elsewhere_costs_a_look_at_one_queue_nothing(
             (),
         )
         await storage.declare([QueueRecord(name="rare")])
-        await storage.enqueue([NewTask(id=f"r{n}", queue="rare", type="t", payload=b"{}") for n in range(3)])
+        await storage.enqueue([new(f"r{n}", queue="rare") for n in range(3)])
         [claimed] = (await storage.claim([Want(queue="rare", limit=1)], worker="w", lease=None)).claims
         await storage.settle([Transition(claimed.id, claimed.epoch, TransitionKind.DONE)])
         [(pages,)] = stage.execute("SELECT pg_relation_size('@.tasks') / 8192", ())
-        where = Queues("rare") if status is None else Queues("rare") & Statuses(status)
-        wanted = {None: 3, "pending": 2, "succeeded": 1}.get(status, 0)
-        assert len((await storage.find(where, order=order)).records) == wanted
-        assert sum((await storage.count(where, by=("queue", "status"), bound=10_000)).values()) == wanted
-        listed = await touched(storage, stage, monkeypatch, partial(storage.find, where, order=order, limit=50))
-        counted = await touched(storage, stage, monkeypatch, partial(storage.count, where, by=("queue",), bound=10_000))
-    assert pages > 150
-    assert max(listed, counted) < 80, (listed, counted, pages)
+        assert pages > 150
+        for status, wanted in {"": 3, "pending": 2, "held": 0, "succeeded": 1, "failed": 0, "cancelled": 0}.items():
+            where = Queues("rare") & Statuses(status) if status else Queues("rare")
+            count = partial(storage.count, where, by=("queue",), bound=10_000)
+            assert sum((await count()).values()) == wanted
+            assert await touched(storage, stage, monkeypatch, count) < 80, status
+            for order in Order:
+                find = partial(storage.find, where, order=order, limit=50)
+                assert len((await find()).records) == wanted
+                assert await touched(storage, stage, monkeypatch, find) < 80, (status, order)
 
 
 async def test_a_renewal_stays_within_its_page(stage: Stage) -> None:

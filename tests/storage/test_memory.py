@@ -101,7 +101,8 @@ async def lines_of_a_claim(storage: MemoryStorage) -> tuple[list[str], int]:
     ],
     ids=lambda crowd: "-".join(map(str, next(iter(crowd.items())))),
 )
-async def test_a_crowd_that_cannot_run_costs_a_claim_no_work(crowd: dict[str, Any]) -> None:
+@pytest.mark.parametrize("size", [10_000, pytest.param(100_000, marks=pytest.mark.battery)])
+async def test_a_crowd_that_cannot_run_costs_a_claim_no_work(crowd: dict[str, Any], size: int) -> None:
     storage, _ = memory()
     await storage.declare([QueueRecord(name="q", keyed=True)])
     await storage.enqueue([task("head", key="k"), *(task(f"w{n}") for n in range(6))])
@@ -111,7 +112,7 @@ async def test_a_crowd_that_cannot_run_costs_a_claim_no_work(crowd: dict[str, An
     fields = dict(crowd)
     held = fields.pop("held", False)
     tasks: list[NewTask] = []
-    for number in range(CROWD):
+    for number in range(size):
         if "type" in crowd:
             fields["type"] = crowd["type"].format(number)
         if "tags" in crowd:
@@ -119,7 +120,7 @@ async def test_a_crowd_that_cannot_run_costs_a_claim_no_work(crowd: dict[str, An
         tasks.append(task(f"c{number}", priority=3, **fields))
     await storage.enqueue(tasks)
     if held:
-        assert len(await storage.alter(Priorities(3), Change(action="hold"))) == CROWD
+        assert len(await storage.alter(Priorities(3), Change(action="hold"))) == size
     crowded = await lines_of_a_claim(storage)
     assert crowded[0] == ["w3", "w4"]
     # A few stale entries may be left, one sweep's worth at most.
