@@ -35,6 +35,8 @@ T = TypeVar("T")
 BOUND: Final = 10_000
 """Counting stops here; a page then shows `10,000+`."""
 LEAST_BOUND: Final = 100
+FEW_QUEUES: Final = 20
+"""So few are counted one by one already where there are a quarter of `BOUND` in all."""
 FRESH_S: Final = 2.0
 CAPPED_S: Final = 30.0
 MANY_S: Final = 600.0
@@ -141,8 +143,9 @@ class Desk:
         if known is not None:
             return known
         if len(queues) > 1 and self.remembered(("many", *key)) is None:
-            counts = await self._counted(queues, status, BOUND)
-            if sum(counts.values()) < BOUND:
+            at_once = BOUND if len(queues) > FEW_QUEUES else BOUND // 4
+            counts = await self._counted(queues, status, at_once)
+            if sum(counts.values()) < at_once:
                 return self.remember(key, {each: Count(n) for each, n in counts.items()}, FRESH_S)
         share = max(BOUND // len(queues), LEAST_BOUND)
         found: dict[tuple[str, str], Count] = {}

@@ -134,6 +134,19 @@ def test_whatever_a_measurement_started_is_ended_with_it(
     in_time({"took_s": took_s}, took_s=15.0)
 
 
+@pytest.mark.battery
+@pytest.mark.parametrize("where", [[], ["--postgres"]], ids=["SQLite", "PostgreSQL"])
+def test_the_pages_are_timed_one_by_one(where: list[str]) -> None:
+    command = [sys.executable, "benchmarks/pages.py", "--tasks", "400", "--rounds", "1", *where]
+    ran = subprocess.run(  # noqa: S603 - our own file
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines = [line.split() for line in ran.stdout.splitlines()[2:]]
+    assert {"/", "/queues", "/tasks?queue=rare", "/workers"} <= {line[0] for line in lines}
+    assert all(float(first) > 0 and float(again) > 0 for _, first, again in lines)
+
+
 def test_who_failed_at_a_size_is_not_asked_for_a_larger_one() -> None:
     small, large = (
         matrix.Cell(f"growth at {size}", "growth", size, kind="growth", size=size) for size in (1_000, 10_000)
