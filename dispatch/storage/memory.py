@@ -31,6 +31,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush, merge
+from itertools import islice
 from math import inf
 from operator import attrgetter
 from typing import Final, Literal
@@ -63,7 +64,17 @@ from dispatch.storage.protocol import (
     TopicKind,
     Want,
 )
-from dispatch.storage.query import All, Ids, Order, PruneSpec, Statuses, Where, matches
+from dispatch.storage.query import (
+    ENDED,
+    All,
+    Ids,
+    Order,
+    PruneSpec,
+    Statuses,
+    Where,
+    matches,
+    only_open,
+)
 from dispatch.storage.ready import LATER, ReadyQueue, Row
 from dispatch.tasks import OnClash, TaskStatus
 
@@ -77,7 +88,6 @@ APPLIED: Final = SettleAnswer.APPLIED
 CREATED: Final = EnqueueAnswer.CREATED
 TASK: Final = TopicKind.TASK
 DONE: Final = TopicKind.DONE
-ENDED: Final = frozenset({TaskStatus.SUCCEEDED, TaskStatus.CANCELLED, FAILED})
 Index = dict[str, dict[str, Row]]
 """Rows by unique key and id."""
 FIELDS: Final = tuple(field.name for field in attrs.fields(TaskRecord))
@@ -574,7 +584,12 @@ class MemoryStorage(MemoryRegistry):
             end = len(rows) if after is None else bisect_left(rows, after, key=_by_seq)
             picked = (rows[at] for at in range(end - 1, -1, -1))
         # Of a pruned row its successor under the same id is not the same row.
-        return (row for row in picked if self._rows.get(row.record.id) is row)
+        stored = (row for row in picked if self._rows.get(row.record.id) is row)
+        if not only_open(where):
+            return stored
+        # However many have ended: none of those can match, and the count says when to stop.
+        still_open = len(self._rows) - len(self._finished) - len(self._dead)
+        return islice((row for row in stored if row.record.status not in ENDED), still_open)
 
     def _narrowed(self, where: Where) -> list[Row] | None:
         """The rows that a condition on ids or on ended statuses leaves, by seq; None if neither."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import attrs
 
@@ -19,6 +19,7 @@ from dispatch.records import TaskRecord
 from dispatch.tasks import TaskStatus
 
 __all__ = [
+    "ENDED",
     "All",
     "AnyOf",
     "Attempt",
@@ -39,8 +40,11 @@ __all__ = [
     "Where",
     "dead_letters",
     "matches",
+    "only_open",
     "payload_has",
 ]
+
+ENDED: Final = frozenset(status for status in TaskStatus if status.is_terminal)
 
 
 class Where:
@@ -286,6 +290,19 @@ def matches(where: Where, record: TaskRecord, now: float) -> bool:
             return (since is None or moment >= since) and (until is None or moment < until)
         case _:
             raise InvalidConfigError(f"not a query: {where!r}; build one from dispatch.storage.query")
+
+
+def only_open(where: Where) -> bool:
+    """Whether the tree says by its statuses that no task that has ended is meant."""
+    match where:
+        case All(parts):
+            return any(map(only_open, parts))
+        case AnyOf(parts):
+            return all(map(only_open, parts))
+        case Statuses():
+            return where.values.isdisjoint(ENDED)
+        case _:
+            return False
 
 
 def _shown(record: TaskRecord, now: float) -> set[str]:

@@ -20,13 +20,22 @@ from trio.testing import MockClock, assert_checkpoints
 from dispatch.bell import Bell
 from dispatch.clock import Clock
 from dispatch.errors import InvalidConfigError
-from dispatch.records import NewTask, Transition, TransitionKind
+from dispatch.records import NewTask, TaskRecord, Transition, TransitionKind
 from dispatch.storage import memory as memory_module
 from dispatch.storage import memory_registry as registry_module
 from dispatch.storage import ready as ready_module
 from dispatch.storage.memory import MemoryStatistics, MemoryStorage
 from dispatch.storage.protocol import Change, CronRecord, QueueRecord, Storage, Want
-from dispatch.storage.query import All, Ids, Priorities, PruneSpec
+from dispatch.storage.query import (
+    All,
+    Ids,
+    Priorities,
+    PruneSpec,
+    Queues,
+    Statuses,
+    Where,
+    matches,
+)
 from dispatch.testing.conformance import StorageConformance
 from dispatch.testing.workbench import unique
 
@@ -170,6 +179,38 @@ async def test_nothing_finished_is_kept_if_so_wanted() -> None:
     expected = r"^\[1012\] MemoryStorage: keep_finished must be at least 0, got -1$"
     with pytest.raises(InvalidConfigError, match=expected):
         MemoryStorage(keep_finished=-1)
+
+
+async def test_looking_for_open_tasks_judges_no_ended_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, _ = memory()
+    await storage.declare([QueueRecord(name="q")])
+    await storage.enqueue([NewTask(id=f"t{n}", queue="q", type="x", payload=b"{}") for n in range(300)])
+    await storage.alter(Ids("t7"), Change(action="hold"))
+    claimed = await storage.claim([Want(queue="q", limit=298, types={"x": 1})], worker="w", lease=None)
+    kinds = (TransitionKind.FAILED, TransitionKind.DONE)
+    await storage.settle(
+        [Transition(each.id, each.epoch, kinds[n % 2]) for n, each in enumerate(claimed.claims[:297])]
+    )
+    judged: list[str] = []
+
+    def seen(where: Where, record: TaskRecord, now: float) -> bool:
+        judged.append(record.id)
+        return matches(where, record, now)
+
+    monkeypatch.setattr(memory_module, "matches", seen)
+    everything = Statuses("pending", "running", "held")
+    waiting = All(Queues("q"), Statuses("pending"))
+    assert await storage.count(everything) == {(): 3}
+    assert await storage.count(everything | waiting, bound=9) == {(): 3}
+    assert [each.id for each in (await storage.find(waiting)).records] == ["t299"]
+    assert set(judged) == {"t7", "t298", "t299"}
+    # A condition that also means ended ones, or says nothing of the status, looks at all.
+    assert await storage.count(waiting | Queues("q")) == {(): 300}
+    assert await storage.count(~waiting) == {(): 299}
+    await storage.alter(everything, Change(action="cancel"))
+    judged.clear()
+    assert await storage.count(everything) == {(): 1}, "the running one is asked to stop"
+    assert judged == ["t298"]
 
 
 async def test_indexes_do_not_grow_with_what_has_passed() -> None:
