@@ -51,7 +51,9 @@ def read(results: Sequence[Path]) -> Found:
                 raise SystemExit(f"the results are not of one {what}: {first.about[what]}, {other.about[what]}")
         again = {(run["cell"], run["contestant"]) for run in other.runs}
         first.runs[:] = [run for run in first.runs if (run["cell"], run["contestant"]) not in again] + other.runs
-        first.contestants.update(other.contestants)
+        for name, row in other.contestants.items():
+            # A run of a few contestants says of the rest only that they were left out.
+            first.contestants[name] = first.contestants.get(name, {}) | row
         first.about["command"] += f"` and `{other.about['command']}"
     return first
 

@@ -242,12 +242,15 @@ def test_what_was_measured_again_replaces_what_failed(tmp_path: Path) -> None:
     later = json.loads(first.read_text(encoding="utf-8"))
     later["runs"] = [{"round": 1, "cell": "growth at 10000", "contestant": "huey-memory", "tasks": 1, "each": 3e-5, "first": 0.0}]
     later["about"]["command"] = "the command again"
+    for row in later["contestants"].values():
+        row.pop("versions", None)
     again = tmp_path / "again.json"
     again.write_text(json.dumps(later), encoding="utf-8")
     text = write_page([first, again], tmp_path / "docs").read_text(encoding="utf-8")
     assert "did not finish" not in text
     assert "| huey, in memory | 20.0 | 30.0 | 1.50 x |" in text
     assert "` and `the command again`" in text
+    assert "| bare trio channel | x 1 | a memory channel of 128, worker tasks |   |" in text, "it was left out, not absent"
     later["about"]["machine"] = "another"
     again.write_text(json.dumps(later), encoding="utf-8")
     with pytest.raises(SystemExit, match="not of one machine"):
