@@ -32,6 +32,11 @@ class Bell:
         else:
             self._rung = True
 
+    @property
+    def is_rung(self) -> bool:
+        """Whether the next wait will return at once."""
+        return self._rung
+
     async def wait(self, at_most_s: float = inf) -> None:
         """Return when it rang, or after `at_most_s` seconds of trio's clock.
 

@@ -29,6 +29,7 @@ from dispatch.execution import Executor, Stop
 from dispatch.handlers import Middleware, bind, payload_class
 from dispatch.pruning import Pruning
 from dispatch.publisher import TaskQueuePublisher, inside_handler
+from dispatch.records import TaskRecord
 from dispatch.registry import Registry
 from dispatch.run import Run
 from dispatch.storage.protocol import Storage
@@ -363,6 +364,15 @@ class TaskQueueConsumer:
         """The queues registered here that are consumed here."""
         chosen = self._queues
         return tuple(name for name in self._registry.configs if chosen is None or name in chosen)
+
+    def takes(self, task: TaskRecord) -> bool:
+        """Whether its handler is here, its payload version is known, and its tags are this worker's."""
+        entry = self._registry.handlers.get((task.queue, task.type))
+        return (
+            entry is not None
+            and task.version <= entry.task_type.version
+            and (self._tags is None or self._tags.issuperset(task.tags))
+        )
 
     @property
     def busy(self) -> bool:

@@ -34,7 +34,7 @@ from dispatch.registry import Registry
 from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.opening import open_storage
 from dispatch.storage.protocol import Storage, Topic, TopicKind
-from dispatch.storage.query import All, AnyOf, PruneSpec, Queues, Statuses, Types
+from dispatch.storage.query import All, AnyOf, PruneSpec, Queues, Statuses, Types, Where
 
 __all__ = ["Dispatcher", "DispatcherStatistics", "EventStream", "open_dispatcher"]
 
@@ -224,8 +224,10 @@ class Dispatcher:
         """Wait until the queues registered here hold no task that can still run.
 
         Delayed, retrying and elsewhere running tasks are waited for; held ones,
-        those of paused queues, of types nobody here handles, and cron's future
-        ticks are not. It stops nothing; bound it with a cancel scope. A checkpoint.
+        those of paused queues, of types nobody here handles, of a newer payload
+        version or with tags that are not among this worker's, and cron's future
+        ticks are not. It stops nothing; bound it with a cancel scope. From inside
+        a handler it would wait for itself. A checkpoint.
         """
         bell = Bell()
         topics = [Topic(TopicKind.CONTROL)]
@@ -234,12 +236,12 @@ class Dispatcher:
         with self.storage.watch(bell, *topics):
             # Only what is stored counts: a run here that lost its task holds nobody up,
             # and its end, which changes nothing, rings no bell.
-            while await self._unfinished():
+            while await self._unfinished(bell):
                 await bell.wait()
         await trio.lowlevel.checkpoint()
 
-    async def _unfinished(self) -> bool:
-        """Whether a task is stored that can still run here."""
+    async def _unfinished(self, bell: Bell) -> bool:
+        """Whether a task is stored that can still run here, or may have come while looking."""
         await self._registry.declare(self.storage)
         paused = {record.name for record in await self.storage.queues() if record.paused}
         by_queue: dict[str, list[str]] = {}
@@ -247,14 +249,31 @@ class Dispatcher:
         for queue, type_name in self._registry.handlers:
             if queue in consumed and queue not in paused:
                 by_queue.setdefault(queue, []).append(type_name)
-        where = AnyOf(
+        waiting = AnyOf(
             *(
                 All(Queues(queue), Types(*types), Statuses("pending"))
                 for queue, types in by_queue.items()
-            ),
-            All(Queues(*self.consumer.queue_names), Statuses("running")),
+            )
         )
+        running = All(Queues(*self.consumer.queue_names), Statuses("running"))
+        if not await self._any(AnyOf(waiting, running)):
+            return False
+        # Something is left. Whether this worker may take it is asked of each task, and so only
+        # when none runs; what changed while page after page was read has rung, and is looked at.
+        return await self._any(running) or await self._any_takeable(waiting) or bell.is_rung
+
+    async def _any(self, where: Where) -> bool:
         return bool(sum((await self.storage.count(where, bound=1)).values()))
+
+    async def _any_takeable(self, waiting: Where) -> bool:
+        after: str | None = None
+        while True:
+            page = await self.storage.find(waiting, after=after)
+            if any(map(self.consumer.takes, page.records)):
+                return True
+            if page.cursor is None:
+                return False
+            after = page.cursor
 
     # -- looking --------------------------------------------------------------
 

@@ -15,7 +15,9 @@ from dispatch import (
     TaskNotFoundError,
     TaskQueueConfig,
     TaskStatus,
+    TaskType,
 )
+from dispatch.storage.protocol import Page
 from dispatch.storage.query import Queues, dead_letters
 
 from .work import JOB, Job, Script, nothing, working
@@ -71,6 +73,43 @@ async def test_held_tasks_wait_until_they_are_resumed(autojump_clock: object) ->
         assert await dispatcher.control.resume(task) == [task.id]
         await dispatcher.drain()
     assert len(handler.seen) == 1
+
+
+async def test_a_drain_does_not_wait_for_what_this_worker_may_not_take(autojump_clock: object) -> None:
+    newer = TaskType("q", "job", Job, version=2, upcasters={1: lambda old: old})
+    handler = Script()
+    async with working(handler, tags=["cpu"]) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job(1), tags=("gpu",)))
+        await dispatcher.publisher.publish(newer(Job(2)))
+        with trio.fail_after(60):
+            await dispatcher.drain()
+        assert handler.seen == []
+        # More than a page of them hides none that can be taken.
+        await dispatcher.publisher.publish_many([JOB(Job(3), tags=("gpu",), delay=1) for _ in range(150)])
+        await dispatcher.publisher.publish(JOB(Job(4), tags=("cpu",), delay=5))
+        with trio.fail_after(60):
+            await dispatcher.drain()
+        assert [task.payload.n for task in handler.seen] == [4]
+
+
+async def test_a_drain_looks_again_at_what_came_while_it_looked(autojump_clock: object) -> None:
+    """Behind a page of tasks for others, one for us is stored when that page was read."""
+
+    class Late(MemoryStorage):
+        looks = 0
+
+        async def find(self, *args: Any, **how: Any) -> Page:
+            page = await super().find(*args, **how)
+            self.looks += 1
+            if self.looks == 1:
+                await dispatcher.publisher.publish(JOB(Job(2), tags=("cpu",), delay=3))
+            return page
+
+    handler = Script()
+    async with working(handler, storage=Late(), tags=["cpu"]) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job(1), tags=("gpu",)))
+        await dispatcher.drain()
+        assert [task.payload.n for task in handler.seen] == [2]
 
 
 async def test_holding_the_last_task_ends_a_drain_under_way(autojump_clock: object) -> None:
