@@ -37,13 +37,14 @@ import trio
 from dispatch.bell import Bell
 from dispatch.errors import InternalError, StorageError
 from dispatch.events import EventKind, Observers, TaskEvent
-from dispatch.execution import Executor, Slot, Stop
+from dispatch.execution import Executor, Slot, Stop, tell_refused
 from dispatch.handlers import HandlerEntry
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import Claim, Transition, TransitionKind
 from dispatch.registry import Registry
 from dispatch.storage.protocol import (
     Claimed,
+    EnqueueAnswer,
     QueueRecord,
     SettleResult,
     Storage,
@@ -577,10 +578,13 @@ class QueueActors:
                 ending.claim.attempt,
                 answer.answer.value,
             )
-        if answer.answer is SettleAnswer.APPLIED:
-            for new in ending.transition.spawn:
-                at = self.storage.now()
-                self.observers.published(at, new.id, new.queue, new.type, new.cron, new.headers)
+        if answer.spawned:
+            tell_refused(ending.claim, ending.transition.spawn, answer)
+            for new, stored in zip(ending.transition.spawn, answer.spawned, strict=True):
+                if stored.answer is EnqueueAnswer.CREATED:
+                    self.observers.published(
+                        stored.created_at, new.id, new.queue, new.type, new.cron, new.headers
+                    )
         if not self.observers.wants(kind):
             return
         claim, transition = ending.claim, ending.transition

@@ -176,7 +176,9 @@ class TaskQueueConsumer:
         annotation `QueueTask[Welcome]`.
 
         An async handler of `(task)` or `(task, run)` runs in an actor; a sync
-        one in a thread of its queue's own.
+        one in a thread of its queue's own. What a sync one returns is awaited
+        in the actor if it can be: so a plain function around an async handler
+        does what it seems to, for the price of a thread.
 
         Checked in Go's order: queue name (1006), type (1008), handler (1009),
         whether the queue is registered here (1007). A second handler of a type

@@ -21,6 +21,7 @@ attempt (five times slower) the handler's coroutine is driven through
 
 from __future__ import annotations
 
+import inspect
 import logging
 import random
 import types
@@ -42,11 +43,11 @@ from dispatch.lifecycle import SettleAnswer
 from dispatch.records import Claim, NewTask, Transition, TransitionKind, from_seconds
 from dispatch.retry import RetryPolicy, VerdictKind, judge
 from dispatch.run import Completing, Prepare, Report, Run
-from dispatch.storage.protocol import SettleResult
+from dispatch.storage.protocol import EnqueueAnswer, SettleResult, stored_for
 from dispatch.tasks import FailureReason, Priority, QueueTask, TaskStatus, task_of
 from dispatch.threads import ThreadRun
 
-__all__ = ["Ended", "Executor", "Slot", "Stop"]
+__all__ = ["Ended", "Executor", "Slot", "Stop", "tell_refused"]
 
 log: Final = logging.getLogger("dispatch.execution")
 
@@ -131,6 +132,8 @@ class Executor:
                 value = await self._call(slot, task, run, entry)
         except BaseException as exc:  # noqa: BLE001 - a handler cannot take the dispatcher down
             error = exc
+        if run is not None:
+            run.end()
         stopped = slot.scope.cancel_called
         if claim.timeout is not None and not stopped:
             slot.scope.deadline = inf
@@ -165,7 +168,13 @@ class Executor:
         if entry.is_async:
             return await drive(entry.function(*arguments), context, entry.name)
         slot.thread = ThreadRun(lambda: entry.function(*arguments), context)
-        return await slot.thread.run(self.limiter)
+        value = await slot.thread.run(self.limiter)
+        if not inspect.isawaitable(value):
+            return value
+        # A plain function around an async one, as a decorator or a lambda makes: what it
+        # returned is the work itself, and the thread has ended.
+        slot.thread = None
+        return await drive(_awaited(value), context, entry.name)
 
     def _succeeded(self, claim: Claim, value: Any, run: Run | None, entry: HandlerEntry) -> Ended:
         try:
@@ -175,12 +184,16 @@ class Executor:
             return Ended(_failed(claim, describe(exc), None, FailureReason.PERMANENT))
 
     def _completing(self, claim: Claim, entry: HandlerEntry) -> Completing:
+        def told(done: Transition, answer: SettleResult) -> bool:
+            tell_refused(claim, done.spawn, answer)
+            return answer.answer is SettleAnswer.APPLIED
+
         async def settle_in_async(connection: object, done: Transition) -> bool:
-            return (await self.settle_in_async(connection, done)).answer is SettleAnswer.APPLIED
+            return told(done, await self.settle_in_async(connection, done))
 
         return Completing(
             success=lambda value, spawn: self._success(claim, value, spawn, entry),
-            settle_in=lambda connection, done: self.settle_in(connection, done).answer is SettleAnswer.APPLIED,
+            settle_in=lambda connection, done: told(done, self.settle_in(connection, done)),
             settle_in_async=settle_in_async,
         )
 
@@ -249,6 +262,26 @@ class Executor:
                 claim.id, claim.epoch, TransitionKind.CANCELLED, error=f"{slot.stop_detail}{kept}", traceback=trace
             )
         return _handed_back(claim, f"interrupted ({slot.stop.value}){kept}" if kept else None, trace)
+
+
+def tell_refused(claim: Claim, spawn: Sequence[NewTask], answer: SettleResult) -> None:
+    """Warn of what `run.publish` was given and the storage did not take: nobody is left to raise to."""
+    for new, stored in zip(spawn, answer.spawned, strict=False):
+        if stored.answer is EnqueueAnswer.CREATED or stored_for(stored, new) is not None:
+            continue
+        log.warning(
+            "task %s (%s/%s): what it gave to run.publish as %s (%s/%s) was not stored: %s",
+            claim.id,
+            claim.queue,
+            claim.type,
+            new.id,
+            new.queue,
+            new.type,
+            "its queue is declared nowhere"
+            if stored.answer is EnqueueAnswer.UNKNOWN_QUEUE
+            else f"task {new.id if stored.record is None else stored.record.id} is in its way",
+            extra={"event": "spawn_refused", "task_id": claim.id, "refused_id": new.id},
+        )
 
 
 def claim_wait(policy: RetryPolicy, claim: Claim, random: Callable[[], float]) -> float:
@@ -347,6 +380,10 @@ def drive(
         except BaseException as exc:  # noqa: BLE001 - thrown into the coroutine, which decides
             value = exc
             resume = coroutine.throw
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
 
 
 def _warn_of_blocking(blocked_s: float, name: str) -> None:

@@ -27,7 +27,14 @@ from dispatch.errors import (
 from dispatch.events import EventKind, Observers
 from dispatch.records import NewTask, TaskRecord, from_seconds, to_seconds
 from dispatch.registry import Registry
-from dispatch.storage.protocol import EnqueueAnswer, EnqueueResult, Storage, Topic, TopicKind
+from dispatch.storage.protocol import (
+    EnqueueAnswer,
+    EnqueueResult,
+    Storage,
+    Topic,
+    TopicKind,
+    stored_for,
+)
 from dispatch.storage.query import Ids
 from dispatch.tasks import Priority, QueueTask, TaskStatus, TaskType, task_of
 
@@ -211,8 +218,9 @@ class TaskQueuePublisher:
     def _joined(self, task: QueueTask[P, R], new: NewTask, payload: object, result: EnqueueResult) -> QueueTask[P, R]:
         if result.answer is EnqueueAnswer.CREATED:
             return cast("QueueTask[P, R]", _stored(task, new, payload, result))
-        if result.record is not None and result.answer is not EnqueueAnswer.REJECTED:
-            return cast("QueueTask[P, R]", self.snapshot(result.record, task))
+        stored = stored_for(result, new)
+        if stored is not None:
+            return cast("QueueTask[P, R]", self.snapshot(stored, task))
         raise self.refusal(new, result)
 
     async def wait(self, task: QueueTask[P, R] | str) -> QueueTask[P, R]:
@@ -480,9 +488,9 @@ class TaskQueuePublisher:
             if self._observers.wants(EventKind.PUBLISHED):
                 self.tell_published(new, result.created_at)
             return _stored(task, new, payload, result), None
-        if result.answer in (EnqueueAnswer.EXISTING, EnqueueAnswer.REPLACED):
-            assert result.record is not None
-            return self.snapshot(result.record, task), None
+        stored = stored_for(result, new)
+        if stored is not None:
+            return self.snapshot(stored, task), None
         return None, self.refusal(new, result)
 
     def refusal(self, new: NewTask, result: EnqueueResult) -> DispatchError:
@@ -495,6 +503,13 @@ class TaskQueuePublisher:
                 'or let publishing wait with overflow="wait"'
             )
         existing = result.record.id if result.record is not None else result.id
+        if result.record is not None and result.answer is EnqueueAnswer.EXISTING:
+            return DuplicateTaskError(
+                f"task {new.queue}/{new.type}: its id {existing!r} is that of a task of "
+                f"{result.record.queue}/{result.record.type}, and ids are unique over all queues; "
+                f"put the type into it, as in '{new.type}-{existing}'",
+                existing,
+            )
         return DuplicateTaskError(
             f"task {new.queue}/{new.type}: task {existing} is in its way, and unique says to reject", existing
         )

@@ -37,7 +37,7 @@ class Completing:
 class Run:
     """One attempt, seen from inside it."""
 
-    __slots__ = ("_claim", "_completing", "_prepare", "_report", "_reported_at", "_scope", "_spawned", "log")
+    __slots__ = ("_claim", "_completing", "_ended", "_prepare", "_report", "_reported_at", "_scope", "_spawned", "log")
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class Run:
     ) -> None:
         self._claim = claim
         self._completing = completing
+        self._ended = False
         self._scope = scope
         self._prepare = prepare
         self._report = report
@@ -78,10 +79,16 @@ class Run:
         It is checked now, and stored in the same step as the success, so a
         retry never publishes twice. To publish at once, whatever becomes of
         this attempt, use the publisher. Never waits for room.
-        Raises what `TaskQueuePublisher.publish` raises for a bad task.
+        Raises what `TaskQueuePublisher.publish` raises for a bad task, and
+        ClaimLostError once the handler has returned: nothing would store it.
         A checkpoint; from a sync handler, `trio.from_thread.run(run.publish, task)`.
         """
         prepared = await self._prepare(task)
+        if self._ended:
+            raise ClaimLostError(
+                f"task {self._claim.id}: attempt {self._claim.attempt} has ended, so run.publish has nothing to be "
+                "stored with; call it before the handler returns, or use the publisher"
+            )
         self._spawned.append(prepared)
         return prepared.id
 
@@ -137,6 +144,10 @@ class Run:
             raise ClaimLostError(
                 f"task {self._claim.id}: attempt {self._claim.attempt} is no longer ours; roll back"
             )
+
+    def end(self) -> None:
+        """The handler has returned: `publish` refuses from now on. For who makes the attempt."""
+        self._ended = True
 
     @property
     def spawned(self) -> tuple[NewTask, ...]:

@@ -343,7 +343,8 @@ class QueueTask(Generic[P_co, R_co]):
     `payload`. What you may set:
 
     - `id`: yours, or a time-ordered UUID made at publishing. Publishing the
-      same id again is harmless: the stored task is the answer.
+      same id again is harmless: the stored task is the answer. Ids are unique
+      over all queues; that of a task of another type is refused (1011).
     - `key`: orders tasks of one key on a keyed queue; free to use otherwise.
     - `headers`: up to 32 short strings carried along, for tracing and such.
     - `delay`: seconds until it may run; or `available_at`, an aware datetime.

@@ -428,8 +428,7 @@ class MemoryStorage(MemoryRegistry):
                 self._leased -= 1
             row.last = lifecycle.settle(record, transition, now)
             self._run_ended(row, now)
-            for new in transition.spawn:
-                self._store(new, now)
+            spawned = [self._store(new, now) for new in transition.spawn] if transition.spawn else ()
             results.append(
                 SettleResult(
                     record.id,
@@ -438,6 +437,7 @@ class MemoryStorage(MemoryRegistry):
                     record.status,
                     record.available_at,
                     record.failure_reason,
+                    spawned,
                 )
             )
         if self._touched:

@@ -496,8 +496,6 @@ class Step:
             return SettleResult(transition.id, transition.epoch, answer)
         with self._changing(stored):
             self._ended(stored, lifecycle.settle(record, transition, self.now))
-        for new in transition.spawn:
-            self.store(new)
         return SettleResult(
             record.id,
             record.epoch,
@@ -505,6 +503,7 @@ class Step:
             record.status,
             record.available_at,
             record.failure_reason,
+            [self.store(new) for new in transition.spawn],
         )
 
     def rescue(self, stored: Stored) -> TaskRecord:

@@ -62,6 +62,7 @@ __all__ = [
     "TopicKind",
     "Want",
     "WorkerRecord",
+    "stored_for",
 ]
 
 
@@ -95,6 +96,21 @@ class EnqueueResult:
     created_at: float = 0.0
     available_at: float = 0.0
     record: TaskRecord | None = None
+
+
+def stored_for(result: EnqueueResult, new: NewTask) -> TaskRecord | None:
+    """The stored task that answers for `new`, which was not created; None if it was refused.
+
+    Not one of another queue or type that was first to take the same id: who
+    published would wait for the result of another's work.
+    """
+    record = result.record
+    if record is None or result.answer is EnqueueAnswer.REPLACED:
+        return record
+    if result.answer is not EnqueueAnswer.EXISTING:
+        return None
+    taken = record.id == new.id and (record.queue, record.type) != (new.queue, new.type)
+    return None if taken else record
 
 
 @attrs.frozen(kw_only=True)
@@ -146,7 +162,11 @@ class RenewAnswer:
 
 @attrs.define
 class SettleResult:
-    """One settled run: the answer, and where APPLIED, the status it left."""
+    """One settled run: the answer, and where APPLIED, the status it left.
+
+    `spawned` says, where APPLIED, what became of each of the transition's spawned
+    tasks, in order: a run has no one to raise to once it has ended.
+    """
 
     id: str
     epoch: int
@@ -154,6 +174,7 @@ class SettleResult:
     status: TaskStatus | None = None
     available_at: float | None = None
     failure_reason: FailureReason | None = None
+    spawned: Sequence[EnqueueResult] = ()
 
 
 @attrs.define
@@ -275,8 +296,8 @@ class TaskStore(ABC):
     async def settle(self, transitions: Sequence[Transition]) -> list[SettleResult]:
         """End runs where their fence holds: outcome, attempt record and spawned tasks in one step.
 
-        Spawned tasks are stored exactly if their run's answer is APPLIED; they
-        are never bounded. A repeat answers REPEATED, and the first outcome
+        Spawned tasks are stored exactly if their run's answer is APPLIED, which
+        then says what became of each; they are never bounded. A repeat answers REPEATED, and the first outcome
         stays. Rings TASK for what ended, QUEUE for what may run again.
         """
 

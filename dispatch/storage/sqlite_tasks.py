@@ -406,14 +406,13 @@ class SqliteTasks(SqlitePlaces):
             if row is not None:
                 queue, key, available_at = row
                 self._over(transition.id, queue, key, now)
-                for new in transition.spawn:
-                    self.store(new, now)
                 return SettleResult(
                     transition.id,
                     transition.epoch,
                     SettleAnswer.APPLIED,
                     TaskStatus.SUCCEEDED,
                     available_at,
+                    spawned=[self.store(new, now) for new in transition.spawn],
                 )
         record = self.load(transition.id)
         answer = lifecycle.fence(record, transition.epoch)
@@ -421,10 +420,14 @@ class SqliteTasks(SqlitePlaces):
             return SettleResult(transition.id, transition.epoch, answer)
         self.write_attempt(record.seq, lifecycle.settle(record, transition, now))
         self.run_ended(record, now)
-        for new in transition.spawn:
-            self.store(new, now)
         return SettleResult(
-            record.id, record.epoch, answer, record.status, record.available_at, record.failure_reason
+            record.id,
+            record.epoch,
+            answer,
+            record.status,
+            record.available_at,
+            record.failure_reason,
+            [self.store(new, now) for new in transition.spawn],
         )
 
     def run_ended(self, record: TaskRecord, now: float) -> None:

@@ -12,7 +12,7 @@ from dispatch.records import AttemptOutcome, Claim, Transition, TransitionKind
 from dispatch.storage.protocol import Want
 from dispatch.storage.query import Ids, PruneSpec
 from dispatch.tasks import FailureReason, TaskStatus
-from dispatch.testing.workbench import LEASE_S, Workbench
+from dispatch.testing.workbench import LEASE_S, Workbench, unique
 
 __all__ = ["HistoryCases", "RescueCases", "SettleCases", "TurnCases"]
 
@@ -193,6 +193,32 @@ class SettleCases:
         await bench.rescue_all()
         await bench.settle(stale, spawn=(bench.task("neither"),))
         assert await bench.ids(Ids("never", "neither")) == []
+
+    async def test_the_answer_says_what_became_of_each_spawned_task(self, bench: Workbench) -> None:
+        only = unique("k", "reject")
+        spawn = (
+            bench.task("child", delay=9.0),
+            bench.task("child"),
+            bench.task("one", unique=only),
+            bench.task("two", unique=only),
+            bench.task("lost", queue="nowhere"),
+        )
+        for kind in (K.DONE, K.FAILED):
+            claim = await bench.started(kind.value)
+            answer = await bench.settle(claim, kind=kind, spawn=spawn)
+            assert answer.answer is APPLIED
+            assert [(each.id, each.answer.value) for each in answer.spawned] == [
+                ("child", "created" if kind is K.DONE else "existing"),
+                ("child", "existing"),
+                ("one", "created" if kind is K.DONE else "existing"),
+                ("two", "rejected"),
+                ("lost", "unknown_queue"),
+            ]
+            made = answer.spawned[0]
+            if kind is K.DONE:
+                assert made.available_at == made.created_at + 9.0
+            again = await bench.settle(claim, kind=kind, spawn=spawn)
+            assert (again.answer.value, [*again.spawned]) == ("repeated", [])
 
     async def test_spawned_tasks_are_never_refused_by_a_bound(self, bench: Workbench) -> None:
         await bench.declare(max_waiting=1)

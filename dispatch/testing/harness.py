@@ -363,8 +363,9 @@ async def perform(
     with trio.fail_after(task.timeout if task.timeout is not None else inf) as scope:
         run = Run(claim, scope, prepare, report)
         value: Any = entry.function(running, run) if entry.wants_run else entry.function(running)
-        if entry.is_async:
+        if inspect.isawaitable(value):
             value = await value
+        run.end()
     if declared.result is not None:
         _, value = codec.encode(value, declared.result, f"result of {where}")
     return Performed(cast("R", value), published, progress)

@@ -165,8 +165,8 @@ class RecordingStorage(StorageProxy):
                 due=result.available_at,
             )
             if result.answer is SettleAnswer.APPLIED:
-                for new in transition.spawn:
-                    if new.unique is None:  # else it may have met a match, which no answer tells
+                for new, stored in zip(transition.spawn, result.spawned, strict=True):
+                    if stored.answer is EnqueueAnswer.CREATED:
                         self._published(new)
         return results
 

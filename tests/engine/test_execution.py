@@ -11,6 +11,8 @@ import trio
 
 from dispatch import (
     Cancel,
+    ClaimLostError,
+    EventKind,
     FailureReason,
     PermanentError,
     Priority,
@@ -22,8 +24,10 @@ from dispatch import (
     TaskQueueConfig,
     TaskStatus,
     TaskType,
+    Unique,
 )
 from dispatch.storage.query import Ids
+from dispatch.testing.harness import perform
 
 from .work import ASK, JOB, Answer, Job, Script, nothing, working
 
@@ -374,3 +378,88 @@ async def test_middleware_surrounds_every_attempt(autojump_clock: object) -> Non
         await dispatcher.publisher.publish(JOB(Job()))
         await dispatcher.drain()
     assert trail == ["outer in", "inner", "outer out"]
+
+
+async def test_what_a_sync_handler_returns_is_awaited_if_it_can_be() -> None:
+    seen: list[tuple[int, str]] = []
+
+    async def send(task: QueueTask[Job], client: str) -> Answer:
+        await trio.lowlevel.checkpoint()
+        seen.append((task.payload.n, client))
+        if task.attempt == 1:
+            raise ConnectionError("busy")
+        return Answer(task.payload.n)
+
+    def handler(task: QueueTask[Job]) -> Any:
+        return send(task, "smtp")
+
+    config = TaskQueueConfig(max_retry=1, retry_delay=0.01)
+    async with working(handler, config, task_type=ASK) as dispatcher:
+        assert await dispatcher.publisher.result(await dispatcher.publisher.publish(ASK(Job(7)))) == Answer(7)
+    assert seen == [(7, "smtp"), (7, "smtp")]
+    assert (await perform(handler, ASK(Job(8)), attempt=2)).result == Answer(8)
+
+
+async def test_an_awaited_answer_of_a_sync_handler_is_cut_by_its_timeout_and_its_cancel() -> None:
+    began = trio.Event()
+
+    def handler(task: QueueTask[Job]) -> Any:
+        async def work() -> None:
+            began.set()
+            await trio.sleep_forever()
+
+        return work()
+
+    async with working(handler) as dispatcher:
+        late = await dispatcher.publisher.publish(JOB(Job(), timeout=0.05))
+        assert (await dispatcher.publisher.wait(late)).last_error == (
+            "TimeoutError: attempt 1 exceeded its timeout of 0.05 s"
+        )
+        began = trio.Event()
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await began.wait()
+        await dispatcher.control.cancel(task, reason="enough")
+        ended_ = await dispatcher.publisher.wait(task)
+    assert (ended_.status, ended_.last_error) == (TaskStatus.CANCELLED, "enough")
+
+
+async def test_run_publish_refuses_once_its_handler_has_returned(autojump_clock: object) -> None:
+    kept: list[Run] = []
+
+    async def handler(task: QueueTask[Job], run: Run) -> None:
+        kept.append(run)
+
+    async with working(handler) as dispatcher:
+        task = await dispatcher.publisher.wait(await dispatcher.publisher.publish(JOB(Job())))
+        with pytest.raises(ClaimLostError) as refused:
+            await kept[0].publish(JOB(Job(2)))
+        assert str(refused.value) == (
+            f"[1022] task {task.id}: attempt 1 has ended, so run.publish has nothing to be stored with; "
+            "call it before the handler returns, or use the publisher"
+        )
+        assert await dispatcher.control.count() == {(): 1}
+
+
+async def test_what_run_publish_could_not_store_is_told(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    only = Unique(key="only", on_clash="reject")
+    ids: list[str] = []
+
+    async def handler(task: QueueTask[Job], run: Run) -> None:
+        if task.payload.n == 0:
+            for n in (1, 2):
+                ids.append(await run.publish(JOB(Job(n), unique=only, delay=50)))
+
+    told: list[str] = []
+    async with working(handler) as dispatcher:
+        dispatcher.observe(lambda event: told.append(event.task_id) if event.kind is EventKind.PUBLISHED else None)
+        task = await dispatcher.publisher.wait(await dispatcher.publisher.publish(JOB(Job())))
+        await dispatcher.drain()
+        assert await dispatcher.control.count() == {(): 2}
+    [line] = [each.getMessage() for each in caplog.records if each.name == "dispatch.execution"]
+    assert line == (
+        f"task {task.id} (q/job): what it gave to run.publish as {ids[1]} (q/job) was not stored: "
+        f"task {ids[0]} is in its way"
+    )
+    assert told == [task.id, ids[0]]

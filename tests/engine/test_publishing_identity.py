@@ -19,7 +19,7 @@ from dispatch import (
     Unique,
 )
 
-from .work import JOB, Job, Script, nothing, working
+from .work import ASK, JOB, Job, Script, nothing, working
 
 
 async def test_publishing_after_the_end_is_refused(autojump_clock: object) -> None:
@@ -157,3 +157,19 @@ async def test_a_trio_task_started_by_a_handler_publishes_as_its_handler_does(au
         await dispatcher.publisher.publish(JOB(Job(0)))
         await dispatcher.drain()
     assert sorted(done) == [0, 1, 2, 3, 4]
+
+
+async def test_an_id_that_another_type_has_taken_is_refused(autojump_clock: object) -> None:
+    async with working(nothing) as dispatcher:
+        first = await dispatcher.publisher.publish(JOB(Job(1), id="order-7", delay=9))
+        with pytest.raises(DuplicateTaskError) as refused:
+            await dispatcher.publisher.publish(ASK(Job(2), id="order-7"))
+        assert str(refused.value) == (
+            "[1011] task q/ask: its id 'order-7' is that of a task of q/job, and ids are unique over all queues; "
+            "put the type into it, as in 'ask-order-7'"
+        )
+        [there, taken] = await dispatcher.publisher.publish_many([JOB(Job(3), id="order-7"), ASK(Job(4), id="order-7")])
+        assert there.task is not None
+        assert (there.task.payload, there.error) == (first.payload, None)
+        assert isinstance(taken.error, DuplicateTaskError)
+        assert await dispatcher.control.count() == {(): 1}
