@@ -62,6 +62,8 @@ RELOAD_GAP_S: Final = 0.5
 RELOAD_REST: Final = 5.0
 """Between two readings of all entries lie so many seconds, and so many times what one takes:
 ten thousand that are added one by one ring as often."""
+MAX_RELOAD_REST_S: Final = 10.0
+"""And never more: one answer that took a minute must not hide new entries for five."""
 CROWD: Final = 1_000
 """Entries taken from the heap before the clock is looked at again."""
 JUMP_S: Final = 1.0
@@ -416,7 +418,8 @@ class CronTaskDispatcher:
             self._bell.stale = True
             raise
         ended = trio.current_time()
-        self._reload_at = ended + max(RELOAD_GAP_S, RELOAD_REST * (ended - began))
+        rest_s = min(RELOAD_REST * (ended - began), MAX_RELOAD_REST_S)
+        self._reload_at = ended + max(RELOAD_GAP_S, rest_s)
         self._calm_s = 0.0
 
     def _calm_down(self, exc: StorageError) -> None:

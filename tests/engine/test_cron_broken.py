@@ -29,6 +29,7 @@ from dispatch import (
 from dispatch.cron.dispatcher import CronTaskDispatcher
 from dispatch.storage.protocol import AdvanceAnswer, CronRecord, EnqueueAnswer
 from dispatch.storage.query import All, Crons
+from dispatch.testing.faults import FaultyStorage
 
 from .work import JOB, Job, Script, nothing, working
 
@@ -343,6 +344,22 @@ async def test_an_outage_hides_no_change_of_the_entries(autojump_clock: object, 
         await trio.sleep(60)
         assert [task.name for task in await one.cron.tasks()] == ["a", "b"]
     assert len(await stage.slots("b")) == len(await stage.slots("a")) == 1
+
+
+async def test_an_answer_that_took_a_minute_hides_no_entry_for_long(autojump_clock: object, stage: Stage) -> None:
+    slow = FaultyStorage(stage)
+    async with working(nothing, storage=stage) as one, open_dispatcher(slow):
+        await one.cron.add_with_name("@daily", "first", JOB(Job()))
+        slow.delay_s = 60.0
+        await trio.sleep(1)  # the other one begins to read it
+        slow.delay_s = 0.0
+        await trio.sleep(60)
+        await one.cron.add_with_name("@every 7s", "second", JOB(Job()))
+        await trio.sleep(11)
+        one.cron.close()
+        fired = len(await stage.slots("second"))
+        await trio.sleep(21)
+        assert len(await stage.slots("second")) == fired + 3
 
 
 # ---- cancelled ------------------------------------------------------------------
