@@ -3,7 +3,8 @@
 Everything here is plain data that crosses the persistence hook. Payloads and
 results are bytes that the codec made; moments are UTC seconds since 1970 as
 floats rounded to the microsecond, by the storage's own clock; durations are
-seconds. Only `dispatch.lifecycle` changes a `TaskRecord`'s state.
+seconds, and of a moment or duration an int will do. Only `dispatch.lifecycle`
+changes a `TaskRecord`'s state.
 """
 
 from __future__ import annotations

@@ -71,6 +71,7 @@ __all__ = [
     "Outcome",
     "Queue",
     "Step",
+    "as_array",
     "column",
     "insert_sql",
     "promote",
@@ -179,6 +180,13 @@ def insert_sql(columns: Iterable[str], rest: str) -> str:
         f"%s::{TYPES.get(name, 'float8').replace('jsonb', 'text')}[]" for name in names
     )
     return f"unnest({arrays}) WITH ORDINALITY AS g ({', '.join(names)}, ord){rest}"
+
+
+def as_array(name: str, values: Iterable[Any]) -> list[Any]:
+    """The values of one column as `insert_sql` wants them: psycopg refuses an int among floats."""
+    if TYPES.get(name, "float8") != "float8":
+        return list(values)
+    return [None if value is None else float(value) for value in values]
 
 
 def column(name: str, new: NewTask | TaskRecord, lane: int) -> Any:
@@ -566,7 +574,7 @@ class Step:
             return
         values = [
             [stored.record.seq for stored in changed],
-            *([row[WRITTEN.index(name)] for row in rows] for name in names),
+            *(as_array(name, (row[WRITTEN.index(name)] for row in rows)) for name in names),
         ]
         sets = ", ".join(
             f"{name} = g.{name}::jsonb" if TYPES[name] == "jsonb" else f"{name} = g.{name}"
@@ -603,7 +611,7 @@ class Step:
                 f"INSERT INTO @.tasks ({', '.join(names)}) SELECT {selected}"
                 f" FROM {insert_sql(names, ' ORDER BY ord')} ON CONFLICT (id) DO NOTHING"
             ),
-            _columns(rows),
+            list(map(as_array, names, _columns(rows))),
         )
         if cursor.rowcount != len(rows):
             raise Again

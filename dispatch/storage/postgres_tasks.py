@@ -30,6 +30,7 @@ from dispatch.storage.postgres_step import (
     Outcome,
     Queue,
     Step,
+    as_array,
     column,
     insert_sql,
     transaction,
@@ -202,7 +203,7 @@ class PostgresTasks:
         )
         columns["at"] = [new.available_at for new in tasks]
         columns["delay"] = [new.delay for new in tasks]
-        return self._sql(statement), list(columns.values())
+        return self._sql(statement), [as_array(*each) for each in columns.items()]
 
     async def enqueue(
         self,

@@ -108,6 +108,28 @@ class EnqueueCases:
         await bench.advance(5.0)
         assert await bench.taken() == ["a"]
 
+    @pytest.mark.parametrize("keyed", [False, True])
+    async def test_whole_and_broken_seconds_go_together(
+        self, bench: Workbench, keyed: bool
+    ) -> None:
+        await bench.declare(keyed=keyed)
+        moment = int(bench.now()) + 7
+        results = await bench.storage.enqueue(
+            [
+                bench.task("a", key="a", timeout=5, delay=0.5),
+                bench.task("b", key="b", timeout=2.5, delay=5),
+                bench.task("c", key="c", available_at=moment),
+                bench.task("d", key="d", available_at=moment + 0.5),
+            ]
+        )
+        assert answers(results) == [A.CREATED] * 4
+        rows = [await bench.row(id_) for id_ in "abcd"]
+        assert [row.timeout for row in rows] == [5.0, 2.5, None, None]
+        assert [row.available_at for row in rows] == [result.available_at for result in results]
+        waits = [row.available_at - bench.now() for row in rows[:2]]
+        assert waits == pytest.approx([0.5, 5.0], abs=1e-6)
+        assert [row.available_at for row in rows[2:]] == [moment, moment + 0.5]
+
     async def test_a_past_moment_is_claimable_and_kept(self, bench: Workbench) -> None:
         moment = bench.now() - 100.0
         await bench.publish("a", available_at=moment)
@@ -302,6 +324,22 @@ class UniqueCases:
             changed = {field for field in names if getattr(after, field) != getattr(before, field)}
             assert changed == {name}
             assert getattr(after, name) == new[name]
+
+    async def test_replacing_takes_whole_seconds_among_broken_ones(self, bench: Workbench) -> None:
+        due = int(bench.now()) + 60
+        fields = frozenset({"timeout", "available_at"})
+        clashes = [unique(key, "replace", replace=fields) for key in ("u", "v")]
+        await bench.publish("a", unique=clashes[0])
+        await bench.publish("b", unique=clashes[1])
+        results = await bench.storage.enqueue(
+            [
+                bench.task("c", timeout=5, available_at=due, unique=clashes[0]),
+                bench.task("d", timeout=2.5, available_at=due + 0.5, unique=clashes[1]),
+            ]
+        )
+        assert answers(results) == [A.REPLACED] * 2
+        rows = [await bench.row(id_) for id_ in ("a", "b")]
+        assert [(row.timeout, row.available_at) for row in rows] == [(5.0, due), (2.5, due + 0.5)]
 
     async def test_replacing_the_due_time_debounces(self, bench: Workbench) -> None:
         later = unique(on_clash="replace", replace=frozenset({"payload", "available_at"}))

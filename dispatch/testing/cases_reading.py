@@ -264,6 +264,16 @@ class AlterCases:
         after = await bench.row("a")
         assert (after.timeout, after.max_retry) == (None, None)
 
+    async def test_whole_seconds_are_patched_in_among_broken_ones(self, bench: Workbench) -> None:
+        moment = int(bench.now()) + 9
+        await bench.publish("a", timeout=2.5)
+        await bench.publish("b", timeout=5.0, available_at=moment + 0.0)
+        # Of b each patch changes one field, and the other stays as it was stored.
+        assert await bench.alter(Ids("a", "b"), "patch", timeout=5, priority=2) == ["a", "b"]
+        assert await bench.alter(Ids("a", "b"), "patch", available_at=moment, priority=3) == ["a", "b"]
+        rows = [await bench.row(id_) for id_ in ("a", "b")]
+        assert [(row.timeout, row.available_at) for row in rows] == [(5.0, moment)] * 2
+
     async def test_unknown_and_ended_tasks_are_not_patched(self, bench: Workbench) -> None:
         await bench.ended("a")
         assert await bench.alter("unknown", "patch", priority=3) == []

@@ -93,6 +93,25 @@ class SettleCases:
             [again] = await bench.claim()
             await bench.fail(again)
 
+    async def test_ends_of_whole_and_broken_seconds_go_together(self, bench: Workbench) -> None:
+        await bench.publish("a", "b", "c", max_retry=1)
+        claims = {claim.id: claim for claim in await bench.claim(3)}
+        spawned = tuple(
+            bench.task(f"s{at}", timeout=timeout, delay=delay)
+            for at, (timeout, delay) in enumerate([(5, 0.5), (2.5, 1), (None, 0)])
+        )
+        results = await bench.storage.settle(
+            [
+                Transition("a", claims["a"].epoch, K.FAILED, error="no", retry_in=5),
+                Transition("b", claims["b"].epoch, K.SNOOZED, retry_in=0.5),
+                Transition("c", claims["c"].epoch, K.DONE, spawn=spawned),
+            ]
+        )
+        assert [result.answer for result in results] == [APPLIED] * 3
+        waits = [(await bench.row(id_)).available_at - bench.now() for id_ in ("a", "b", "s0", "s1")]
+        assert waits == pytest.approx([5.0, 0.5, 0.5, 1.0], abs=1e-6)
+        assert [(await bench.row(new.id)).timeout for new in spawned] == [5.0, 2.5, None]
+
     async def test_handing_back_changes_nothing_but_the_fence(self, bench: Workbench) -> None:
         before = (await bench.publish("a"))[0].available_at
         [claim] = await bench.claim(worker="one")

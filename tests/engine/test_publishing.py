@@ -66,6 +66,14 @@ async def test_waiting_publishers_are_served_in_order_of_arrival(autojump_clock:
     assert [task.payload.n for task in handler.seen] == list(range(20))
 
 
+async def test_whole_seconds_are_stored_as_floats(autojump_clock: object) -> None:
+    async with working() as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job(), timeout=5, delay=60))
+        await dispatcher.publisher.publish(JOB(Job(), timeout=2.5, delay=0.5))
+        stored = (await dispatcher.control.find()).tasks
+        assert [repr(task.timeout) for task in stored] == ["5.0", "2.5"]
+
+
 async def test_a_cancelled_waiting_publish_leaves_nothing(autojump_clock: object) -> None:
     handler = Script(5.0)
     async with working(handler, TaskQueueConfig(buffer_size=1)) as dispatcher:
