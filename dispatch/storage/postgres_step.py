@@ -598,11 +598,15 @@ class Step:
                 stored.queue_id,
                 int(stored.state),
                 stored.lined,
+                stored.record.finished_at,
+                stored.record.cancel_reason,
                 *(column(name, stored.record, lanes[stored.address()]) for name in INSERTED),
             )
             for stored in self._fresh
         ]
-        names = ("seq", "created_at", "available_at", "queue", "state", "lined", *INSERTED)
+        # One may have been superseded already, by a later one of the same step.
+        ended = ("finished_at", "cancel_reason")
+        names = ("seq", "created_at", "available_at", "queue", "state", "lined", *ended, *INSERTED)
         selected = ", ".join(
             f"g.{name}::jsonb" if TYPES[name] == "jsonb" else f"g.{name}" for name in names
         )

@@ -238,6 +238,26 @@ class UniqueCases:
             assert old.status is TaskStatus.CANCELLED
         assert await bench.taken(5) == ["new"]
 
+    @pytest.mark.parametrize("spawned", [False, True])
+    async def test_superseded_in_its_own_batch_a_task_has_ended_like_any_other(
+        self, bench: Workbench, spawned: bool
+    ) -> None:
+        claim = await bench.started("first")
+        batch = [bench.task(f"t{at}", unique=unique(on_clash="supersede")) for at in range(8)]
+        if spawned:
+            await bench.settle(claim, spawn=tuple(batch))
+        else:
+            assert answers(await bench.storage.enqueue(batch)) == [A.CREATED] * 8
+            await bench.settle(claim)
+        for at in range(7):
+            row = await bench.row(f"t{at}")
+            assert (row.status, row.finished_at) == (TaskStatus.CANCELLED, bench.now())
+            assert row.cancel_reason == f"superseded by task t{at + 1}"
+        assert await bench.status("t7") == "pending"
+        await bench.advance(5.0)
+        assert await bench.storage.prune(PruneSpec(age_s=1.0)) == 8
+        assert await bench.ids() == ["t7"]
+
     @pytest.mark.parametrize("on_clash", ["keep", "reject", "replace", "supersede"])
     @pytest.mark.parametrize("status", ENDED)
     async def test_an_ended_task_does_not_clash_by_default(
