@@ -7,13 +7,32 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from dispatch import lifecycle
+from dispatch.lifecycle import TABLE, Event
 from dispatch.records import NewTask, TaskRecord
 from dispatch.storage.protocol import KEEP, Change
+from dispatch.storage.query import All, Ids, Statuses, Where
 from dispatch.tasks import TaskStatus
 
-__all__ = ["NO_HEADERS", "frozen_headers", "group_value", "later_slot", "patched", "replacement", "would_change"]
+__all__ = [
+    "NO_HEADERS",
+    "changeable",
+    "frozen_headers",
+    "group_value",
+    "later_slot",
+    "patched",
+    "replacement",
+    "would_change",
+]
 
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+CHANGEABLE: Final = {
+    "patch": frozenset({TaskStatus.PENDING, TaskStatus.HELD, TaskStatus.RUNNING, TaskStatus.FAILED}),
+    "rerun": TABLE[Event.RERUN].source,
+    "cancel": TABLE[Event.CANCEL].source | TABLE[Event.ASK_CANCEL].source,
+    "hold": TABLE[Event.HOLD].source,
+    "resume": TABLE[Event.RESUME].source,
+}
+"""The statuses in which an action may change anything at all."""
 
 
 def frozen_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
@@ -33,9 +52,21 @@ def replacement(new: NewTask, names: Iterable[str], available_at: float) -> dict
     return fields
 
 
+def changeable(where: Where, change: Change) -> Where:
+    """The tree for a change by hand, without what that cannot change: most tasks have ended.
+
+    A row that is only looked at is locked on PostgreSQL, and a run whose row is locked for
+    long would lose its lease. Named ids stay as they are: they are few, and found by themselves.
+    """
+    parts = where.parts if isinstance(where, All) else (where,)
+    if any(isinstance(part, Ids) for part in parts):
+        return where
+    return All(*parts, Statuses(*CHANGEABLE[change.action]))
+
+
 def patched(record: TaskRecord, change: Change) -> dict[str, object]:
     """The fields that a patch would really change; of the ended tasks only dead letters take one."""
-    if record.status.is_terminal and record.status is not TaskStatus.FAILED:
+    if record.status not in CHANGEABLE["patch"]:
         return {}
     given: dict[str, object] = {
         name: value

@@ -45,6 +45,7 @@ from dispatch.errors import InvalidConfigError
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import AttemptRecord, Claim, NewTask, TaskRecord, Transition, UniqueKey
 from dispatch.storage.changes import (
+    changeable,
     frozen_headers,
     group_value,
     patched,
@@ -616,6 +617,7 @@ class MemoryStorage(MemoryRegistry):
         now = self._clock.now()
         for queue in self._queues.values():
             queue.mature(now)
+        where = changeable(where, change)
         changed: list[str] = []
         for row in list(self._candidates(where)):
             if limit is not None and len(changed) >= limit:

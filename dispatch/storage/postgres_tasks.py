@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import NewTask, TaskRecord, Transition, TransitionKind
-from dispatch.storage.changes import would_change
+from dispatch.storage.changes import changeable, would_change
 from dispatch.storage.postgres_claim import PostgresClaims
 from dispatch.storage.postgres_query import (
     CLOCK,
@@ -360,6 +360,7 @@ class PostgresTasks:
         outcome: Outcome,
     ) -> list[str]:
         """See `TaskStore.alter`. In a transaction; a chunk of rows at a time."""
+        where = changeable(where, change)
         changed: list[str] = []
         after: int | None = None
         while limit is None or len(changed) < limit:
@@ -384,6 +385,7 @@ class PostgresTasks:
         self, connection: TrioConnection[Any], where: Where, change: Change, limit: int | None
     ) -> list[str]:
         """What `alter` would answer. Reads only."""
+        where = changeable(where, change)
         found: list[str] = []
         rows = matching(
             connection, self._sql, self._lanes, where, Order.OLDEST, None, CHUNK, every=True

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from dispatch import lifecycle
 from dispatch.records import TaskRecord
-from dispatch.storage.changes import patched, would_change
+from dispatch.storage.changes import changeable, patched, would_change
 from dispatch.storage.protocol import Change, TopicKind
 from dispatch.storage.query import PruneSpec, Where
 from dispatch.storage.sqlite_query import condition, records, sequences
@@ -27,7 +27,7 @@ def alter(
 ) -> list[str]:
     """See `TaskStore.alter`."""
     changed: list[str] = []
-    for record in _matching(tasks, where, now):
+    for record in _matching(tasks, changeable(where, change), now):
         if limit is not None and len(changed) >= limit:
             break
         if would_change(change, record, now) if dry_run else _alter(tasks, record, change, now):

@@ -363,6 +363,39 @@ class AlterCases:
         assert await bench.alter("b", "resume") == []
         assert await bench.status("b") == "cancelled"
 
+    @pytest.mark.parametrize(
+        ("action", "statuses"),
+        [
+            ("patch", {"pending", "held", "running", "failed"}),
+            ("rerun", {"succeeded", "failed", "cancelled"}),
+            ("cancel", {"pending", "held", "running"}),
+            ("hold", {"pending"}),
+            ("resume", {"held"}),
+        ],
+    )
+    async def test_an_action_changes_what_matches_in_the_statuses_it_is_for(
+        self, bench: Workbench, action: str, statuses: set[str]
+    ) -> None:
+        await zoo(bench)
+        fields = {"priority": 2} if action == "patch" else {}
+        for where in (
+            Statuses("later") & Types("t"),
+            Statuses("succeeded", "held") & ~Tags(any_of=frozenset({"x"})),
+            Payload(("n",), 1) | Statuses("running", "failed"),
+            AnyOf(Types("u"), Statuses("due"), Ids("held", "failed")),
+            Ids("tagged", "tagged-y", "cancelled"),
+            ~Queues("r"),
+            All(),
+        ):
+            rows = (await bench.storage.find(where, limit=1_000)).records
+            can = [row for row in rows if row.status.value in statuses]
+            dry = await bench.alter(where, action, dry_run=True, **fields)
+            assert await bench.alter(where, action, **fields) == dry
+            assert set(dry) <= {row.id for row in can}, where
+            # The rest was changed already, by one of the trees before.
+            left = [row for row in can if row.id not in dry]
+            assert all(row.cancel_reason if action == "cancel" else row.priority == 2 for row in left)
+
     async def test_of_hold_resume_and_cancel_at_once_cancel_wins(self, bench: Workbench) -> None:
         for number in range(10):
             id_ = f"t{number}"

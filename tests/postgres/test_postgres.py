@@ -27,7 +27,7 @@ from dispatch.storage.postgres_claim import _values
 from dispatch.storage.postgres_schema import SCHEMA_VERSION, migrate, migration_sql
 from dispatch.storage.protocol import EnqueueAnswer, QueueRecord, Topic, TopicKind, Want
 from dispatch.storage.psycopg_trio import TrioConnection, psycopg
-from dispatch.storage.query import All, Ids, Order, Queues, Statuses
+from dispatch.storage.query import All, Ids, Order, Queues, Statuses, Types, Where
 from dispatch.testing.postgres import PostgresServer
 from dispatch.testing.workbench import Workbench, unique
 from tests.postgres.stage import Stage
@@ -430,6 +430,28 @@ async def test_an_effect_and_the_end_of_its_run_commit_together(
         assert (await bench.row("a")).result == b"1"
         assert (await bench.settle(claim)).answer is SettleAnswer.REPEATED
         assert sorted(await bench.taken(9)) == ["b", "child"]
+
+
+@pytest.mark.parametrize("where", [Queues("q"), Types("t"), All()])
+async def test_a_change_by_hand_leaves_alone_what_it_cannot_change(
+    where: Where, stage: Stage, connection: psycopg.Connection[Any]
+) -> None:
+    async with stage.open() as (storage, _):
+        bench = Workbench(storage, stage.advance)
+        await bench.ended("succeeded")
+        await bench.ended("dead", how=TransitionKind.FAILED, max_retry=0)
+        claim = await bench.started("running")
+        await bench.publish("waiting", "other")
+        connection.execute("SELECT 1 FROM dispatch.tasks WHERE state IN (3, 5, 6, 7) FOR UPDATE")
+        with trio.fail_after(3):  # less than the deadline of a step
+            assert await bench.alter(where, "hold") == ["waiting", "other"]
+            assert await bench.alter(where, "resume") == ["waiting", "other"]
+        connection.rollback()
+        connection.execute("SELECT 1 FROM dispatch.tasks WHERE state IN (0, 3) FOR UPDATE")
+        with trio.fail_after(3):
+            assert await bench.alter(where, "rerun") == ["succeeded", "dead"]
+        connection.rollback()
+        assert await bench.holds(claim)
 
 
 # ---- plans and pages --------------------------------------------------------------

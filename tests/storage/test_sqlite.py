@@ -34,9 +34,9 @@ from dispatch import (
 from dispatch.bell import Bell
 from dispatch.errors import ClosedError
 from dispatch.records import NewTask
-from dispatch.storage import sqlite, sqlite_query, sqlite_schema, sqlite_tasks
+from dispatch.storage import sqlite, sqlite_query, sqlite_repair, sqlite_schema, sqlite_tasks
 from dispatch.storage.opening import open_storage
-from dispatch.storage.protocol import QueueRecord, Topic, TopicKind, Want
+from dispatch.storage.protocol import Change, QueueRecord, Topic, TopicKind, Want
 from dispatch.storage.query import All, AnyOf, Ids, Queues, Statuses, Types
 from dispatch.storage.sqlite import SqliteStorage
 from tests.conclusive import AGAIN, in_time
@@ -843,6 +843,21 @@ def test_a_bounded_count_goes_by_an_index_past_what_has_ended(where: Any, bound:
     before = bench.steps(count)
     bench.fill("ended", MANY, place=0, status="succeeded")
     assert bench.steps(count) <= before + 10
+
+
+@pytest.mark.parametrize("where", [Queues("q"), Types("job"), All()])
+@pytest.mark.parametrize("action", ["hold", "resume", "cancel", "patch"])
+def test_a_change_by_hand_goes_past_what_has_ended(where: Any, action: Any, bench: Bench) -> None:
+    bench.db.execute("UPDATE dispatch_tasks SET status = 'held', place = 0 WHERE id LIKE 'tagged%'")
+
+    def alter() -> None:
+        # A dry run, so that the second time there is as much to do as the first.
+        change = Change(action=action, priority=3)
+        assert sqlite_repair.alter(bench.tasks, where, change, bench.now, limit=None, dry_run=True)
+
+    before = bench.steps(alter)
+    bench.fill("ended", MANY, place=0, status="succeeded")
+    assert bench.steps(alter) <= before + 50
 
 
 @pytest.mark.parametrize("statuses", [("failed",), ("pending", "running"), ("held",)])
