@@ -165,16 +165,24 @@ class Upkeep:
         return before is not None and abs((wall - before) - elapsed) > self.lease_s / 2
 
     async def _renew(self) -> None:
-        """Renew everything held; stop what is lost, or asked to stop."""
+        """Renew everything held; stop what is lost, or asked to stop. Raises what failed at its end."""
+        failure: StorageError | None = None
         for actors in list(self.queues()):
             held = actors.held()
             if not held:
                 continue
-            for answer in await self.storage.renew(held, lease=self.lease_s):
+            try:
+                answers = await self.storage.renew(held, lease=self.lease_s)
+            except StorageError as exc:  # of one queue: the others must not lose their leases by it
+                failure = failure or exc
+                continue
+            for answer in answers:
                 if not answer.held:
                     actors.stop_run(answer.id, answer.epoch, Stop.LOST, "its lease ran out")
                 elif answer.cancel_reason is not None:
                     actors.stop_run(answer.id, answer.epoch, Stop.CANCEL, answer.cancel_reason)
+        if failure is not None:
+            raise failure
         self._renewed_at = trio.current_time()
 
     async def _apply_controls(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,14 +12,19 @@ from dispatch import (
     Dispatcher,
     MemoryStorage,
     QueueTask,
+    StorageError,
     TaskQueueConfig,
     TaskQueueConsumer,
     TaskQueuePublisher,
     TaskStatus,
+    TaskType,
     open_dispatcher,
 )
 from dispatch.cron.dispatcher import CronTaskDispatcher
+from dispatch.records import AttemptOutcome
+from dispatch.storage.protocol import RenewAnswer
 from dispatch.storage.query import Ids
+from dispatch.testing.proxy import StorageProxy
 
 from .work import JOB, Job, Script, nothing, working
 
@@ -209,6 +215,39 @@ async def test_a_long_run_is_renewed_and_never_rescued(autojump_clock: object) -
         task = await dispatcher.publisher.publish(JOB(Job()))
         assert (await dispatcher.publisher.wait(task)).attempt == 1
     assert len(handler.seen) == 1
+
+
+class OneQueueFails(StorageProxy):
+    """Cannot renew what is held of the first queue that it is asked about."""
+
+    refused = 0
+
+    async def renew(self, claims: Sequence[tuple[str, int]], *, lease: float | None) -> list[RenewAnswer]:
+        if ("bad", 1) in claims:
+            self.refused += 1
+            raise StorageError("no answer within 4 s")
+        return await super().renew(claims, lease=lease)
+
+
+async def test_a_queue_that_cannot_be_renewed_costs_the_others_no_lease(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    inside = MemoryStorage()
+    storage, handler = OneQueueFails(inside), Script(60.0)
+    async with open_dispatcher(storage, lease=3.0, observers=()) as dispatcher:
+        for queue in ("first", "second"):
+            dispatcher.consumer.register_queue(queue)
+            dispatcher.consumer.register_handler(TaskType(queue, "job", Job), handler)
+        await dispatcher.publisher.publish(TaskType("first", "job", Job)(Job(), id="bad"))
+        good = await dispatcher.publisher.publish(TaskType("second", "job", Job)(Job(), id="good"))
+        for _ in range(50):  # as another worker sweeps
+            await trio.sleep(1)
+            await inside.rescue()
+        assert storage.refused > 10
+        assert (await row(inside, good)).status is TaskStatus.RUNNING
+        assert (await dispatcher.publisher.wait(good)).attempt == 1
+        assert (await inside.history("bad"))[0].outcome is AttemptOutcome.EXPIRED
+    assert "upkeep: the storage failed, trying again" in caplog.text
 
 
 async def test_draining_does_not_wait_for_a_run_that_was_lost(autojump_clock: object) -> None:
