@@ -118,7 +118,9 @@ class Run:
         even if the process dies right after the commit. `connection` is that of
         `TaskQueuePublisher.publish_in`; PostgreSQL only. Commit and return the
         same `result`, both at once: the task's row is locked until the commit,
-        and after it there is no run to renew, time out or retry.
+        and after it there is no run to renew, time out or retry. Until then the
+        lease is not renewed, and nobody else can take the task; rolled back after
+        the lease is over, it may be taken by another worker.
 
         Raises ClaimLostError, upon which to roll back, if the run is no longer
         ours; InvalidQueuePayloadError for a result that cannot be stored;

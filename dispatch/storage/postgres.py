@@ -561,7 +561,7 @@ class PostgresStorage(Storage):
     async def rescue(self, limit: int = 1_000) -> Rescued:
         """End expired runs. `next_sweep` is None: other processes take leases, too."""
         records = await self._step(
-            lambda connection, outcome: self._tasks.rescue(connection, limit, outcome)
+            lambda connection, outcome: self._tasks.rescue(connection, limit, outcome), atomic=False
         )
         for name in self._relied_on:
             self._relied_on[name] = float("inf")

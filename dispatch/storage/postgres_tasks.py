@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from operator import itemgetter
 from typing import Any, Final
 
 from dispatch.lifecycle import SettleAnswer
@@ -65,25 +66,30 @@ ENQUEUE: Final = (
     " WHERE {fits} ORDER BY g.ord ON CONFLICT (id) DO NOTHING RETURNING id, created_at, available_at"
 )
 
-RENEW: Final = (
-    f"{CLOCK}, held AS MATERIALIZED (SELECT t.seq, t.id, t.epoch, t.cancel_reason FROM"
-    " unnest(%(ids)s::text[], %(epochs)s::int8[]) AS g (id, epoch)"
+RUNS_GIVEN: Final = (
+    "unnest(%(ids)s::text[], %(epochs)s::int8[]) AS g (id, epoch)"
     " JOIN @.tasks t ON t.id = g.id AND t.epoch = g.epoch AND t.state = 3"
-    " ORDER BY t.seq FOR UPDATE OF t),"
-    " renewed AS (UPDATE @.tasks t SET lease_until = c.now + %(lease)s::float8 FROM held, clock c"
-    "  WHERE t.seq = held.seq AND t.lease_until < c.now + %(lease)s::float8)"
-    " SELECT id, epoch, cancel_reason FROM held"
 )
-HELD: Final = (
-    "SELECT t.id, t.epoch, t.cancel_reason FROM unnest(%(ids)s::text[], %(epochs)s::int8[])"
-    " AS g (id, epoch) JOIN @.tasks t ON t.id = g.id AND t.epoch = g.epoch AND t.state = 3"
+HELD: Final = f"SELECT t.id, t.epoch, t.cancel_reason, FALSE FROM {RUNS_GIVEN}"
+RENEW: Final = (
+    f"{CLOCK}, free AS MATERIALIZED (SELECT t.seq, t.id, t.epoch, t.cancel_reason FROM {RUNS_GIVEN}"
+    "  ORDER BY t.seq FOR UPDATE OF t SKIP LOCKED),"
+    " renewed AS (UPDATE @.tasks t SET lease_until = c.now + %(lease)s::float8 FROM free, clock c"
+    "  WHERE t.seq = free.seq AND t.lease_until < c.now + %(lease)s::float8)"
+    f" SELECT id, epoch, cancel_reason, TRUE FROM free UNION ALL {HELD}"
 )
+"""What could be renewed (TRUE), and all that was held when the statement began.
+
+A row that somebody has locked, perhaps for long, must not cost the others their leases:
+it is held as far as anyone can see, and nobody else takes it while it is locked.
+"""
 FENCE: Final = "SELECT 1 FROM @.tasks WHERE id = %s AND epoch = %s AND state = 3 FOR UPDATE"
 PROGRESS: Final = "UPDATE @.tasks SET progress = %s WHERE id = %s AND epoch = %s AND state = 3"
 EXPIRED: Final = (
     "SELECT seq FROM @.tasks WHERE state = 3 AND lease_until < @.now_s()"
-    " ORDER BY lease_until, seq LIMIT %s"
+    " ORDER BY lease_until, seq LIMIT %s FOR UPDATE SKIP LOCKED"
 )
+"""A locked row is for a later sweep: its run may be just ending in its handler's transaction."""
 
 
 class PostgresTasks:
@@ -316,29 +322,33 @@ class PostgresTasks:
         if lease is None:
             del values["lease"]
         cursor = await connection.execute(self._sql(HELD if lease is None else RENEW), values)
-        held = {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
+        # Of a free row the later reading counts, which saw who locked it just before.
+        rows = sorted(await cursor.fetchall(), key=itemgetter(3))
+        held = {(row[0], row[1]): row[2] for row in rows}
         return [RenewAnswer(*claim, claim in held, held.get(claim)) for claim in claims]
 
     async def rescue(
         self, connection: TrioConnection[Any], limit: int, outcome: Outcome
     ) -> list[TaskRecord]:
-        """See `TaskStore.rescue`. In a transaction."""
+        """See `TaskStore.rescue`. Not in a transaction: it makes one if there is anything to do."""
+        # By itself, so that no row stays locked when the step takes its locks in their order.
         cursor = await connection.execute(self._sql(EXPIRED), (max(limit, 0),))
         seqs = [row[0] for row in await cursor.fetchall()]
         if not seqs:
             return []
-        step = self._new_step(connection)
-        await step.begin(seqs=seqs)
-        expired = [
-            (until, stored.record.seq, stored)
-            for stored in step.rows()
-            if stored.record.status is TaskStatus.RUNNING
-            and (until := stored.record.lease_until) is not None
-            and until < step.now
-        ]
-        expired.sort(key=lambda found: found[:2])
-        rescued = [step.rescue(stored) for _, _, stored in expired]
-        await step.write()
+        async with transaction(connection):
+            step = self._new_step(connection)
+            await step.begin(seqs=seqs)
+            expired = [
+                (until, stored.record.seq, stored)
+                for stored in step.rows()
+                if stored.record.status is TaskStatus.RUNNING
+                and (until := stored.record.lease_until) is not None
+                and until < step.now
+            ]
+            expired.sort(key=lambda found: found[:2])
+            rescued = [step.rescue(stored) for _, _, stored in expired]
+            await step.write()
         outcome.add(step)
         return rescued
 

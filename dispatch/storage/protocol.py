@@ -290,7 +290,11 @@ class TaskStore(ABC):
     async def renew(
         self, claims: Sequence[tuple[str, int]], *, lease: float | None
     ) -> list[RenewAnswer]:
-        """Extend leases to now + `lease`, never shorten; None leaves them. Harmless to repeat."""
+        """Extend leases to now + `lease`, never shorten; None leaves them. Harmless to repeat.
+
+        Where a row can be locked by somebody else's transaction, it is not waited
+        for: it answers as held, its lease stays as it is, and `rescue` passes it.
+        """
 
     @abstractmethod
     async def settle(self, transitions: Sequence[Transition]) -> list[SettleResult]:

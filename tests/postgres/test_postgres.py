@@ -29,7 +29,7 @@ from dispatch.storage.protocol import EnqueueAnswer, QueueRecord, Topic, TopicKi
 from dispatch.storage.psycopg_trio import TrioConnection, psycopg
 from dispatch.storage.query import All, Ids, Order, Queues, Statuses, Types, Where
 from dispatch.testing.postgres import PostgresServer
-from dispatch.testing.workbench import Workbench, unique
+from dispatch.testing.workbench import LEASE_S, Workbench, unique
 from tests.postgres.stage import Stage
 
 SECRET = "hunter2"  # noqa: S105 - of nobody
@@ -430,6 +430,48 @@ async def test_an_effect_and_the_end_of_its_run_commit_together(
         assert (await bench.row("a")).result == b"1"
         assert (await bench.settle(claim)).answer is SettleAnswer.REPEATED
         assert sorted(await bench.taken(9)) == ["b", "child"]
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+async def test_a_row_locked_for_long_costs_no_other_run_its_lease(
+    keyed: bool, stage: Stage, connection: psycopg.Connection[Any]
+) -> None:
+    async with stage.open() as (storage, advance):
+        bench = Workbench(storage, advance)
+        await bench.declare(keyed=keyed)
+        ending, other = [await bench.started(id_, key=id_, max_retry=1) for id_ in ("ending", "other")]
+        claims = [(claim.id, claim.epoch) for claim in (ending, other)]
+        done = Transition(ending.id, ending.epoch, TransitionKind.DONE)
+        assert storage.settle_in(connection, done).answer is SettleAnswer.APPLIED
+        with trio.fail_after(3):  # less than the deadline of a step
+            await advance(LEASE_S - 1)
+            renewed = await storage.renew(claims, lease=LEASE_S)
+            assert [answer.held for answer in renewed] == [True, True]
+            await advance(2.0)
+            assert (await bench.row("ending")).lease_until == pytest.approx(bench.now() - 1)
+            assert (await bench.row("other")).lease_until == pytest.approx(bench.now() + LEASE_S - 2)
+            assert (await storage.rescue()).records == []
+            await advance(LEASE_S)
+            assert [record.id for record in (await storage.rescue()).records] == ["other"]
+        connection.rollback()
+        assert await bench.holds(ending)
+        assert [record.id for record in (await storage.rescue()).records] == ["ending"]
+        assert [answer.held for answer in await storage.renew(claims, lease=LEASE_S)] == [False, False]
+
+
+async def test_a_run_that_its_handlers_transaction_ended_is_not_renewed(
+    stage: Stage, connection: psycopg.Connection[Any]
+) -> None:
+    async with stage.open() as (storage, advance):
+        bench = Workbench(storage, advance)
+        claim = await bench.started()
+        storage.settle_in(connection, Transition(claim.id, claim.epoch, TransitionKind.DONE))
+        connection.commit()
+        [answer] = await storage.renew([(claim.id, claim.epoch)], lease=LEASE_S)
+        assert not answer.held
+        await advance(LEASE_S + 1)
+        assert (await storage.rescue()).records == []
+        assert await bench.status("a") == "succeeded"
 
 
 @pytest.mark.parametrize("where", [Queues("q"), Types("t"), All()])
