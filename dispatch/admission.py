@@ -15,7 +15,17 @@ from dispatch.errors import (
     InvalidQueueTaskError,
     InvalidTaskTypeError,
 )
-from dispatch.tasks import MAX_DELAY_S, NAME, Priority, QueueTask, TaskStatus, Unique, check_name
+from dispatch.tasks import (
+    EARLIEST,
+    LATEST,
+    MAX_DELAY_S,
+    NAME,
+    Priority,
+    QueueTask,
+    TaskStatus,
+    Unique,
+    check_name,
+)
 
 __all__ = ["Admission", "Limits"]
 
@@ -199,6 +209,13 @@ def _check_numbers(task: QueueTask) -> None:
                 task,
                 f"available_at must have a time zone, got {moment.isoformat()}; "
                 "for a moment in UTC add tzinfo=UTC",
+            )
+        if not EARLIEST <= moment <= LATEST:
+            _refuse(
+                task,
+                f"available_at must be within {EARLIEST.isoformat()} and {LATEST.isoformat()}, "
+                f"got {moment.isoformat()}; "
+                "for a task that waits until you say so, name a nearer moment and hold it",
             )
     if task.timeout is not None:
         _check_seconds(task, "timeout", task.timeout, above=True)

@@ -117,20 +117,22 @@ class Executor:
             )
         except InvalidQueuePayloadError as exc:
             return Ended(_failed(claim, describe(exc), None, FailureReason.INVALID_PAYLOAD))
-        task = task_for_handler(claim, payload, entry)
         run: Run | None = None
-        if entry.wants_run or self.middleware:
-            run = Run(claim, slot.scope, self.prepare, self.report, lambda: self._completing(claim, entry))
-        if claim.timeout is not None:
-            slot.scope.deadline = trio.current_time() + claim.timeout
         value: Any = None
         error: BaseException | None = None
         try:
+            task = task_for_handler(claim, payload, entry)
+            if entry.wants_run or self.middleware:
+                run = Run(
+                    claim, slot.scope, self.prepare, self.report, lambda: self._completing(claim, entry)
+                )
+            if claim.timeout is not None:
+                slot.scope.deadline = trio.current_time() + claim.timeout
             if run is None and entry.is_async:  # the ordinary case, without a frame in between
                 value = await drive(entry.function(task), self.base.copy(), entry.name)
             else:
                 value = await self._call(slot, task, run, entry)
-        except BaseException as exc:  # noqa: BLE001 - a handler cannot take the dispatcher down
+        except BaseException as exc:  # noqa: BLE001 - neither a handler nor a row takes the dispatcher down
             error = exc
         if run is not None:
             run.end()

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import attrs
 
-from dispatch.tasks import FailureReason, OnClash, TaskStatus
+from dispatch.tasks import EARLIEST, LATEST, FailureReason, OnClash, TaskStatus
 
 __all__ = [
     "AttemptOutcome",
@@ -204,8 +204,15 @@ class AttemptRecord:
 
 @lru_cache(maxsize=1_024)
 def from_seconds(seconds: float) -> datetime:
-    """UTC seconds since 1970 as an aware datetime, exact to the microsecond."""
-    return datetime.fromtimestamp(seconds, UTC)
+    """UTC seconds since 1970 as an aware datetime, exact to the microsecond.
+
+    Beyond the calendar its nearest end: one row that somebody wrote by other
+    means must not make every listing it is part of fail.
+    """
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return LATEST if seconds > 0 else EARLIEST
 
 
 def to_seconds(moment: datetime) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import builtins
 import re
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from math import isfinite
 from types import MappingProxyType
@@ -50,6 +50,9 @@ R_co = TypeVar("R_co", covariant=True, default=object)
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
 MAX_DELAY_S: Final = 10 * 365 * 86_400.0
 """Ten years. A longer delay, timeout or retention is a mistake of units."""
+EARLIEST: Final = datetime(1, 1, 1, tzinfo=UTC)
+LATEST: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+"""The bounds of a moment. A float of seconds rounds the microseconds after LATEST to the year 10000."""
 
 
 class TaskStatus(StrEnum):
@@ -347,7 +350,9 @@ class QueueTask(Generic[P_co, R_co]):
       over all queues; that of a task of another type is refused (1011).
     - `key`: orders tasks of one key on a keyed queue; free to use otherwise.
     - `headers`: up to 32 short strings carried along, for tracing and such.
-    - `delay`: seconds until it may run; or `available_at`, an aware datetime.
+    - `delay`: seconds until it may run, at most ten years; or `available_at`,
+      an aware datetime within the years 1 to 9999 of UTC, their last second
+      whole. For "not until I say so" publish it and `control.hold` it.
     - `timeout`: seconds per attempt; None inherits the queue's.
     - `max_retry`: retries after the first run; None inherits the queue's, 0
       means never.

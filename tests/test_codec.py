@@ -30,7 +30,16 @@ from dispatch.errors import (
     InvalidTaskHandlerError,
     InvalidTaskTypeError,
 )
-from dispatch.tasks import FailureReason, Priority, QueueTask, TaskStatus, TaskType, Unique
+from dispatch.tasks import (
+    EARLIEST,
+    LATEST,
+    FailureReason,
+    Priority,
+    QueueTask,
+    TaskStatus,
+    TaskType,
+    Unique,
+)
 
 T = TypeVar("T")
 WHERE = "payload of q/t"
@@ -1163,6 +1172,8 @@ def test_an_ordinary_task_and_one_with_every_option_are_fine(codec: Codec) -> No
         )
     )
     codec.check_task(attrs.evolve(GOOD, priority=2, available_at=datetime.now(UTC)))
+    codec.check_task(attrs.evolve(GOOD, available_at=EARLIEST))
+    codec.check_task(attrs.evolve(GOOD, available_at=LATEST.astimezone(timezone(-timedelta(hours=5)))))
 
 
 @pytest.mark.parametrize(
@@ -1196,6 +1207,20 @@ def test_an_ordinary_task_and_one_with_every_option_are_fine(codec: Codec) -> No
             "for a moment in UTC add tzinfo=UTC",
         ),
         ({"available_at": 5.0}, "available_at must be a datetime with a time zone, got 5.0"),
+        (
+            {"available_at": datetime.max.replace(tzinfo=UTC)},
+            "available_at must be within 0001-01-01T00:00:00+00:00 and 9999-12-31T23:59:59+00:00, "
+            "got 9999-12-31T23:59:59.999999+00:00; "
+            "for a task that waits until you say so, name a nearer moment and hold it",
+        ),
+        (
+            {"available_at": datetime.max.replace(tzinfo=timezone(-timedelta(hours=5)))},
+            "got 9999-12-31T23:59:59.999999-05:00; ",
+        ),
+        (
+            {"available_at": datetime.min.replace(tzinfo=timezone(timedelta(hours=5)))},
+            "got 0001-01-01T00:00:00+05:00; ",
+        ),
         ({"timeout": 0}, "timeout must be above 0 seconds, got 0"),
         ({"timeout": -1.0}, "timeout must be above 0 seconds"),
         ({"timeout": math.nan}, "timeout must be a finite number"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import trio
 
 from dispatch import (
+    InvalidQueueTaskError,
     MemoryStorage,
     QueueNotRegisteredError,
     TaskCancelledError,
@@ -19,6 +21,7 @@ from dispatch import (
 )
 from dispatch.storage.protocol import Page
 from dispatch.storage.query import Queues, dead_letters
+from dispatch.tasks import LATEST
 
 from .work import JOB, Job, Script, nothing, working
 
@@ -256,3 +259,12 @@ async def test_dead_letters_are_listed_edited_and_rerun(autojump_clock: object) 
         assert await control.rerun(dead_letters("q")) == ids
         await dispatcher.drain()
         assert (await control.dead_letters()).tasks == ()
+
+
+async def test_a_moment_beyond_the_calendar_is_not_edited_in(autojump_clock: object) -> None:
+    async with working() as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job(), available_at=LATEST))
+        assert (await dispatcher.control.get(task)).available_at == LATEST
+        with pytest.raises(InvalidQueueTaskError, match="available_at must be within"):
+            await dispatcher.control.edit(task, available_at=datetime.max.replace(tzinfo=UTC))
+        assert [each.available_at for each in (await dispatcher.control.find()).tasks] == [LATEST]

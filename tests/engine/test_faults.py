@@ -10,9 +10,11 @@ import pytest
 import trio
 
 from dispatch import MemoryStorage, QueueTask, TaskQueueConfig, TaskStatus, execution
+from dispatch.records import NewTask
 from dispatch.storage.query import Ids
+from dispatch.tasks import EARLIEST, LATEST
 
-from .work import JOB, Job, nothing, working
+from .work import JOB, Job, Script, nothing, working
 
 
 class Unprintable(Exception):
@@ -140,9 +142,46 @@ async def test_a_sync_handler_that_outlives_the_grace_is_abandoned_and_its_lease
         release.append(True)
 
 
-async def test_a_payload_that_cannot_be_decoded_blocks_nobody(autojump_clock: object) -> None:
-    from dispatch.records import NewTask
+async def test_a_row_with_a_moment_beyond_the_calendar_is_listed_and_run(autojump_clock: object) -> None:
+    """No publisher lets one in; a row that is there all the same must not stop the others."""
+    handler = Script()
+    async with working(handler) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job(), id="first"))
+        await dispatcher.storage.enqueue(
+            [
+                NewTask(id="past", queue="q", type="job", payload=b'{"n":0}', available_at=-1e14),
+                NewTask(id="future", queue="q", type="job", payload=b'{"n":1}', available_at=1e14),
+            ]
+        )
+        assert (await dispatcher.publisher.wait("past")).status is TaskStatus.SUCCEEDED
+        assert [each.available_at for each in handler.seen if each.id != "first"] == [EARLIEST]
+        found = (await dispatcher.control.find(Ids("past", "future"))).tasks
+        assert [each.available_at for each in found] == [EARLIEST, LATEST]
 
+
+async def test_a_row_of_which_no_task_can_be_made_is_a_failed_attempt(autojump_clock: object) -> None:
+    class Odd(MemoryStorage):
+        immediate = False
+
+        async def turn(self, *arguments: Any, **options: Any) -> Any:
+            answers, claimed = await super().turn(*arguments, **options)
+            for claim in claimed.claims:
+                if claim.id == "odd":
+                    claim.priority = 99
+            return answers, claimed
+
+    async with working(nothing, storage=Odd()) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job(), id="odd"))
+        good = await dispatcher.publisher.publish(JOB(Job()))
+        assert (await dispatcher.publisher.wait(good)).status is TaskStatus.SUCCEEDED
+        dead = await dispatcher.publisher.wait("odd")
+        assert (dead.status, dead.last_error) == (
+            TaskStatus.FAILED,
+            "IndexError: tuple index out of range",
+        )
+
+
+async def test_a_payload_that_cannot_be_decoded_blocks_nobody(autojump_clock: object) -> None:
     async with working(nothing, TaskQueueConfig(max_retry=5)) as dispatcher:
         await dispatcher.publisher.publish(JOB(Job(), id="first"))
         raw: list[Any] = [b"", b"{", b"[" * 100_000, b'{"n": "text"}', b"\xff", b'{"n": 1, "extra": 2}', b'{"n": NaN}']
