@@ -63,6 +63,8 @@ STREAK: Final = 16
 SETTLE_BATCH: Final = 1_000
 SETTLE_DEADLINE_S: Final = 5.0
 """How long one settle may take before it counts as failed and is repeated."""
+ASKED_S: Final = 1.0
+"""How long a sync handler has to end once it was asked to at a shutdown, before its thread is abandoned."""
 BACKOFF_S: Final = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 
 
@@ -158,7 +160,8 @@ class QueueActors:
         """Work until stopped and everything running has ended and is settled.
 
         Cancelled from outside: running attempts are cancelled and handed back,
-        which is written shielded, for at most the settle deadline.
+        which is written shielded, for at most the settle deadline; threads get
+        ASKED_S to end before.
         """
         topic = Topic(TopicKind.QUEUE, self.name)
         try:
@@ -174,6 +177,11 @@ class QueueActors:
                         self._stopping = True
                         self._nursery = None  # it takes no more actors; `finally` writes what is left
                         self.interrupt(Stop.GRACE)
+                        try:
+                            with trio.move_on_after(ASKED_S, shield=True):
+                                await self.threads_ended()
+                        finally:
+                            self.abandon()
                         raise
                     self._nursery = None
                     nursery.cancel_scope.cancel()
@@ -230,15 +238,27 @@ class QueueActors:
         await self._finished.wait()
 
     def interrupt(self, why: Stop, detail: str = "") -> list[Claim]:
-        """Cancel every running attempt; abandons threads at the end of the grace. Who it was."""
+        """Cancel every running attempt; a thread is asked to end. Who it was."""
         hit: list[Claim] = []
         for slot in list(self._slots.values()):
             if slot.claim is not None:
                 hit.append(slot.claim)
                 slot.cancel(why, detail)
-                if why is Stop.GRACE and slot.thread is not None:
-                    slot.thread.abandon()
         return hit
+
+    async def threads_ended(self) -> None:
+        """Wait until the threads of sync handlers have ended, for as long as the caller's scope lets it."""
+        for slot in list(self._slots.values()):
+            if slot.thread is not None:
+                await slot.thread.ended()
+
+    def abandon(self) -> list[Claim]:
+        """Wait no longer for the threads that still run: their leases decide. Whose they are."""
+        return [
+            slot.claim
+            for slot in self._slots.values()
+            if slot.claim is not None and slot.thread is not None and slot.thread.abandon()
+        ]
 
     def stop_run(self, task_id: str, epoch: int, why: Stop, detail: str = "") -> None:
         """Cancel one attempt, if it is still this one."""
@@ -280,10 +300,6 @@ class QueueActors:
     def running(self) -> int:
         """How many attempts are being made."""
         return len(self._slots)
-
-    def thread_ids(self) -> set[str]:
-        """The ids of the tasks whose sync handlers run in threads."""
-        return {task_id for task_id, slot in self._slots.items() if slot.thread is not None}
 
     def running_ids(self) -> list[str]:
         """The ids of the tasks being attempted."""

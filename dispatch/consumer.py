@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar, cast, overload
 import attrs
 import trio
 
-from dispatch.actors import SETTLE_DEADLINE_S, QueueActors, QueueStatistics
+from dispatch.actors import ASKED_S, SETTLE_DEADLINE_S, QueueActors, QueueStatistics
 from dispatch.codec import Codec
 from dispatch.errors import (
     ClosedError,
@@ -50,7 +50,9 @@ class ShutdownReport:
     """What a shutdown met: the ids of tasks that were still running when the grace ended.
 
     `interrupted` were cancelled and handed back, with their attempt;
-    `abandoned` are sync handlers whose threads run on, and whose leases decide.
+    `abandoned` are sync handlers that did not end within a second of being
+    asked: their threads run on. When its lease ends, such a run counts as a
+    failed attempt; without a retry left (the default) it is a dead letter.
     """
 
     interrupted: tuple[str, ...] = ()
@@ -233,7 +235,10 @@ class TaskQueueConsumer:
 
         After `close()`, claiming stops everywhere at once, unstarted claims are
         handed back, running handlers may finish until the grace ends; then they
-        are cancelled and handed back with their attempt. `report` says which.
+        are cancelled and handed back with their attempt. A sync handler is asked
+        to end (`trio.from_thread.check_cancelled()` raises in it) and has one
+        second for it; then its thread is abandoned, and its lease decides.
+        `report` says which.
         Cancelled from outside: the same with no grace. A handler that swallows
         its cancellation for ever keeps this from returning, and is named in
         the log every 5 s.
@@ -319,16 +324,21 @@ class TaskQueueConsumer:
         with trio.move_on_at(deadline):
             for actors in self._actors.values():
                 await actors.finished()
-        interrupted: list[str] = []
-        abandoned: list[str] = []
-        for actors in self._actors.values():
-            threads = actors.thread_ids()
-            for claim in actors.interrupt(Stop.GRACE):
-                (abandoned if claim.id in threads else interrupted).append(claim.id)
-        self.report = ShutdownReport(interrupted=tuple(interrupted), abandoned=tuple(abandoned))
-        self._log_report()
+        deadline = trio.current_time() + SETTLE_DEADLINE_S
+        hit = [claim.id for actors in self._actors.values() for claim in actors.interrupt(Stop.GRACE)]
+        try:
+            with trio.move_on_after(ASKED_S):
+                for actors in self._actors.values():
+                    await actors.threads_ended()
+        finally:
+            left = {claim.id for actors in self._actors.values() for claim in actors.abandon()}
+            self.report = ShutdownReport(
+                interrupted=tuple(each for each in hit if each not in left),
+                abandoned=tuple(each for each in hit if each in left),
+            )
+            self._log_report()
         # A storage that is away must not keep the block open: its leases will decide.
-        with trio.move_on_after(SETTLE_DEADLINE_S):
+        with trio.move_on_at(deadline):
             for actors in self._actors.values():
                 await actors.finished()
         for actors in self._actors.values():
@@ -345,9 +355,11 @@ class TaskQueueConsumer:
             )
         if abandoned:
             log.warning(
-                "shutdown: %d sync handlers still run in threads and are abandoned; "
-                "their tasks are run again when their leases end: %s",
+                "shutdown: %d sync handlers still run in threads %g s after they were asked to end, "
+                "and are abandoned. When their leases end that counts as a failed attempt: "
+                "their tasks are run again if a retry is left, and are dead letters if not: %s",
                 len(abandoned),
+                ASKED_S,
                 ", ".join(abandoned[:20]),
             )
 

@@ -320,7 +320,8 @@ async def open_dispatcher(storage: Storage | str | None = None, **options: Any) 
     `dispatch.storage.opening`); such a storage is opened and closed here, one
     that you pass as a `Storage` is yours to close. `options` are those of
     `Dispatcher`. Leaving normally stops claiming, lets running handlers finish
-    until `grace`, hands back the rest with their attempts, and says in
+    until `grace`, hands back the rest with their attempts (but for sync handlers
+    that do not end when asked: their leases decide), and says in
     `dispatcher.report` which. Leaving by an exception or a cancellation does
     the same with no grace.
     """

@@ -3,8 +3,8 @@
 A thread cannot be cancelled. `trio.to_thread.run_sync` either waits for it come
 what may or abandons it at the first cancellation; a sync handler needs both, in
 turn: asked when its attempt is cancelled (`trio.from_thread.check_cancelled`
-raises in it), waited for while its lease is renewed, abandoned at the end of the
-grace. So the wait here is abandonable, and the end of the thread is reported
+raises in it), waited for while its lease is renewed, abandoned if it has not
+ended a moment after the grace. So the wait here is abandonable, and the end of the thread is reported
 through the trio token instead.
 """
 
@@ -72,6 +72,7 @@ class ThreadRun:
             except IndexError:
                 pass  # the thread has begun
             else:
+                self._done.set()
                 raise
             with self._waiting:
                 await self._done.wait()
@@ -84,6 +85,16 @@ class ThreadRun:
             raise self._error
         return self._value
 
-    def abandon(self) -> None:
-        """Stop waiting for the thread; it runs on, and only its lease decides about its task."""
+    async def ended(self) -> None:
+        """Wait until the thread has ended, or will never begin. A checkpoint; cancellation leaves nothing."""
+        await self._done.wait()
+
+    def abandon(self) -> bool:
+        """Stop waiting for the thread; it runs on, and only its lease decides about its task.
+
+        False, and nothing is changed, if it has ended.
+        """
+        if self._done.is_set():
+            return False
         self._waiting.cancel()
+        return True

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -120,6 +122,84 @@ async def test_a_sync_handler_is_asked_to_end_and_waited_for(how: str) -> None:
             await dispatcher.control.cancel(task)
         status = (await dispatcher.publisher.wait(task)).status
     assert (status, ended) == (TaskStatus.FAILED if how == "timeout" else TaskStatus.CANCELLED, ["asked"])
+
+
+@pytest.mark.parametrize("how", ["grace", "cancelled", "raised"])
+async def test_a_sync_handler_that_ends_when_asked_is_handed_back_at_a_shutdown(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With no retry to lose: abandoned, it would be a dead letter."""
+    storage, running, ended = MemoryStorage(), threading.Event(), []
+
+    def handler(task: QueueTask[Job]) -> None:
+        running.set()
+        try:
+            while True:
+                time.sleep(0.05)
+                trio.from_thread.check_cancelled()
+        finally:
+            ended.append(task.id)
+
+    with suppress(ZeroDivisionError), trio.CancelScope() as scope:
+        async with working(handler, storage=storage, grace=0.1) as dispatcher:
+            task = await dispatcher.publisher.publish(JOB(Job()))
+            await trio.to_thread.run_sync(running.wait)
+            if how == "raised":
+                raise ZeroDivisionError
+            if how == "cancelled":
+                scope.cancel()
+    assert ended == [task.id]
+    assert dispatcher.report.abandoned == ()
+    if how == "grace":
+        assert dispatcher.report.interrupted == (task.id,)
+        assert f"handed back: {task.id}" in caplog.text
+    [record] = (await storage.find(Ids(task.id))).records
+    assert (record.status, record.attempt, record.lease_until) == (TaskStatus.PENDING, 0, None)
+
+
+async def test_only_the_threads_that_run_on_are_reported_as_abandoned(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    storage, release = MemoryStorage(), threading.Event()
+
+    def handler(task: QueueTask[Job]) -> None:
+        while not release.wait(0.01):
+            if task.payload.n:
+                trio.from_thread.check_cancelled()
+
+    config = TaskQueueConfig(concurrency=2)
+    try:
+        async with working(handler, config, storage=storage, grace=0.1, lease=0.3) as dispatcher:
+            deaf = await dispatcher.publisher.publish(JOB(Job(0)))
+            polite = await dispatcher.publisher.publish(JOB(Job(1)))
+            await trio.sleep(0.1)
+        assert dispatcher.report.abandoned == (deaf.id,)
+        assert dispatcher.report.interrupted == (polite.id,)
+        assert f"their tasks are run again if a retry is left, and are dead letters if not: {deaf.id}" in caplog.text
+        async with working(nothing, config, storage=storage, lease=0.3) as second:
+            dead = await second.publisher.wait(deaf)
+            assert (dead.status, dead.attempt) == (TaskStatus.FAILED, 1)
+            assert (await second.publisher.wait(polite)).status is TaskStatus.SUCCEEDED
+    finally:
+        release.set()
+
+
+async def test_a_cancellation_while_threads_are_asked_abandons_them_at_once() -> None:
+    storage, release = MemoryStorage(), threading.Event()
+
+    def handler(task: QueueTask[Job]) -> None:
+        release.wait()
+
+    try:
+        with trio.move_on_after(0.3):
+            async with working(handler, storage=storage, grace=0.0) as dispatcher:
+                task = await dispatcher.publisher.publish(JOB(Job()))
+                await trio.sleep(0.1)
+        assert dispatcher.report.abandoned == (task.id,)
+        [record] = (await storage.find(Ids(task.id))).records
+        assert (record.status, record.attempt) == (TaskStatus.RUNNING, 1)
+    finally:
+        release.set()
 
 
 async def test_a_sync_handler_that_outlives_the_grace_is_abandoned_and_its_lease_decides() -> None:
