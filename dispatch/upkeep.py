@@ -5,6 +5,11 @@ is held it renews every lease at a third of its length, learns from the answer
 which runs are lost or asked to stop, and names in the log those that ignore it.
 It sweeps for expired leases of dead workers, applies what was set on queues by
 hand, and writes the worker's record.
+
+A sweep that comes late judges the living: what kept it (a handler that blocks
+the loop, a stopped process, a storage that was away) may have kept others from
+renewing, too. Such a sweep is put off by one lease, as it is after a jump of
+the clock, in which every living worker renews.
 """
 
 from __future__ import annotations
@@ -34,6 +39,8 @@ SWEEP_S: Final = 5.0
 """How often to sweep where the storage cannot say when the next sweep is worth it."""
 ROUND_DEADLINE_S: Final = 10.0
 """A storage that does not answer must not stop renewals and sweeps for good."""
+PUT_OFF: Final = 3
+"""How often in a row a late sweep is put off: a loop that is always late must not leave tasks to the dead."""
 NAME_OVERDUE_S: Final = 5.0
 """How often an attempt that ignores its cancellation is named in the log."""
 
@@ -41,14 +48,16 @@ NAME_OVERDUE_S: Final = 5.0
 class _KeeperBell(Bell):
     """Rung by the storage for something to look at; `arm` only ends a nap that is too long."""
 
-    __slots__ = ("called",)
+    __slots__ = ("called_at",)
 
     def __init__(self) -> None:
         super().__init__()
-        self.called = False
+        self.called_at: float | None = None
+        """When it was rung first since the last nap, in trio's time."""
 
     def ring(self) -> None:
-        self.called = True
+        if self.called_at is None:
+            self.called_at = trio.current_time()
         super().ring()
 
     def arm(self) -> None:
@@ -70,8 +79,10 @@ class Upkeep:
     _started_at: float = 0.0
     _renewed_at: float = 0.0
     _beat_due: float = -inf
-    _next_sweep: float = 0.0
-    """In trio's time, like every moment here but the next two."""
+    _next_sweep: float = -inf
+    """In trio's time, like every moment here but `_seen_wall`."""
+    _put_off: int = 0
+    """How many late sweeps were put off since the last one that was made."""
     _seen_wall: float | None = None
     _seen_trio: float = 0.0
 
@@ -123,10 +134,12 @@ class Upkeep:
         runs are over long before their lease needs renewing.
         """
         await self._bell.wait(self._nap_s())
-        if not self._asleep and not self._bell.called and self._napping_long:
+        if not self._asleep and self._bell.called_at is None and self._napping_long:
             self._napping_long = False
             await self._bell.wait(min(self.lease_s / 3, NAME_OVERDUE_S))
-        self._bell.called = False
+        if self._next_sweep == inf:  # nothing was leased: whatever rang may be the first
+            self._next_sweep = trio.current_time() if self._bell.called_at is None else self._bell.called_at
+        self._bell.called_at = None
 
     def _nap_s(self) -> float:
         """Seconds until something is due; infinity, and marked asleep, if nothing is."""
@@ -151,11 +164,30 @@ class Upkeep:
             log.warning("the storage's clock jumped; no sweep for %g s", self.lease_s)
         await self._renew()
         await self._apply_controls()
-        if trio.current_time() >= self._next_sweep or self._next_sweep == inf:
+        # Judged after renewing: what was late may have been the renewal itself.
+        if trio.current_time() >= self._next_sweep and not self._puts_off():
             await self._sweep()
+            self._put_off = 0
         if trio.current_time() >= self._beat_due:
             await self._beat()
         self._name_overdue()
+
+    def _puts_off(self) -> bool:
+        """Whether the sweep that is due comes too late to be trusted; it is then due one lease from now."""
+        now = trio.current_time()
+        late_s = now - self._next_sweep
+        # The first sweep of all is due since ever, and late for nobody.
+        if late_s <= self.lease_s / 3 or late_s == inf or self._put_off >= PUT_OFF:
+            return False
+        self._put_off += 1
+        self._next_sweep = now + self.lease_s
+        log.warning(
+            "the sweep for expired leases comes %.1f s late: this process stood still, or the storage was away; "
+            "no sweep for %g s, so that every living worker renews first",
+            late_s,
+            self.lease_s,
+        )
+        return True
 
     def _clock_jumped(self) -> bool:
         wall, mono = self.storage.now(), trio.current_time()

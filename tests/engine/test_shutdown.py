@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -27,6 +27,9 @@ from dispatch.storage.query import Ids
 from dispatch.testing.proxy import StorageProxy
 
 from .work import JOB, Job, Script, nothing, working
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
 
 
 async def row(storage: MemoryStorage, task: QueueTask[Any, Any]) -> Any:
@@ -248,6 +251,44 @@ async def test_a_queue_that_cannot_be_renewed_costs_the_others_no_lease(
         assert (await dispatcher.publisher.wait(good)).attempt == 1
         assert (await inside.history("bad"))[0].outcome is AttemptOutcome.EXPIRED
     assert "upkeep: the storage failed, trying again" in caplog.text
+
+
+@pytest.mark.parametrize("blocks_at_once", [False, True])
+async def test_a_loop_that_stood_still_takes_no_task_from_its_neighbours(
+    blocks_at_once: bool, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both workers wake up late and in any order, so it is tried often."""
+    for _ in range(20):
+        storage, runs = MemoryStorage(), []
+
+        async def handler(task: QueueTask[Job]) -> None:
+            runs.append(task.attempt)  # noqa: B023 - called in this round
+            if blocks_at_once:
+                autojump_clock.jump(70.0)
+            await trio.sleep(100)
+
+        async with working(handler, storage=storage) as first, working(storage=storage):
+            task = await first.publisher.publish(JOB(Job()))
+            await trio.sleep(20)
+            autojump_clock.jump(70.0)
+            assert (await first.publisher.wait(task)).status is TaskStatus.SUCCEEDED
+        assert runs == [1]
+    assert "no sweep for 30 s, so that every living worker renews first" in caplog.text
+
+
+async def test_a_loop_that_is_always_late_still_rescues(autojump_clock: MockClock) -> None:
+    from dispatch.storage.protocol import Want
+
+    storage, handler = MemoryStorage(), Script()
+    async with working(handler, storage=storage) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job(), max_retry=1, delay=1.0))
+        await trio.sleep(0.5)
+        autojump_clock.jump(0.5)
+        await storage.claim([Want(queue="q", limit=1)], worker="dead", lease=30.0)
+        for _ in range(20):
+            await trio.sleep(0.001)
+            autojump_clock.jump(45.0)
+        assert [each.attempt for each in handler.seen] == [2]
 
 
 async def test_draining_does_not_wait_for_a_run_that_was_lost(autojump_clock: object) -> None:
