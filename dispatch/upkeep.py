@@ -29,7 +29,7 @@ from dispatch.bell import Bell
 from dispatch.errors import StorageError
 from dispatch.events import EventKind, Observers, TaskEvent
 from dispatch.execution import Stop
-from dispatch.storage.protocol import Storage, Topic, TopicKind, WorkerRecord
+from dispatch.storage.protocol import QueueRecord, Storage, Topic, TopicKind, WorkerRecord
 
 __all__ = ["Upkeep"]
 
@@ -39,6 +39,8 @@ SWEEP_S: Final = 5.0
 """How often to sweep where the storage cannot say when the next sweep is worth it."""
 ROUND_DEADLINE_S: Final = 10.0
 """A storage that does not answer must not stop renewals and sweeps for good."""
+LOOK_S: Final = 1.0
+"""A look at the controls ends after a third of the lease, when renewing is due again, or this if it is longer."""
 PUT_OFF: Final = 3
 """How often in a row a late sweep is put off: a loop that is always late must not leave tasks to the dead."""
 NAME_OVERDUE_S: Final = 5.0
@@ -219,7 +221,13 @@ class Upkeep:
 
     async def _apply_controls(self) -> None:
         by_name = {actors.name: actors for actors in self.queues()}
-        for record in await self.storage.queues():
+        look_s = max(self.lease_s / 3, LOOK_S)
+        records: list[QueueRecord] | None = None
+        with trio.move_on_after(look_s):
+            records = await self.storage.queues()
+        if records is None:
+            raise StorageError(f"no answer within {look_s:g} s")
+        for record in records:
             actors = by_name.get(record.name)
             if actors is not None:
                 actors.control(record)

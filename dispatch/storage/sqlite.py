@@ -3,8 +3,10 @@
 Theory of operation. Writes go through one connection, one transaction at a time,
 in a thread; what many trio tasks ask for meanwhile shares the next one (see
 `sqlite_writer`). With the write-ahead log and `synchronous=FULL`, an answer
-means that it survives `kill -9` and a power cut. Reads have a connection of
-their own and see what was committed.
+means that it survives `kill -9` and a power cut. Reads have two connections of
+their own and see what was committed: one for searches, which may take seconds
+over a million rows, and one for what the engine looks at between two renewals
+of its leases, which must not wait for a search.
 
 Other processes on the same file are told through `dispatch_bells`, a counter per
 topic raised in the transaction that touches it. As long as anything is watched
@@ -126,6 +128,16 @@ def ring(tasks: SqliteTasks) -> dict[tuple[TopicKind, str], int]:
     return rung
 
 
+class _Reader:
+    """A connection that only reads, for one look at a time."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+        self.turn = trio.CapacityLimiter(1)
+        self.looking: object | None = None
+        """Which look it is busy with."""
+
+
 class SqliteStorage(Storage):
     """A storage in a SQLite file, open while its block is: `async with SqliteStorage(path) as storage`.
 
@@ -172,9 +184,6 @@ class SqliteStorage(Storage):
         self._polling = False
         self._open = False
         self._used = False
-        self._reading = trio.CapacityLimiter(1)
-        self._looking: object | None = None
-        """Which read the reader is busy with."""
 
     def __repr__(self) -> str:
         return f"<SqliteStorage {str(self._path)!r}{'' if self._open else ' not open'}>"
@@ -197,11 +206,12 @@ class SqliteStorage(Storage):
         with ExitStack() as opened:
             connection = opened.enter_context(closing(connect(path, synchronous=self._synchronous)))
             create_or_migrate(connection, path)
-            self._reader = opened.enter_context(closing(self._onlooker(path)))
+            self._searcher = _Reader(opened.enter_context(closing(self._onlooker(path))))
+            self._glancer = _Reader(opened.enter_context(closing(self._onlooker(path))))
             self._eye = opened.enter_context(closing(self._onlooker(path)))
             opened.pop_all()
         self._ledger = _Ledger(connection, self._clock)
-        self._registry = SqliteRegistry(SqliteTasks(self._reader))
+        self._registry = SqliteRegistry(SqliteTasks(self._glancer.db))
         self._known = dict(self._counters())
         self._seen_version = self._data_version()
 
@@ -220,12 +230,12 @@ class SqliteStorage(Storage):
         with trio.CancelScope(shield=True):
             await self._writer.close()
             self._open = False
-            async with self._reading:
+            async with self._searcher.turn, self._glancer.turn:
                 self._bells.ring_all()
                 await self._hop(self._disconnect)
 
     def _disconnect(self) -> None:
-        for connection in (self._eye, self._reader, self._ledger.db):
+        for connection in (self._eye, self._glancer.db, self._searcher.db, self._ledger.db):
             with suppress(sqlite3.Error):
                 connection.close()
 
@@ -251,30 +261,38 @@ class SqliteStorage(Storage):
         except UnicodeEncodeError as exc:
             raise InvalidConfigError(f"no text in the storage has a lone surrogate: {exc}") from exc
 
-    async def _read(self, action: Callable[[sqlite3.Connection, float], T]) -> T:
-        """Look, at one state of the file."""
+    async def _search(self, action: Callable[[sqlite3.Connection, float], T]) -> T:
+        """Look at one state of the file, however long it takes."""
         self._check_open()
+        return await self._read(self._searcher, action)
+
+    async def _glance(self, action: Callable[[sqlite3.Connection, float], T]) -> T:
+        """Look at one state of the file, at what an index or a small table tells; waits for no search."""
+        self._check_open()
+        return await self._read(self._glancer, action)
+
+    async def _read(self, reader: _Reader, action: Callable[[sqlite3.Connection, float], T]) -> T:
         now = self._clock.now()
 
         this = object()
 
         def look() -> T:
-            self._looking = this
-            self._reader.execute("BEGIN")
+            reader.looking = this
+            reader.db.execute("BEGIN")
             try:
-                return action(self._reader, now)
+                return action(reader.db, now)
             finally:
-                self._reader.execute("COMMIT")
-                self._looking = None
+                reader.db.execute("COMMIT")
+                reader.looking = None
 
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
             if self._inline:
                 return look()
-            return await trio.to_thread.run_sync(look, limiter=self._reading, abandon_on_cancel=True)
+            return await trio.to_thread.run_sync(look, limiter=reader.turn, abandon_on_cancel=True)
         except trio.Cancelled:
-            if self._looking is this:  # a search of a million rows must not hold up the next reader
-                self._reader.interrupt()
+            if reader.looking is this:  # a search of a million rows must not hold up the next reader
+                reader.db.interrupt()
             raise
         except (sqlite3.OperationalError, sqlite3.DatabaseError) as exc:
             raise self._failed(exc) from exc
@@ -376,7 +394,7 @@ class SqliteStorage(Storage):
 
     async def rescue(self, limit: int = 1_000) -> Rescued:
         """As the contract says; looks without the write lock first, since there is mostly nothing."""
-        if not await self._read(lambda db, now: SqliteTasks(db).expired(now)):
+        if not await self._glance(lambda db, now: SqliteTasks(db).expired(now)):
             return Rescued([])
         return Rescued(await self._write(lambda ledger: ledger.tasks.rescue(limit, ledger.now)))
 
@@ -391,7 +409,7 @@ class SqliteStorage(Storage):
         limit: int = 100,
         after: str | None = None,
     ) -> Page:
-        return await self._read(
+        return await self._search(
             lambda db, now: sqlite_query.find(db, where, now, order=order, limit=limit, after=after)
         )
 
@@ -402,12 +420,12 @@ class SqliteStorage(Storage):
         by: Sequence[Literal["queue", "type", "status"]] = (),
         bound: int | None = None,
     ) -> dict[tuple[str, ...], int]:
-        return await self._read(
+        return await self._search(
             lambda db, now: sqlite_query.count(db, where, now, by=by, bound=bound)
         )
 
     async def history(self, task_id: str) -> list[AttemptRecord]:
-        return await self._read(lambda db, _: sqlite_query.history(db, task_id))
+        return await self._search(lambda db, _: sqlite_query.history(db, task_id))
 
     async def alter(
         self, where: Where, change: Change, *, limit: int | None = None, dry_run: bool = False
@@ -429,7 +447,7 @@ class SqliteStorage(Storage):
         await self._write(lambda ledger: ledger.registry.declare(queues, ledger.now))
 
     async def queues(self) -> list[QueueRecord]:
-        return await self._read(lambda _, __: self._registry.queues())
+        return await self._glance(lambda _, __: self._registry.queues())
 
     async def alter_queue(
         self, name: str, *, paused: bool | None = None, concurrency: int | Keep | None = KEEP
@@ -440,7 +458,7 @@ class SqliteStorage(Storage):
         await self._write(lambda ledger: ledger.registry.beat(worker, ledger.now))
 
     async def workers(self) -> list[WorkerRecord]:
-        return await self._read(lambda _, now: self._registry.workers(now))
+        return await self._glance(lambda _, now: self._registry.workers(now))
 
     async def forget(self, worker: str) -> None:
         await self._write(lambda ledger: ledger.registry.forget(worker))
@@ -453,7 +471,7 @@ class SqliteStorage(Storage):
         )
 
     async def crons(self, name: str | None = None) -> list[CronRecord]:
-        return await self._read(lambda _, __: self._registry.crons(name))
+        return await self._glance(lambda _, __: self._registry.crons(name))
 
     async def alter_cron(
         self,

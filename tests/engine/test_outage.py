@@ -77,3 +77,31 @@ async def test_a_storage_that_stays_away_does_not_keep_the_block_open(
     assert trio.current_time() - left_at <= 2 + 5 + 5 + 6
     assert "1 outcomes could not be written; their leases decide" in caplog.text
     assert task.id in caplog.text
+
+
+async def test_a_storage_that_tells_no_controls_ends_no_lease(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Mute(MemoryStorage):
+        away = False
+
+        async def queues(self) -> Any:
+            if self.away:
+                await trio.sleep_forever()
+            return await super().queues()
+
+    storage = Mute()
+
+    async def handler(task: object) -> None:
+        storage.away = True
+        await trio.sleep(60)
+
+    async with open_dispatcher(storage, lease=6.0) as dispatcher:
+        dispatcher.consumer.register_queue("q")
+        dispatcher.consumer.register_handler(JOB, handler)
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        for _ in range(59):
+            await trio.sleep(1)
+            assert (await storage.rescue()).records == []  # somebody else sweeps
+        assert (await dispatcher.publisher.wait(task)).status is TaskStatus.SUCCEEDED
+    assert "upkeep: the storage failed, trying again: [1021] no answer within 2 s" in caplog.text

@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
@@ -596,6 +597,60 @@ async def test_a_step_cancelled_while_it_waits_has_done_nothing_and_one_under_wa
                 lock.execute("ROLLBACK")
         assert [scope.cancelled_caught for scope in scopes] == [False, True, False]
         assert ids(path) == ["stays", "taken"]
+
+
+@pytest.fixture
+def searching(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Counting takes until this event is set, for as long as a test has patience."""
+    counted, release = sqlite_query.count, threading.Event()
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        release.wait(PATIENCE_S)
+        return counted(*arguments, **options)
+
+    monkeypatch.setattr(sqlite_query, "count", count)
+    yield release
+    release.set()
+
+
+async def test_what_the_engine_looks_at_waits_for_no_search(path: Path, searching: threading.Event) -> None:
+    async with stored(path) as storage, trio.open_nursery() as nursery:
+        nursery.start_soon(storage.count, All())
+        await storage.enqueue([new("a")])
+        await storage.claim([Want(queue="q", limit=1)], worker="dead", lease=0.01)
+        await trio.sleep(0.02)
+        with trio.fail_after(5):
+            assert [record.name for record in await storage.queues()] == ["q"]
+            assert await storage.workers() == []
+            assert await storage.crons() == []
+            assert [record.id for record in (await storage.rescue()).records] == ["a"]
+        searching.set()
+
+
+async def test_a_search_ends_no_lease_of_its_process(path: Path, searching: threading.Event) -> None:
+    release = trio.Event()
+
+    async def handler(task: QueueTask[Job]) -> None:
+        await release.wait()
+
+    async with (
+        stored(path) as ours,
+        SqliteStorage(path) as theirs,
+        open_dispatcher(ours, lease=2.0) as dispatcher,
+        trio.open_nursery() as nursery,
+    ):
+        dispatcher.consumer.register_queue("q")
+        dispatcher.consumer.register_handler(JOB, handler)
+        task = await dispatcher.publisher.publish(JOB(Job(1)))
+        nursery.start_soon(ours.count, All())
+        try:
+            for _ in range(35):
+                await trio.sleep(0.1)
+                assert (await theirs.rescue()).records == []
+        finally:
+            searching.set()
+            release.set()
+        assert (await dispatcher.publisher.wait(task)).status is TaskStatus.SUCCEEDED
 
 
 async def test_closing_waits_for_every_write_that_was_begun(path: Path) -> None:

@@ -97,7 +97,7 @@ async def polled(path: Path) -> list[str]:
         done += 1
 
     async with SqliteStorage(path, inline=True, synchronous="normal") as storage:
-        for db in (storage._ledger.db, storage._reader, storage._eye):
+        for db in (storage._ledger.db, storage._searcher.db, storage._glancer.db, storage._eye):
             db.set_trace_callback(said.append)
         async with open_dispatcher(storage, lease=0.2, observers=()) as dispatcher:
             dispatcher.consumer.register_queue("q", TaskQueueConfig(keyed=True, concurrency=10))

@@ -93,7 +93,7 @@ async def run(given: Any) -> None:
                 await dispatcher.drain()
                 again = await dispatcher.publisher.publish(JOB(Job(0), id=refused[0]))
                 await dispatcher.publisher.wait(again)
-        stored = {id_ for (id_,) in storage._reader.execute("SELECT id FROM dispatch_tasks")}
+        stored = {id_ for (id_,) in storage._searcher.db.execute("SELECT id FROM dispatch_tasks")}
     tell(
         how=given.how,
         refused=len(refused),
