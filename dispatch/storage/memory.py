@@ -16,6 +16,8 @@ Beside the rows there are indexes, each changed in the step that changes a row:
 - `_finished` and `_dead`: the ended rows in the order of their end. Beyond the
   newest `keep_finished` succeeded and cancelled ones, the oldest is forgotten
   together with its history. Failed ones, the dead letters, stay until pruned.
+  After the clock went back, moments of the end are out of that order, and
+  pruning, which goes by them, sorts both again.
 - `_open_by_unique` and `_ended_by_unique`: by unique key, so that a look-up
   sees neither other keys nor, usually, what is over.
 - `_leases`: a heap of at most one entry per leased run. A renewal leaves its
@@ -138,6 +140,9 @@ class MemoryStorage(MemoryRegistry):
         self._rows: dict[str, Row] = {}
         self._order: list[Row] = []
         self._finished: OrderedDict[str, Row] = OrderedDict()
+        self._latest_end = -inf
+        self._in_order = True
+        """Whether the ended rows stand by the moment of their end, too."""
         self._dead: OrderedDict[str, Row] = OrderedDict()
         self._open_by_unique: Index = {}
         self._ended_by_unique: Index = {}
@@ -508,8 +513,13 @@ class MemoryStorage(MemoryRegistry):
         self._ring(DONE, record.queue)
         if record.status is FAILED:
             self._dead[id_] = row
-            return
-        self._finished[id_] = row
+        else:
+            self._finished[id_] = row
+        ended_at = record.finished_at or 0.0
+        if ended_at < self._latest_end:
+            self._in_order = False
+        else:
+            self._latest_end = ended_at
         if len(self._finished) > self._keep_finished:
             self._drop(self._finished.popitem(last=False)[1])
 
@@ -695,6 +705,9 @@ class MemoryStorage(MemoryRegistry):
 
     def _prunable(self, spec: PruneSpec, now: float) -> Iterator[tuple[Row, bool]]:
         """The rows considered, oldest end first, and whether each is beyond the newest to keep."""
+        if not self._in_order:
+            self._finished, self._dead = _in_order_of_end(self._finished), _in_order_of_end(self._dead)
+            self._in_order = True
         dead = self._dead.values() if spec.dead_letters else ()
         considered = (
             row
@@ -725,6 +738,10 @@ def _by_seq(row: Row) -> int:
 
 def _by_end(row: Row) -> float:
     return row.record.finished_at or 0.0
+
+
+def _in_order_of_end(rows: OrderedDict[str, Row]) -> OrderedDict[str, Row]:
+    return OrderedDict((row.record.id, row) for row in sorted(rows.values(), key=_by_end))
 
 
 def _seq(cursor: str) -> int:

@@ -171,6 +171,36 @@ async def test_a_rerun_task_is_not_among_the_finished() -> None:
     assert await ids_of(storage) == ["b"]
 
 
+async def test_pruning_by_age_sees_past_what_ended_before_the_clock_went_back() -> None:
+    storage, wall = memory()
+    await storage.declare([QueueRecord(name="q")])
+    await run_to_the_end(storage, TransitionKind.DONE, "new")
+    await run_to_the_end(storage, TransitionKind.FAILED, "new dead")
+    await wall.advance(-3_600.0)
+    await run_to_the_end(storage, TransitionKind.DONE, "old 1", "old 2")
+    await run_to_the_end(storage, TransitionKind.FAILED, "old dead")
+    await wall.advance(3_600.0)
+    await run_to_the_end(storage, TransitionKind.DONE, "newest")
+    spec = PruneSpec(age_s=60.0, dead_letters=True, limit=2)
+    assert await storage.prune(spec, dry_run=True) == 2
+    assert [await storage.prune(spec) for _ in range(3)] == [2, 1, 0]
+    assert await ids_of(storage) == ["new", "new dead", "newest"]
+
+
+async def test_the_newest_by_the_clock_are_kept_when_it_went_back() -> None:
+    storage, wall = memory()
+    await storage.declare([QueueRecord(name="q")])
+    await run_to_the_end(storage, TransitionKind.DONE, "new")
+    await wall.advance(-3_600.0)
+    await run_to_the_end(storage, TransitionKind.DONE, "old")
+    assert await storage.prune(PruneSpec(keep=1)) == 1
+    assert await ids_of(storage) == ["new"]
+    await wall.advance(60.0)
+    await run_to_the_end(storage, TransitionKind.DONE, "older than new")
+    assert await storage.prune(PruneSpec(keep=1)) == 1
+    assert await ids_of(storage) == ["new"]
+
+
 async def test_nothing_finished_is_kept_if_so_wanted() -> None:
     storage, _ = memory(keep_finished=0)
     await storage.declare([QueueRecord(name="q")])
