@@ -63,6 +63,8 @@ STREAK: Final = 16
 SETTLE_BATCH: Final = 1_000
 SETTLE_DEADLINE_S: Final = 5.0
 """How long one settle may take before it counts as failed and is repeated."""
+EARLY_S: Final = (0.005, 1.0)
+"""How long an alarm that rang too early waits before it rings again: the first time, doubling, and at most."""
 ASKED_S: Final = 1.0
 """How long a sync handler has to end once it was asked to at a shutdown, before its thread is abandoned."""
 BACKOFF_S: Final = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
@@ -138,6 +140,11 @@ class QueueActors:
     _ringer: _Ringer = attrs.field(init=False)
     _alarm: Bell = attrs.field(factory=Bell)
     _next_due: float = inf
+    _rung_for: float = -inf
+    """The due time that the alarm rang for last; like `_next_due`, in the storage's time."""
+    _early_s: float = 0.0
+    _not_before: float = -inf
+    """Until then, in trio's time, the alarm is silent, for it was early; `_early_s` is how long it was made to wait."""
     _look: bool = True
     _coming: int = 0
     """How many actors will look at the mailbox and the outbox in a moment."""
@@ -535,12 +542,18 @@ class QueueActors:
 
     def _deliver(self, claimed: Claimed, free: int) -> None:
         """Put claims into the mailbox; wake or start actors for all but the first of them."""
-        if claimed.next_due is not None and claimed.next_due < self._next_due:
-            self._next_due = claimed.next_due
-            self._alarm.ring()
-        claims = claimed.claims
+        claims, due = claimed.claims, claimed.next_due
+        if due is not None:
+            if due <= self._rung_for and not claims:
+                # Past by the clock we read, still to come by the one that decides.
+                self._early_s = min(max(2 * self._early_s, EARLY_S[0]), EARLY_S[1])
+                self._not_before = trio.current_time() + self._early_s
+            if due < self._next_due:
+                self._next_due = due
+                self._alarm.ring()
         if not claims:
             return
+        self._early_s, self._not_before = 0.0, -inf
         self.on_claim()
         for claim in claims:
             if claim.id in self._slots:
@@ -567,13 +580,20 @@ class QueueActors:
             self._end(Transition(claim.id, claim.epoch, TransitionKind.HANDED_BACK), claim, 0.0)
 
     async def _alarm_loop(self) -> None:
-        """Ring when the earliest waiting task falls due."""
+        """Ring when the earliest waiting task falls due.
+
+        A clock that was set back, or is not quite ours, may say otherwise: then
+        it rings again and again, ever more slowly, until the task is claimed.
+        """
         while True:
             wait_s = inf
             if self._next_due < inf:
-                wait_s = min(self._next_due - self.storage.now(), self.storage.slice_s)
+                wait_s = max(
+                    min(self._next_due - self.storage.now(), self.storage.slice_s),
+                    self._not_before - trio.current_time(),
+                )
                 if wait_s <= 0:
-                    self._next_due = inf
+                    self._rung_for, self._next_due = self._next_due, inf
                     self.ring()
                     continue
             await self._alarm.wait(wait_s)
