@@ -9,6 +9,7 @@ from typing import Final, NoReturn, cast
 
 import attrs
 
+from dispatch.checks import MAX_DELAY_S, shown
 from dispatch.errors import (
     InvalidConfigError,
     InvalidQueueNameError,
@@ -18,7 +19,6 @@ from dispatch.errors import (
 from dispatch.tasks import (
     EARLIEST,
     LATEST,
-    MAX_DELAY_S,
     NAME,
     Priority,
     QueueTask,
@@ -61,7 +61,7 @@ class Limits:
             value: object = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InvalidConfigError(
-                    f"Limits: {field.name} must be a whole number from 1, got {_shown(value)}"
+                    f"Limits: {field.name} must be a whole number from 1, got {shown(value)}"
                 )
 
 
@@ -125,7 +125,7 @@ class Admission:
         given = cast("object", task.id)
         if given != "" and not (isinstance(given, str) and NAME.fullmatch(given)):
             _refuse(
-                task, f"id must be 1 to 128 characters of A-Z a-z 0-9 _ . : -, got {_shown(given)}"
+                task, f"id must be 1 to 128 characters of A-Z a-z 0-9 _ . : -, got {shown(given)}"
             )
         if task.key is not None:
             _check_text(task, "key", task.key)
@@ -135,7 +135,7 @@ class Admission:
                 )
         headers = cast("object", task.headers)
         if not isinstance(headers, Mapping):
-            _refuse(task, f"headers must be a mapping of str to str, got {_shown(headers)}")
+            _refuse(task, f"headers must be a mapping of str to str, got {shown(headers)}")
         if len(task.headers) > limits.headers:
             _refuse(task, f"at most {limits.headers} headers, got {len(task.headers)}")
         for name, value in task.headers.items():
@@ -154,7 +154,7 @@ class Admission:
                 )
         tags = cast("object", task.tags)
         if not isinstance(tags, tuple):
-            _refuse(task, f"tags must be a tuple of str, got {_shown(tags)}")
+            _refuse(task, f"tags must be a tuple of str, got {shown(tags)}")
         if len(task.tags) > limits.tags:
             _refuse(task, f"at most {limits.tags} tags, got {len(task.tags)}")
         for tag in task.tags:
@@ -163,7 +163,7 @@ class Admission:
                 _refuse(task, f"a tag must be 1 to {TAG_BYTES} bytes, got {size}")
         unique = cast("object", task.unique)
         if unique is not None and not isinstance(unique, Unique):
-            _refuse(task, f"unique must be a Unique, got {_shown(unique)}")
+            _refuse(task, f"unique must be a Unique, got {shown(unique)}")
 
 
 def _refuse(task: QueueTask, problem: str) -> NoReturn:
@@ -203,7 +203,7 @@ def _check_numbers(task: QueueTask) -> None:
                 task, f"give either delay or available_at, got both ({task.delay!r} and {moment!s})"
             )
         if not isinstance(moment, datetime):
-            _refuse(task, f"available_at must be a datetime with a time zone, got {_shown(moment)}")
+            _refuse(task, f"available_at must be a datetime with a time zone, got {shown(moment)}")
         if moment.utcoffset() is None:
             _refuse(
                 task,
@@ -223,18 +223,18 @@ def _check_numbers(task: QueueTask) -> None:
     if retries is not None and (
         isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= RETRIES
     ):
-        _refuse(task, f"max_retry must be a whole number from 0, got {_shown(retries)}")
+        _refuse(task, f"max_retry must be a whole number from 0, got {shown(retries)}")
     priority = cast("object", task.priority)
     if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 3:
         _refuse(
             task,
-            f"priority must be a Priority (LOW, NORMAL, HIGH, CRITICAL), got {_shown(priority)}",
+            f"priority must be a Priority (LOW, NORMAL, HIGH, CRITICAL), got {shown(priority)}",
         )
 
 
 def _check_seconds(task: QueueTask, what: str, value: object, *, above: bool) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        _refuse(task, f"{what} must be a number of seconds, got {_shown(value)}")
+        _refuse(task, f"{what} must be a number of seconds, got {shown(value)}")
     if isinstance(value, float) and not isfinite(value):
         _refuse(task, f"{what} must be a finite number of seconds, got {value!r}")
     if value < 0 or (above and value == 0):
@@ -242,7 +242,7 @@ def _check_seconds(task: QueueTask, what: str, value: object, *, above: bool) ->
     if value > MAX_DELAY_S:
         _refuse(
             task,
-            f"{what} must be at most {MAX_DELAY_S:g} seconds (ten years), got {_shown(value)}; "
+            f"{what} must be at most {MAX_DELAY_S:g} seconds (ten years), got {shown(value)}; "
             "durations are seconds, not milliseconds",
         )
 
@@ -250,18 +250,10 @@ def _check_seconds(task: QueueTask, what: str, value: object, *, above: bool) ->
 def _check_text(task: QueueTask, what: str, value: object) -> int:
     """The size in bytes of a text that every storage can hold."""
     if not isinstance(value, str):
-        _refuse(task, f"{what} must be a str, got {_shown(value)}")
+        _refuse(task, f"{what} must be a str, got {shown(value)}")
     if "\0" in value:
-        _refuse(task, f"{what} must have no NUL character, got {_shown(value)}")
+        _refuse(task, f"{what} must have no NUL character, got {shown(value)}")
     try:
         return len(value.encode())
     except UnicodeEncodeError:
-        _refuse(task, f"{what} must have no lone surrogate, got {_shown(value)}")
-
-
-def _shown(value: object) -> str:
-    try:
-        text = repr(value)
-    except Exception:  # noqa: BLE001 - a user's __repr__
-        return f"a {type(value).__qualname__}"
-    return text if len(text) <= 60 else f"{text[:60]}... ({len(text)} characters)"
+        _refuse(task, f"{what} must have no lone surrogate, got {shown(value)}")

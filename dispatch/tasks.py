@@ -12,13 +12,13 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
-from math import isfinite
 from types import MappingProxyType
 from typing import Any, Final, Generic, Literal, TypedDict, Unpack, cast, overload
 
 import attrs
 from typing_extensions import TypeVar
 
+from dispatch.checks import check_choice, check_count, check_duration, shown
 from dispatch.errors import (
     InvalidConfigError,
     InvalidQueueNameError,
@@ -48,8 +48,6 @@ P_co = TypeVar("P_co", covariant=True, default=Any)
 R_co = TypeVar("R_co", covariant=True, default=object)
 
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
-MAX_DELAY_S: Final = 10 * 365 * 86_400.0
-"""Ten years. A longer delay, timeout or retention is a mistake of units."""
 EARLIEST: Final = datetime(1, 1, 1, tzinfo=UTC)
 LATEST: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 """The bounds of a moment. A float of seconds rounds the microseconds after LATEST to the year 10000."""
@@ -119,41 +117,9 @@ def check_name(value: object, what: str, error: type[InvalidQueueNameError | Inv
     if not isinstance(value, str):
         raise error(f"{what} must be a str, got {value!r}")
     if not NAME.fullmatch(value):
-        hint = "it is empty" if not value else f"got {_short(value)}"
+        hint = "it is empty" if not value else f"got {shown(value)}"
         raise error(f"{what} must be 1 to 128 characters of A-Z a-z 0-9 _ . : - ({hint})")
     return value
-
-
-def _short(value: object, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
-
-
-def _duration(what: str, value: object, *, least: float = 0.0, above: bool = False) -> None:
-    """Refuse anything that is not a finite number of seconds in [least, ten years]."""
-    bound = f"above {least:g}" if above else f"at least {least:g}"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidConfigError(f"{what} must be a number of seconds, got {_short(value)}")
-    if not isfinite(value) or value < least or (above and value == least):
-        raise InvalidConfigError(f"{what} must be {bound} seconds, got {value!r}")
-    if value > MAX_DELAY_S:
-        raise InvalidConfigError(
-            f"{what} must be at most {MAX_DELAY_S:g} seconds (ten years), got {value!r}; "
-            "durations are seconds, not milliseconds"
-        )
-
-
-def _count(what: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidConfigError(f"{what} must be a whole number, got {_short(value)}")
-    if value < least:
-        raise InvalidConfigError(f"{what} must be at least {least}, got {value}")
-
-
-def _choice(what: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        names = " or ".join(repr(name) for name in allowed)
-        raise InvalidConfigError(f"{what} must be {names}, got {_short(value)}")
 
 
 def _statuses(given: object) -> frozenset[TaskStatus]:
@@ -161,14 +127,14 @@ def _statuses(given: object) -> frozenset[TaskStatus]:
         found = {TaskStatus(status) for status in cast("Any", given)}
     except (TypeError, ValueError):
         names = ", ".join(TaskStatus)
-        raise InvalidConfigError(f"Unique: statuses must be of {names}, got {_short(given)}") from None
+        raise InvalidConfigError(f"Unique: statuses must be of {names}, got {shown(given)}") from None
     if TaskStatus.RETRYING in found:  # an alias: stored, a retrying task is pending
         found = (found - {TaskStatus.RETRYING}) | {TaskStatus.PENDING}
     return frozenset(found)
 
 
 def _on_clash(given: object) -> OnClash:
-    _choice("Unique: on_clash", given, tuple(OnClash))
+    check_choice("Unique: on_clash", given, tuple(OnClash))
     return OnClash(cast("str", given))
 
 
@@ -206,10 +172,10 @@ class Unique:
 
     def __attrs_post_init__(self) -> None:
         if self.key is not None and not (isinstance(self.key, str) and 0 < len(self.key) <= 1_000):
-            raise InvalidConfigError(f"Unique: key must be 1 to 1000 characters, got {_short(self.key)}")
-        _choice("Unique: scope", self.scope, ("type", "queue", "storage"))
+            raise InvalidConfigError(f"Unique: key must be 1 to 1000 characters, got {shown(self.key)}")
+        check_choice("Unique: scope", self.scope, ("type", "queue", "storage"))
         if self.within is not None:
-            _duration("Unique: within", self.within)
+            check_duration("Unique: within", self.within)
         unknown = self.replace - REPLACEABLE
         if unknown:
             raise InvalidConfigError(
@@ -235,8 +201,8 @@ class RateLimit:
     per: float = 1.0
 
     def __attrs_post_init__(self) -> None:
-        _count("RateLimit: count", self.count, 1)
-        _duration("RateLimit: per", self.per, above=True)
+        check_count("RateLimit: count", self.count, 1)
+        check_duration("RateLimit: per", self.per, above=True)
 
 
 @attrs.frozen
@@ -285,27 +251,27 @@ class TaskQueueConfig:
 
     def __attrs_post_init__(self) -> None:
         where = "TaskQueueConfig:"
-        _count(f"{where} concurrency", self.concurrency, 1)
-        _count(f"{where} max_retry", self.max_retry, 0)
-        _count(f"{where} buffer_size", self.buffer_size, 1)
-        _duration(f"{where} retry_delay", self.retry_delay)
+        check_count(f"{where} concurrency", self.concurrency, 1)
+        check_count(f"{where} max_retry", self.max_retry, 0)
+        check_count(f"{where} buffer_size", self.buffer_size, 1)
+        check_duration(f"{where} retry_delay", self.retry_delay)
         if self.retry is not None and self.retry_delay != 1.0:
             raise InvalidConfigError(
                 f"{where} give either retry_delay or retry, got both ({self.retry_delay!r} and {self.retry!r})"
             )
         if self.timeout is not None:
-            _duration(f"{where} timeout", self.timeout, above=True)
+            check_duration(f"{where} timeout", self.timeout, above=True)
         if self.max_waiting is not None:
-            _count(f"{where} max_waiting", self.max_waiting, 1)
+            check_count(f"{where} max_waiting", self.max_waiting, 1)
         if self.ageing is not None:
-            _duration(f"{where} ageing", self.ageing, above=True)
+            check_duration(f"{where} ageing", self.ageing, above=True)
         if self.max_running is not None:
-            _count(f"{where} max_running", self.max_running, 1)
+            check_count(f"{where} max_running", self.max_running, 1)
         if self.rate_limit is not None and not isinstance(self.rate_limit, RateLimit):
             raise InvalidConfigError(f"{where} rate_limit must be a RateLimit or None, got {self.rate_limit!r}")
-        _choice(f"{where} overflow", self.overflow, ("wait", "raise"))
-        _choice(f"{where} on_retry", self.on_retry, ("hold", "yield"))
-        _choice(f"{where} on_interrupt", self.on_interrupt, ("retry", "fail"))
+        check_choice(f"{where} overflow", self.overflow, ("wait", "raise"))
+        check_choice(f"{where} on_retry", self.on_retry, ("hold", "yield"))
+        check_choice(f"{where} on_interrupt", self.on_interrupt, ("retry", "fail"))
 
     @property
     def policy(self) -> RetryPolicy:
@@ -415,7 +381,7 @@ class QueueTask(Generic[P_co, R_co]):
         if self.key is not None:
             parts.append(f"key={self.key!r}")
         if self.last_error:
-            parts.append(f"last_error={_short(self.last_error)}")
+            parts.append(f"last_error={shown(self.last_error)}")
         return f"<QueueTask {' '.join(parts)}>"
 
 
@@ -511,10 +477,10 @@ class TaskType(Generic[P, R]):
         where = f"task type {queue}/{type}"
         if not isinstance(payload, builtins.type):
             raise InvalidTaskTypeError(
-                f"{where}: payload must be a class, such as an attrs class, got {_short(payload)}"
+                f"{where}: payload must be a class, such as an attrs class, got {shown(payload)}"
             )
         if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-            raise InvalidTaskTypeError(f"{where}: version must be a whole number from 1, got {_short(version)}")
+            raise InvalidTaskTypeError(f"{where}: version must be a whole number from 1, got {shown(version)}")
         self.payload = payload
         self.result = result
         self.version = version

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import attrs
 
+from dispatch.checks import MAX_DELAY_S
 from dispatch.cron.dispatcher import CronTaskDispatcher
 from dispatch.cron.policy import CronOptions
 from dispatch.cron.spec import CronSpec
@@ -31,7 +32,7 @@ from dispatch.publisher import TaskQueuePublisher
 from dispatch.records import NewTask, TaskRecord, from_seconds
 from dispatch.storage.protocol import Change
 from dispatch.storage.query import All, Ids, PruneSpec, Queues, Statuses, Where
-from dispatch.tasks import MAX_DELAY_S, Priority, QueueTask, TaskStatus, TaskType
+from dispatch.tasks import Priority, QueueTask, TaskStatus, TaskType
 from dispatch.web import pages
 from dispatch.web.desk import BOUND, Desk
 from dispatch.web.filters import TaskFilter, whole

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2] / "dispatch"
 
 ROOMS = """
     errors bell threads failures scalars cron.zones cron.timetable storage.limits
+    checks
     refusals containers cron.fields retry pool storage.psycopg_trio
     shapes cron.days cron.text tasks
     admission cron.walls cron.describe events records
@@ -51,7 +52,7 @@ ROOMS = """
 """Each line may import from the lines above it, not from its own and not from below."""
 
 WITHOUT_TRIO = """
-    errors tasks retry lifecycle records codec storage.query
+    errors checks tasks retry lifecycle records codec storage.query
     scalars shapes containers refusals admission
     cron.spec cron.policy cron.timetable cron.fields cron.days cron.text cron.walls cron.zones cron.describe
 """

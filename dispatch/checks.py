@@ -1,0 +1,58 @@
+"""What a setting may be: else InvalidConfigError says what was got and what was wanted.
+
+For constructors and registrations, so that nothing on the way of a task looks twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from math import isfinite
+from typing import Final
+
+from dispatch.errors import InvalidConfigError
+
+__all__ = ["MAX_DELAY_S", "check_choice", "check_count", "check_duration", "shown"]
+
+MAX_DELAY_S: Final = 10 * 365 * 86_400.0
+"""Ten years. A longer delay, timeout or retention is a mistake of units."""
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """The value in a message: its repr, bounded; its class alone where the repr fails."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a user's __repr__
+        return f"a {type(value).__qualname__}"
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
+def check_duration(
+    what: str, value: object, *, least: float = 0.0, above: bool = False, most: float = MAX_DELAY_S
+) -> None:
+    """Refuse anything that is not a finite number of seconds in [least, most]."""
+    bound = f"above {least:g}" if above else f"at least {least:g}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidConfigError(f"{what} must be a number of seconds, got {shown(value)}")
+    if (isinstance(value, float) and not isfinite(value)) or value < least or (above and value == least):
+        raise InvalidConfigError(f"{what} must be {bound} seconds, got {shown(value)}")
+    if value > most:
+        ten_years = " (ten years)" if most == MAX_DELAY_S else ""
+        raise InvalidConfigError(
+            f"{what} must be at most {most:g} seconds{ten_years}, got {shown(value)}; "
+            "durations are seconds, not milliseconds"
+        )
+
+
+def check_count(what: str, value: object, least: int) -> None:
+    """Refuse anything that is not a whole number from `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidConfigError(f"{what} must be a whole number, got {shown(value)}")
+    if value < least:
+        raise InvalidConfigError(f"{what} must be at least {least}, got {shown(value)}")
+
+
+def check_choice(what: str, value: object, allowed: Collection[str]) -> None:
+    """Refuse anything that is not one of the words allowed."""
+    if not (isinstance(value, str) and value in allowed):
+        names = " or ".join(repr(str(name)) for name in allowed)
+        raise InvalidConfigError(f"{what} must be {names}, got {shown(value)}")
