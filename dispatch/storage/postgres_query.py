@@ -231,12 +231,9 @@ def _time(where: Time) -> Condition:
     terms = [f"{column} IS NOT NULL"]
     values: list[float] = []
     for bound, operator in ((where.since, ">="), (where.until, "<")):
-        if bound is None:
-            continue
-        if bound != bound:  # NaN, which PostgreSQL holds to be above every number
-            return Condition(FALSE)
-        terms.append(f"{column} {operator} %s")
-        values.append(bound)
+        if bound is not None:
+            terms.append(f"{column} {operator} %s")
+            values.append(bound)
     return Condition(f"({' AND '.join(terms)})", tuple(values))
 
 

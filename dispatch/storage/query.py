@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import datetime
 from enum import StrEnum
+from math import inf
 from typing import Any, Final, Literal
 
 import attrs
 
+from dispatch.checks import shown
 from dispatch.errors import InvalidConfigError
-from dispatch.records import TaskRecord
+from dispatch.records import TaskRecord, to_seconds
 from dispatch.tasks import TaskStatus
 
 __all__ = [
@@ -206,13 +210,32 @@ class Attempt(Where):
     most: int | None = None
 
 
+def _bound(given: datetime | float | None) -> float | None:
+    # Made a float here: SQLite holds any text to be above every number.
+    if given is None:
+        return None
+    if isinstance(given, datetime):
+        if given.utcoffset() is None:
+            raise InvalidConfigError(
+                f"Time: a datetime must have a time zone, got {given.isoformat()}; for a moment in UTC add tzinfo=UTC"
+            )
+        return to_seconds(given)
+    if not isinstance(given, bool) and isinstance(given, int | float) and abs(given) <= inf:
+        with suppress(OverflowError):
+            return float(given)
+    raise InvalidConfigError(f"Time: wanted a datetime with a time zone or UTC seconds, got {shown(given)}")
+
+
 @attrs.frozen
 class Time(Where):
-    """A moment of the task lies in [since, until), in UTC seconds; an unset moment never does."""
+    """A moment of the task lies in [since, until); an unset moment never does.
+
+    The bounds are aware datetimes or UTC seconds, and are kept as seconds.
+    """
 
     field: Literal["created_at", "available_at", "started_at", "finished_at"]
-    since: float | None = None
-    until: float | None = None
+    since: float | None = attrs.field(default=None, converter=_bound)
+    until: float | None = attrs.field(default=None, converter=_bound)
 
 
 class Order(StrEnum):

@@ -11,7 +11,7 @@ import trio
 from hypothesis import given, settings
 
 from dispatch.lifecycle import SettleAnswer
-from dispatch.records import TransitionKind
+from dispatch.records import TransitionKind, from_seconds
 from dispatch.storage.query import (
     All,
     AnyOf,
@@ -118,6 +118,8 @@ class FindCases:
             (Time("available_at", since=start + 100.0), {"later"}),
             (Time("available_at", since=start + 50.0, until=start + 100.0), {"retrying"}),
             (Time("created_at", since=start + 10.0), {"succeeded", "failed", "cancelled"}),
+            (Time("finished_at", until=from_seconds(start + 10.0)), set()),
+            (Time("available_at", since=from_seconds(start + 100.0)), {"later"}),
         ]
         every = {row.id for row in rows}
         for leaf, expected in leaves:
