@@ -11,7 +11,7 @@ from typing import Final
 
 from dispatch.errors import InvalidConfigError
 
-__all__ = ["MAX_DELAY_S", "check_choice", "check_count", "check_duration", "shown"]
+__all__ = ["MAX_DELAY_S", "check_choice", "check_count", "check_duration", "check_flag", "shown"]
 
 MAX_DELAY_S: Final = 10 * 365 * 86_400.0
 """Ten years. A longer delay, timeout or retention is a mistake of units."""
@@ -56,3 +56,9 @@ def check_choice(what: str, value: object, allowed: Collection[str]) -> None:
     if not (isinstance(value, str) and value in allowed):
         names = " or ".join(repr(str(name)) for name in allowed)
         raise InvalidConfigError(f"{what} must be {names}, got {shown(value)}")
+
+
+def check_flag(what: str, value: object) -> None:
+    """Refuse anything but True and False: "no" counts as true."""
+    if not isinstance(value, bool):
+        raise InvalidConfigError(f"{what} must be True or False, got {shown(value)}")

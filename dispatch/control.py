@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import attrs
 
+from dispatch.checks import check_choice, shown
 from dispatch.errors import InvalidConfigError, QueueNotRegisteredError, TaskNotFoundError
 from dispatch.publisher import TaskQueuePublisher
 from dispatch.records import AttemptRecord, to_seconds
@@ -68,9 +69,13 @@ class TaskQueueControl:
         limit: int = 100,
         after: str | None = None,
     ) -> TaskPage:
-        """A page of the tasks that match; pass its `cursor` as `after` for the next."""
-        if not 1 <= limit <= 10_000:
-            raise InvalidConfigError(f"find: limit must be within 1 and 10000, got {limit!r}")
+        """A page of the tasks that match; pass its `cursor` as `after` for the next.
+
+        Raises InvalidConfigError for an order, a limit or a cursor that is none.
+        """
+        check_choice("find: order", order, tuple(Order))
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= 10_000:
+            raise InvalidConfigError(f"find: limit must be within 1 and 10000, got {shown(limit)}")
         page = await self._storage.find(
             All() if where is None else where, order=Order(order), limit=limit, after=after
         )
@@ -85,6 +90,7 @@ class TaskQueueControl:
     ) -> dict[tuple[str, ...], int]:
         """Counts by the values of `by`; `()` is the one key without it. Due pending tasks
         count as `pending`, the others as `later`. `bound` makes a large count cheap.
+        Raises InvalidConfigError for a `by` of other names.
         """
         return await self._storage.count(All() if where is None else where, by=by, bound=bound)
 

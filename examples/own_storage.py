@@ -59,7 +59,7 @@ from dispatch.storage.protocol import (
     Want,
     WorkerRecord,
 )
-from dispatch.storage.query import Order, PruneSpec, Where, matches
+from dispatch.storage.query import Order, PruneSpec, Where, check_groups, matches, place_of
 from dispatch.tasks import OnClash
 from dispatch.testing.conformance import StorageConformance
 from dispatch.testing.machine import StorageMachine, check_against_model
@@ -293,7 +293,7 @@ class FileStorage(Storage):
             if order is Order.NEWEST:
                 found.reverse()
             if after is not None:
-                seq, newest = int(after), order is Order.NEWEST
+                seq, newest = place_of(after), order is Order.NEWEST
                 found = [row for row in found if (row.seq < seq if newest else row.seq > seq)]
             page = [copy(row) for row in found[:limit]]
             return Page(page, str(page[-1].seq) if page and len(found) > limit else None)
@@ -306,10 +306,11 @@ class FileStorage(Storage):
         bound: int | None = None,
     ) -> dict[tuple[str, ...], int]:
         await trio.lowlevel.checkpoint_if_cancelled()
+        names = check_groups(by)
         counts: dict[tuple[str, ...], int] = {}
         with self._look() as (tables, now):
             for row in meant(tables, where, now):
-                group = tuple(changes.group_value(row, name, now) for name in by)
+                group = tuple(changes.group_value(row, name, now) for name in names)
                 counts[group] = counts.get(group, 0) + 1
         return counts
 

@@ -75,8 +75,10 @@ from dispatch.storage.query import (
     PruneSpec,
     Statuses,
     Where,
+    check_groups,
     matches,
     only_open,
+    place_of,
 )
 from dispatch.storage.ready import LATER, ReadyQueue, Row
 from dispatch.tasks import OnClash, TaskStatus
@@ -552,7 +554,7 @@ class MemoryStorage(MemoryRegistry):
         found: list[TaskRecord] = []
         if limit <= 0:
             return Page(found, after)
-        for row in self._candidates(where, order, None if after is None else _seq(after)):
+        for row in self._candidates(where, order, None if after is None else place_of(after)):
             if matches(where, row.record, now):
                 if len(found) == limit:
                     return Page(found, str(found[-1].seq))
@@ -567,6 +569,7 @@ class MemoryStorage(MemoryRegistry):
         bound: int | None = None,
     ) -> dict[tuple[str, ...], int]:
         await trio.lowlevel.checkpoint_if_cancelled()
+        names = check_groups(by)
         now = self._clock.now()
         counts: dict[tuple[str, ...], int] = {}
         left = inf if bound is None else bound
@@ -576,7 +579,7 @@ class MemoryStorage(MemoryRegistry):
             if left <= 0:
                 break
             if matches(where, row.record, now):
-                group = tuple(group_value(row.record, name, now) for name in by)
+                group = tuple(group_value(row.record, name, now) for name in names)
                 counts[group] = counts.get(group, 0) + 1
                 left -= 1
         return counts
@@ -742,14 +745,6 @@ def _by_end(row: Row) -> float:
 
 def _in_order_of_end(rows: OrderedDict[str, Row]) -> OrderedDict[str, Row]:
     return OrderedDict((row.record.id, row) for row in sorted(rows.values(), key=_by_end))
-
-
-def _seq(cursor: str) -> int:
-    try:
-        return int(cursor)
-    except ValueError:
-        message = f"find: after must be the cursor of a page, got {cursor!r}"
-        raise InvalidConfigError(message) from None
 
 
 def _leased(entry: tuple[float, int, int, Row]) -> bool:

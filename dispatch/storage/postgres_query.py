@@ -55,7 +55,9 @@ from dispatch.storage.query import (
     Time,
     Types,
     Where,
+    check_groups,
     matches,
+    place_of,
 )
 
 __all__ = [
@@ -297,15 +299,6 @@ def _parts(where: Where) -> tuple[Where, ...]:
     return (where,)
 
 
-def _seq(cursor: str) -> int:
-    """The place that a page's cursor names. Raises InvalidConfigError."""
-    try:
-        return int(cursor)
-    except ValueError:
-        message = f"find: after must be the cursor of a page, got {cursor!r}"
-        raise InvalidConfigError(message) from None
-
-
 async def find(
     connection: TrioConnection[Any],
     sql: Sql,
@@ -319,7 +312,7 @@ async def find(
     """A page; see `TaskStore.find`."""
     if limit <= 0:
         return Page([], after)
-    place = None if after is None else _seq(after)
+    place = None if after is None else place_of(after)
     records: list[TaskRecord] = []
     chunk = limit + 1 if not looks_into_payload(where) else max(limit + 1, CHUNK)
     async with aclosing(matching(connection, sql, lanes, where, order, place, chunk)) as found:
@@ -409,6 +402,7 @@ async def count(
     bound: int | None,
 ) -> dict[tuple[str, ...], int]:
     """Grouped counts; see `TaskStore.count`."""
+    by = check_groups(by)
     if bound is not None and bound <= 0:
         return {}
     if looks_into_payload(where):

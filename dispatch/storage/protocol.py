@@ -318,7 +318,10 @@ class TaskStore(ABC):
         limit: int = 100,
         after: str | None = None,
     ) -> Page:
-        """A page of the tasks that match, by order of storing; stable while tasks are added."""
+        """A page of the tasks that match, by order of storing; stable while tasks are added.
+
+        Raises InvalidConfigError where `after` is no page's cursor.
+        """
 
     @abstractmethod
     async def count(
@@ -332,6 +335,7 @@ class TaskStore(ABC):
 
         In `status`, a pending task counts as `pending` if it is due and as
         `later` if not. With `bound`, counting may stop at that many in all.
+        Raises InvalidConfigError for a `by` of other names.
         """
 
     @abstractmethod

@@ -2,13 +2,16 @@
 
 Pure values. Trees are built from predicates with `&`, `|` and `~`, or with
 `All`, `AnyOf` and `Not`; a storage translates them, and `matches` is their
-meaning, in Python, that every translation is tested against.
+meaning, in Python, that every translation is tested against. What a translation
+could not carry out, or would carry out otherwise than another, is refused with
+InvalidConfigError when the value is made.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from enum import StrEnum
@@ -17,7 +20,7 @@ from typing import Any, Final, Literal
 
 import attrs
 
-from dispatch.checks import shown
+from dispatch.checks import check_choice, check_count, check_duration, check_flag, shown
 from dispatch.errors import InvalidConfigError
 from dispatch.records import TaskRecord, to_seconds
 from dispatch.tasks import TaskStatus
@@ -42,25 +45,38 @@ __all__ = [
     "Time",
     "Types",
     "Where",
+    "check_groups",
     "dead_letters",
     "matches",
     "only_open",
     "payload_has",
+    "place_of",
 ]
 
 ENDED: Final = frozenset(status for status in TaskStatus if status.is_terminal)
 
 
+MOST_CONDITIONS: Final = 4_000
+"""In one tree: databases bound the parameters of a statement, SQLite at 32,766."""
+MOST_LEVELS: Final = 20
+"""Of `All`, `AnyOf` and `Not` in each other: databases bound an expression's depth, too."""
+GROUPS: Final = ("queue", "type", "status")
+
+
+_Extent = tuple[int, int]
+
+
 class Where:
-    """A condition on stored tasks."""
+    """A condition on stored tasks, or a tree of up to 4,000 of them, nested 20 deep."""
 
     __slots__ = ()
 
     def __and__(self, other: Where) -> Where:
-        return All(self, other)
+        # A chain is one level, however long.
+        return All(*(self.parts if isinstance(self, All) else (self,)), other)
 
     def __or__(self, other: Where) -> Where:
-        return AnyOf(self, other)
+        return AnyOf(*(self.parts if isinstance(self, AnyOf) else (self,)), other)
 
     def __invert__(self) -> Where:
         return Not(self)
@@ -71,9 +87,10 @@ class All(Where):
     """Every part holds; `All()` is every task."""
 
     parts: tuple[Where, ...]
+    _extent: _Extent = attrs.field(eq=False, repr=False)
 
     def __init__(self, *parts: Where) -> None:
-        self.__attrs_init__(parts)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+        self.__attrs_init__(parts, _extent(parts))  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
 
 
 @attrs.frozen(init=False)
@@ -81,16 +98,43 @@ class AnyOf(Where):
     """At least one part holds; `AnyOf()` is no task."""
 
     parts: tuple[Where, ...]
+    _extent: _Extent = attrs.field(eq=False, repr=False)
 
     def __init__(self, *parts: Where) -> None:
-        self.__attrs_init__(parts)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+        self.__attrs_init__(parts, _extent(parts))  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
 
 
-@attrs.frozen
+@attrs.frozen(init=False)
 class Not(Where):
     """The part does not hold."""
 
     part: Where
+    _extent: _Extent = attrs.field(eq=False, repr=False)
+
+    def __init__(self, part: Where) -> None:
+        self.__attrs_init__(part, _extent((part,)))  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+
+def _extent(parts: tuple[Where, ...]) -> _Extent:
+    """The number of conditions and of levels of a tree with these parts, if it may have them."""
+    conditions = levels = 0
+    for part in parts:
+        if isinstance(part, All | AnyOf | Not):
+            within, deep = part._extent  # pyright: ignore[reportPrivateUsage]
+        elif isinstance(part, Where):
+            within, deep = 1, 0
+        else:
+            raise InvalidConfigError(f"not a query: {shown(part)}; build one from dispatch.storage.query")
+        conditions += within
+        levels = max(levels, deep)
+    if conditions > MOST_CONDITIONS:
+        raise InvalidConfigError(
+            f"a query has at most {MOST_CONDITIONS} conditions, got {conditions}; "
+            "one condition takes many names: Ids('a', 'b', ...)"
+        )
+    if levels >= MOST_LEVELS:
+        raise InvalidConfigError(f"a query is nested at most {MOST_LEVELS} levels deep; flatten it with All and AnyOf")
+    return conditions, levels + 1
 
 
 class _Names(Where):
@@ -100,6 +144,10 @@ class _Names(Where):
     values: frozenset[str]
 
     def __init__(self, *values: str) -> None:
+        for value in values:
+            if not isinstance(value, str):
+                name = type(self).__name__
+                raise InvalidConfigError(f"{name}: wanted strings, as in {name}('a', 'b'); got {shown(value)}")
         self.values = frozenset(values)
 
     def __eq__(self, other: object) -> bool:
@@ -152,11 +200,12 @@ class Statuses(_Names):
     __slots__ = ()
 
     def __init__(self, *values: str) -> None:
+        super().__init__(*values)
         known = {*(status.value for status in TaskStatus), "later", "due"}
         for value in values:
             if value not in known:
-                raise InvalidConfigError(f"Statuses: expected some of {', '.join(sorted(known))}; got {value!r}")
-        super().__init__(*(str(value) for value in values))
+                raise InvalidConfigError(f"Statuses: expected some of {', '.join(sorted(known))}; got {shown(value)}")
+        self.values = frozenset(map(str, values))  # of a TaskStatus its value alone
 
 
 def _set(given: Iterable[str]) -> frozenset[str]:
@@ -185,6 +234,12 @@ class Header(Where):
     name: str
     value: str | None = None
 
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.name, str) or not isinstance(self.value, str | None):
+            raise InvalidConfigError(
+                f"Header: wanted a name and a value or None, both str; got {shown(self.name)} and {shown(self.value)}"
+            )
+
 
 @attrs.frozen
 class Payload(Where):
@@ -192,6 +247,12 @@ class Payload(Where):
 
     path: tuple[str | int, ...]
     value: str | int | float | bool | None
+
+    def __attrs_post_init__(self) -> None:
+        if not (isinstance(self.path, tuple) and all(isinstance(step, str | int) for step in self.path)):
+            raise InvalidConfigError(f"Payload: path must be a tuple, as in ('lines', 2, 'qty'); got {shown(self.path)}")
+        if not isinstance(self.value, str | int | float | None):
+            raise InvalidConfigError(f"Payload: value must be a str, a number, a bool or None; got {shown(self.value)}")
 
 
 @attrs.frozen
@@ -201,6 +262,10 @@ class Priorities(Where):
     least: int = 0
     most: int = 3
 
+    def __attrs_post_init__(self) -> None:
+        check_count("Priorities: least", self.least, 0)
+        check_count("Priorities: most", self.most, 0)
+
 
 @attrs.frozen
 class Attempt(Where):
@@ -208,6 +273,11 @@ class Attempt(Where):
 
     least: int = 0
     most: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        check_count("Attempt: least", self.least, 0)
+        if self.most is not None:
+            check_count("Attempt: most", self.most, 0)
 
 
 def _bound(given: datetime | float | None) -> float | None:
@@ -237,6 +307,10 @@ class Time(Where):
     since: float | None = attrs.field(default=None, converter=_bound)
     until: float | None = attrs.field(default=None, converter=_bound)
 
+    def __attrs_post_init__(self) -> None:
+        # A name of a column in a database's statement.
+        check_choice("Time: field", self.field, ("created_at", "available_at", "started_at", "finished_at"))
+
 
 class Order(StrEnum):
     """By order of storing."""
@@ -264,8 +338,36 @@ class PruneSpec:
     def __attrs_post_init__(self) -> None:
         if self.age_s is None and self.keep is None:
             raise InvalidConfigError("PruneSpec: give age_s, keep or both; got neither")
-        if (self.age_s is not None and self.age_s < 0) or (self.keep is not None and self.keep < 0):
-            raise InvalidConfigError("PruneSpec: age_s and keep must be at least 0")
+        if self.age_s is not None:
+            check_duration("PruneSpec: age_s", self.age_s)
+        if self.keep is not None:
+            check_count("PruneSpec: keep", self.keep, 0)
+        check_choice("PruneSpec: per", self.per, ("total", "queue", "type"))
+        if not isinstance(self.where, Where):
+            raise InvalidConfigError(
+                f"PruneSpec: where: not a query: {shown(self.where)}; build one from dispatch.storage.query"
+            )
+        check_flag("PruneSpec: dead_letters", self.dead_letters)
+        check_count("PruneSpec: limit", self.limit, 1)
+
+
+def check_groups(by: Sequence[Literal["queue", "type", "status"]]) -> tuple[Literal["queue", "type", "status"], ...]:
+    """The fields that `count` is to group by. Raises InvalidConfigError for any other."""
+    wanted = "count: by must be a tuple of 'queue', 'type' and 'status'"
+    if isinstance(by, str) or not isinstance(by, Iterable):
+        raise InvalidConfigError(f"{wanted}, got {shown(by)}")
+    names = tuple(by)
+    for name in names:
+        if name not in GROUPS:
+            raise InvalidConfigError(f"{wanted}, got {shown(name)} in it")
+    return names
+
+
+def place_of(cursor: str) -> int:
+    """The `seq` that a page's cursor names. Raises InvalidConfigError for what is no cursor."""
+    if isinstance(cursor, str) and re.fullmatch("[0-9]{1,18}", cursor):  # more would not fit a database's integer
+        return int(cursor)
+    raise InvalidConfigError(f"find: after must be the cursor of a page, got {shown(cursor)}")
 
 
 def dead_letters(queue: str | None = None) -> Where:

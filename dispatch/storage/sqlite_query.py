@@ -39,6 +39,8 @@ from dispatch.storage.query import (
     Time,
     Types,
     Where,
+    check_groups,
+    place_of,
 )
 from dispatch.storage.sqlite_rows import COLUMNS, attempt_of, record_of, success_of
 from dispatch.tasks import TaskStatus
@@ -49,6 +51,10 @@ Sql = tuple[str, list[Any]]
 """An expression and its parameters."""
 
 SHOWN: Final = "CASE WHEN status = 'pending' AND available_at > ? THEN 'later' ELSE status END"
+MOST_JOINED: Final = 20
+"""A chain of operators is as deep as it is long, and SQLite takes a depth of 1,000: in groups, it is not."""
+MOST_LISTED: Final = 8
+"""Times the conditions that a tree may have: within the 32,766 parameters that SQLite takes."""
 MOST_RANGES: Final = 400
 """Beyond so many pairs of queue and status a plain scan is as good."""
 
@@ -110,11 +116,18 @@ def _joined(parts: Sequence[Where], now: float, word: str, empty: str) -> Sql:
         sql, given = condition(part, now)
         terms.append(sql)
         values += given
+    while len(terms) > MOST_JOINED:
+        terms = [f"({word.join(several)})" for several in _chunks(terms)]
     return (f"({word.join(terms)})" if terms else empty), values
 
 
+def _chunks(terms: list[str]) -> Iterator[list[str]]:
+    for at in range(0, len(terms), MOST_JOINED):
+        yield terms[at : at + MOST_JOINED]
+
+
 def _among(column: str, values: frozenset[str]) -> Sql:
-    if len(values) > 50:
+    if len(values) > MOST_LISTED:
         return f"({column} IN (SELECT value FROM json_each(?)))", [json.dumps(sorted(values))]
     return f"({column} IN ({', '.join('?' * len(values))}))", sorted(values)
 
@@ -139,8 +152,14 @@ def _statuses(values: frozenset[str], now: float) -> Sql:
 
 def _tags(where: Tags) -> Sql:
     carried = "EXISTS (SELECT 1 FROM json_each(coalesce(tags, '[]')) AS t WHERE t.value"
-    terms = [f"{carried} = ?)" for _ in where.all_of]
-    values: list[Any] = sorted(where.all_of)
+    terms: list[str] = []
+    values: list[Any] = []
+    if len(where.all_of) > MOST_LISTED:
+        terms.append(f"NOT EXISTS (SELECT 1 FROM json_each(?) AS w WHERE NOT {carried} = w.value))")
+        values.append(json.dumps(sorted(where.all_of)))
+    else:
+        terms += [f"{carried} = ?)" for _ in where.all_of]
+        values += sorted(where.all_of)
     if where.any_of is not None:
         terms.append(f"{carried} IN (SELECT value FROM json_each(?)))")
         values.append(json.dumps(sorted(where.any_of)))
@@ -226,7 +245,7 @@ def find(
     if limit <= 0:
         return Page([], after)
     found = sequences(
-        db, where, now, order=order, limit=limit + 1, after=None if after is None else _seq(after)
+        db, where, now, order=order, limit=limit + 1, after=None if after is None else place_of(after)
     )
     direction = "ASC" if order is Order.OLDEST else "DESC"
     page = records(
@@ -235,14 +254,6 @@ def find(
         (json.dumps(found[:limit]),),
     )
     return Page(page, str(page[-1].seq) if len(found) > limit and page else None)
-
-
-def _seq(cursor: str) -> int:
-    try:
-        return int(cursor)
-    except ValueError:
-        message = f"find: after must be the cursor of a page, got {cursor!r}"
-        raise InvalidConfigError(message) from None
 
 
 def count(
@@ -254,6 +265,7 @@ def count(
     bound: int | None,
 ) -> dict[tuple[str, ...], int]:
     """Grouped counts; see `TaskStore.count`."""
+    by = check_groups(by)
     sql, values = condition(where, now)
     names = [SHOWN if name == "status" else name for name in by]
     shown: list[Any] = [now] * by.count("status")

@@ -10,6 +10,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 
+from dispatch.errors import InvalidConfigError
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import TransitionKind, from_seconds
 from dispatch.storage.query import (
@@ -127,6 +128,32 @@ class FindCases:
                 assert set(await bench.ids(where)) == expected, where
             assert set(await bench.ids(~leaf)) == every - expected, leaf
             assert {r.id for r in rows if matches(leaf, r, bench.now())} == expected, leaf
+
+    async def test_a_tree_as_large_as_trees_may_be_is_answered(self, bench: Workbench) -> None:
+        await zoo(bench)
+        tags = frozenset("xy")
+        names = [f"n{number}" for number in range(12)]
+        tree: Where = AnyOf(*(Queues(*names, "r") for _ in range(3_900)))
+        for _ in range(6):
+            tree = AnyOf(Not(Not(tree)), Statuses(), Tags(all_of=tags | set(names)))
+        assert await bench.ids(tree) == ["later", "typed", "failed"]
+        assert await bench.ids(All(*(Statuses("pending", "held", "failed", "due") for _ in range(4_000)))) == [
+            "plain", "later", "typed", "tagged", "tagged-y", "paid", "held", "retrying", "failed"
+        ]  # fmt: skip
+        assert await bench.ids(Tags(all_of=tags | {"z"})) == []
+        assert await bench.ids(~Tags(all_of=frozenset(names)) & Queues("r")) == ["later", "typed", "failed"]
+
+    @pytest.mark.parametrize("by", ["queue", ("queues",), ("(SELECT 1)",), (1,), 1, None])
+    async def test_a_count_is_grouped_by_the_three_names_alone(self, bench: Workbench, by: Any) -> None:
+        await bench.publish("a")
+        with pytest.raises(InvalidConfigError, match="count: by must be a tuple of 'queue', 'type' and 'status'"):
+            await bench.storage.count(All(), by=by)
+
+    @pytest.mark.parametrize("after", ["", "-1", " 1", "1_0", "x", "9" * 40, 7])
+    async def test_a_page_begins_after_a_cursor_alone(self, bench: Workbench, after: Any) -> None:
+        await bench.publish("a")
+        with pytest.raises(InvalidConfigError, match="find: after must be the cursor of a page"):
+            await bench.storage.find(All(), after=after)
 
     async def test_nested_trees_do_not_leak_out_of_their_scope(self, bench: Workbench) -> None:
         await zoo(bench)
