@@ -29,7 +29,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from math import inf
-from typing import Final
+from typing import Final, cast
 
 import attrs
 import trio
@@ -151,6 +151,8 @@ class QueueActors:
     _turning: bool = False
     _live: int = 0
     _failures: int = 0
+    _refused: str | None = None
+    """The concurrency set by hand that was last found to be none, so that it is named once."""
     _wants: dict[int, Want] = attrs.field(factory=dict[int, Want])
     _stopping: bool = False
     _finished: trio.Event = attrs.field(factory=trio.Event)
@@ -219,13 +221,32 @@ class QueueActors:
 
     def control(self, record: QueueRecord) -> None:
         """Apply what was set on the queue by hand; a lower concurrency lets running ones finish."""
-        target = record.concurrency if record.concurrency is not None else self.config.concurrency
+        target = self._asked_of(record)
         if (record.paused, target) == (self.paused, self.target):
             return
         self.paused, self.target = record.paused, target
         self.executor.limiter.total_tokens = target
         self._wake(max(0, self._live - target))
         self.ring()
+
+    def _asked_of(self, record: QueueRecord) -> int:
+        """The concurrency that the record asks for; the registered one in place of nonsense.
+
+        What another program wrote there must not keep every worker of the store from its work.
+        """
+        asked = cast("object", record.concurrency)
+        if asked is None or (isinstance(asked, int) and not isinstance(asked, bool) and asked >= 1):
+            self._refused = None
+            return self.config.concurrency if asked is None else asked
+        if repr(asked) != self._refused:
+            log.warning(
+                "queue %s: the storage asks for a concurrency of %r; it stays at the registered %d",
+                self.name,
+                asked,
+                self.config.concurrency,
+            )
+        self._refused = repr(asked)
+        return self.config.concurrency
 
     def stop(self) -> None:
         """Claim no more; running attempts go on, unstarted claims are handed back at once."""

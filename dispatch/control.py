@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 import attrs
 
@@ -26,6 +26,8 @@ from dispatch.tasks import Priority, QueueTask
 __all__ = ["TaskPage", "TaskQueueControl"]
 
 P = TypeVar("P")
+
+MOST_AT_ONCE: Final = 2**31 - 1
 
 
 @attrs.frozen
@@ -226,11 +228,15 @@ class TaskQueueControl:
     async def set_concurrency(self, name: str, concurrency: int | None) -> None:
         """Run at most so many tasks of this queue per process; None is as registered. 1007 if unknown.
 
-        A lower one lets running tasks finish.
+        A lower one lets running tasks finish. Raises InvalidConfigError for
+        anything but a whole number from 1.
         """
-        if concurrency is not None and (isinstance(concurrency, bool) or concurrency < 1):
+        if concurrency is not None and (
+            isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= MOST_AT_ONCE
+        ):
             raise InvalidConfigError(
-                f"queue {name!r}: concurrency must be at least 1, got {concurrency!r}; to stop it, pause it"
+                f"queue {name!r}: concurrency must be a whole number within 1 and {MOST_AT_ONCE}, "
+                f"got {shown(concurrency)}; to stop it, pause it"
             )
         await self._alter_queue(name, concurrency=concurrency)
 

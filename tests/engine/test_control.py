@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from dispatch import (
+    InvalidConfigError,
     InvalidQueueTaskError,
     MemoryStorage,
     QueueNotRegisteredError,
@@ -176,6 +177,36 @@ async def test_concurrency_is_changed_while_running(autojump_clock: object) -> N
         assert now == 2
         await dispatcher.drain()
     assert began <= seen[0][0]
+
+
+@pytest.mark.parametrize("asked", [0, -1, 1.5, "8", True, 2**31, [2]])
+async def test_a_concurrency_that_is_none_is_refused(asked: Any, autojump_clock: object) -> None:
+    async with working(nothing) as dispatcher:
+        with pytest.raises(InvalidConfigError) as caught:
+            await dispatcher.control.set_concurrency("q", asked)
+        assert caught.value.detail == (
+            f"queue 'q': concurrency must be a whole number within 1 and 2147483647, got {asked!r}; to stop it, pause it"
+        )
+        assert [record.concurrency for record in await dispatcher.control.queues()] == [None]
+
+
+@pytest.mark.parametrize("stored", [1.5, 0, -3, "8", True])
+async def test_nonsense_in_the_store_is_named_once_and_leaves_the_registered_concurrency(
+    stored: Any, autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = MemoryStorage()
+    async with working(Script(1.0), TaskQueueConfig(concurrency=2), storage=storage) as dispatcher:
+        await dispatcher.control.set_concurrency("q", 4)
+        await trio.sleep(1)
+        await storage.alter_queue("q", concurrency=stored)
+        for n in range(4):
+            await dispatcher.publisher.publish(JOB(Job(n)))
+        await dispatcher.drain()
+        await dispatcher.control.pause_queue("q")
+        await trio.sleep(60)
+        assert dispatcher.statistics().queues["q"].concurrency == 2
+    said = [line.getMessage() for line in caplog.records if "concurrency" in line.getMessage()]
+    assert said == [f"queue q: the storage asks for a concurrency of {stored!r}; it stays at the registered 2"]
 
 
 async def test_waiting_is_woken_by_the_bell_and_does_not_poll(autojump_clock: object) -> None:
