@@ -128,7 +128,8 @@ class TaskQueueControl:
         """Cancel waiting and held tasks, and ask running ones to stop.
 
         A running handler has its scope cancelled within a second, wherever it
-        runs; if it succeeds before that, it succeeded.
+        runs; if it succeeds before that, it succeeded. `reason` is a str, else
+        InvalidConfigError is raised.
         """
         return await self._alter(where, Change(action="cancel", reason=reason), limit, dry_run)
 

@@ -37,6 +37,7 @@ end its own attempt: `Snooze`, `Cancel`, `RetryAfter` and `PermanentError`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import ClassVar
 
 __all__ = [
@@ -284,25 +285,36 @@ class ClaimLostError(WorldError):
 
 
 class HandlerSignal(Exception):  # noqa: N818 - a handler's verdict, not an error
-    """Base of what a handler raises to decide its own attempt's outcome."""
+    """Base of what a handler raises to decide its own attempt's outcome.
+
+    Made with something that it cannot take, it raises InvalidConfigError in the
+    handler, which is a failed attempt like any other.
+    """
+
+
+def _seconds(what: str, delay: object) -> float:
+    if isinstance(delay, bool) or not isinstance(delay, int | float) or not 0 <= delay < inf:
+        raise InvalidConfigError(f"{what}: delay must be a finite number of seconds of at least 0, got {delay!r}")
+    return delay
 
 
 class Snooze(HandlerSignal):
     """Run me again in `delay` seconds; this attempt is given back, not counted."""
 
     def __init__(self, delay: float) -> None:
-        if not delay >= 0:
-            raise InvalidConfigError(f"Snooze: delay must be at least 0 seconds, got {delay!r}")
         super().__init__(delay)
-        self.delay = delay
+        self.delay: float = _seconds("Snooze", delay)
 
 
 class Cancel(HandlerSignal):
-    """End me as cancelled, for `reason`; I am not run again and am no dead letter."""
+    """End me as cancelled, for `reason`; I am not run again and am no dead letter.
 
-    def __init__(self, reason: str = "cancelled by its handler") -> None:
+    An exception may be the reason; it and whatever else is kept as text.
+    """
+
+    def __init__(self, reason: str | BaseException = "cancelled by its handler") -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason: str = f"{type(reason).__name__}: {reason}" if isinstance(reason, BaseException) else str(reason)
 
 
 class RetryAfter(HandlerSignal):
@@ -313,10 +325,8 @@ class RetryAfter(HandlerSignal):
     """
 
     def __init__(self, delay: float, reason: str = "the handler asked to be retried later") -> None:
-        if not delay >= 0:
-            raise InvalidConfigError(f"RetryAfter: delay must be at least 0 seconds, got {delay!r}")
         super().__init__(delay, reason)
-        self.delay = delay
+        self.delay: float = _seconds("RetryAfter", delay)
         self.reason = reason
 
     def __str__(self) -> str:

@@ -117,6 +117,10 @@ class Executor:
             )
         except InvalidQueuePayloadError as exc:
             return Ended(_failed(claim, describe(exc), None, FailureReason.INVALID_PAYLOAD))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - the payload class's own code cannot take it down either
+            return Ended(_failed(claim, _exited(exc, "decoding the payload"), None, FailureReason.INVALID_PAYLOAD))
         run: Run | None = None
         value: Any = None
         error: BaseException | None = None
@@ -184,6 +188,10 @@ class Executor:
         except InvalidQueuePayloadError as exc:
             # The work is done; doing it again would not make its result storable.
             return Ended(_failed(claim, describe(exc), None, FailureReason.PERMANENT))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - nor can the result class's
+            return Ended(_failed(claim, _exited(exc, "encoding the result"), None, FailureReason.PERMANENT))
 
     def _completing(self, claim: Claim, entry: HandlerEntry) -> Completing:
         def told(done: Transition, answer: SettleResult) -> bool:
@@ -228,7 +236,9 @@ class Executor:
         assert rest is not None
         try:
             verdict = judge(self.policy, rest, claim.attempt, self.random)
-        except Exception as exc:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:
             log.exception("retry policy of queue %s failed on %s", claim.queue, text)
             text = f"{text}; and the retry policy failed: {describe(exc)}"
             return Ended(_failed(claim, text, trace, None, claim_wait(self.policy, claim, self.random)))
@@ -254,7 +264,9 @@ class Executor:
             try:
                 verdict = judge(self.policy, timeout, claim.attempt, self.random)
                 wait = None if verdict.kind is VerdictKind.PERMANENT else verdict.wait_s
-            except Exception:
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
                 log.exception("retry policy of queue %s failed on a timeout", claim.queue)
                 wait = claim_wait(self.policy, claim, self.random)
             reason = FailureReason.PERMANENT if wait is None else None
@@ -314,6 +326,11 @@ def _failed(
         retry_in=retry_in,
         reason=reason,
     )
+
+
+def _exited(error: BaseException, during: str) -> str:
+    # Its class alone: what the codec lets through has not been cleared of secret fields.
+    return f"{type(error).__qualname__} was raised by {during}"
 
 
 def _handed_back(claim: Claim, error: str | None, trace: str | None) -> Transition:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from enum import IntEnum
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, Final, Literal, cast
 
 import attrs
@@ -155,14 +155,16 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 def _judge_leaf(
     policy: RetryPolicy, error: BaseException, attempt: int, random: Callable[[], float]
 ) -> Verdict:
+    # A class derived from a signal, and who changes one, may have put anything into it. What
+    # cannot be a wait or a reason fails here, inside the attempt, and not on its way to a row.
     if isinstance(error, Snooze):
-        return Verdict(VerdictKind.SNOOZE, error.delay)
+        return Verdict(VerdictKind.SNOOZE, _wait("Snooze", error.delay))
     if isinstance(error, Cancel):
-        return Verdict(VerdictKind.CANCEL, reason=error.reason)
+        return Verdict(VerdictKind.CANCEL, reason=str(error.reason))
     if isinstance(error, PermanentError):
         return Verdict(VerdictKind.PERMANENT)
     if isinstance(error, RetryAfter):
-        return Verdict(VerdictKind.RETRY, error.delay)
+        return Verdict(VerdictKind.RETRY, _wait("RetryAfter", error.delay))
     if policy.decide is not None:
         decided = policy.decide(error, attempt)
         if decided is False:
@@ -178,3 +180,10 @@ def _judge_leaf(
     if policy.retry_on is not None and not isinstance(error, policy.retry_on):
         return Verdict(VerdictKind.PERMANENT)
     return Verdict(VerdictKind.RETRY, policy.wait_s(attempt, random))
+
+
+def _wait(what: str, given: float) -> float:
+    wait = float(given)
+    if not 0 <= wait < inf:
+        raise InvalidConfigError(f"{what}: delay must be a finite number of seconds of at least 0, got {given!r}")
+    return wait

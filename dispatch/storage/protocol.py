@@ -33,6 +33,7 @@ import attrs
 import trio
 
 from dispatch.bell import Bell
+from dispatch.checks import shown
 from dispatch.errors import InvalidConfigError
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import AttemptRecord, Claim, NewTask, TaskRecord, Transition
@@ -228,6 +229,10 @@ class Change:
     timeout: float | Keep | None = KEEP
     max_retry: int | Keep | None = KEEP
     available_at: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.reason, str):  # it becomes a running handler's, and is written by its worker
+            raise InvalidConfigError(f"{self.action}: reason must be a str, got {shown(self.reason)}")
 
 
 class TopicKind(StrEnum):

@@ -41,6 +41,19 @@ async def test_a_waiting_task_is_cancelled(autojump_clock: object) -> None:
     assert handler.seen == []
 
 
+@pytest.mark.parametrize("reason", [5, None, ValueError("x"), b"bytes"])
+async def test_the_reason_of_a_cancel_by_hand_is_a_text(reason: Any, autojump_clock: object) -> None:
+    async with working(Script(5.0)) as dispatcher:
+        running, waiting = [await dispatcher.publisher.publish(JOB(Job(n))) for n in range(2)]
+        await trio.sleep(1)
+        for task in (running, waiting):
+            with pytest.raises(InvalidConfigError) as caught:
+                await dispatcher.control.cancel(task, reason=reason)
+            assert caught.value.detail == f"cancel: reason must be a str, got {reason!r}"
+        await dispatcher.drain()
+        assert await dispatcher.control.count(by=("status",)) == {("succeeded",): 2}
+
+
 async def test_a_running_task_is_cancelled_within_a_second(autojump_clock: object) -> None:
     async with working(Script(60.0), TaskQueueConfig(max_retry=5)) as dispatcher:
         task = await dispatcher.publisher.publish(JOB(Job()))

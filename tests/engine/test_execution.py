@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import random
 from contextvars import ContextVar
+from datetime import timedelta
+from math import inf, nan
 from typing import Any
 
 import pytest
 import trio
+from attrs import define, field
 
 from dispatch import (
     Cancel,
     ClaimLostError,
     EventKind,
     FailureReason,
+    MemoryStorage,
     PermanentError,
     Priority,
     QueueTask,
@@ -26,10 +30,11 @@ from dispatch import (
     TaskType,
     Unique,
 )
+from dispatch.storage.protocol import Change
 from dispatch.storage.query import Ids
 from dispatch.testing.harness import perform
 
-from .work import ASK, JOB, Answer, Job, Script, nothing, working
+from .work import ASK, CONFIG, JOB, Answer, Job, Script, nothing, working
 
 
 async def ended(handler: Any, config: TaskQueueConfig, **options: Any) -> QueueTask[Any, Any]:
@@ -125,6 +130,83 @@ async def test_cancel_ends_it_for_good_and_it_is_no_dead_letter(autojump_clock: 
     task = await ended(Script(Cancel("no longer wanted")), TaskQueueConfig(max_retry=5))
     assert (task.status, task.attempt, task.last_error, task.failure_reason) == (
         TaskStatus.CANCELLED, 1, "no longer wanted", None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("reason", "kept"),
+    [
+        (ValueError("gone"), "ValueError: gone"),
+        (404, "404"),
+        (None, "None"),
+        (FailureReason.PERMANENT, "permanent"),
+        ("\0\ud800", "\\x00\\ud800"),
+    ],
+)
+async def test_whatever_the_reason_of_a_cancel_is_it_is_kept_as_text(
+    reason: Any, kept: str, autojump_clock: object
+) -> None:
+    task = await ended(Script(Cancel(reason)), CONFIG)
+    assert (task.status, task.last_error) == (TaskStatus.CANCELLED, kept)
+
+
+class Wordless(Exception):
+    def __str__(self) -> str:
+        raise SystemExit("no words")
+
+
+class OwnCancel(Cancel):
+    def __init__(self) -> None:
+        self.reason = Wordless()  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class OwnSnooze(Snooze):
+    def __init__(self) -> None:
+        """Without a delay."""
+
+
+def changed(signal: Any, delay: object) -> Any:
+    signal.delay = delay
+    return signal
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Snooze(timedelta(seconds=5)),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        lambda: Snooze("x"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        lambda: Snooze(inf),
+        lambda: Snooze(True),
+        lambda: RetryAfter(nan),
+        lambda: RetryAfter(-1),
+        lambda: RetryAfter(None),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        lambda: Cancel(Wordless()),
+        lambda: changed(Snooze(1), "x"),
+        lambda: changed(Snooze(1), nan),
+        lambda: changed(RetryAfter(1), inf),
+        lambda: changed(RetryAfter(1), timedelta(1)),
+        OwnCancel,
+        OwnSnooze,
+    ],
+)
+async def test_a_signal_that_means_nothing_is_a_failed_attempt(make: Any, autojump_clock: object) -> None:
+    async def handler(task: object) -> None:
+        seen.append(task)
+        if len(seen) == 1:
+            raise make()
+
+    seen: list[object] = []
+    task = await ended(handler, TaskQueueConfig(max_retry=1, retry_delay=2.0))
+    assert (task.status, task.attempt, len(seen)) == (TaskStatus.SUCCEEDED, 2, 2)
+
+
+async def test_a_refused_delay_says_what_it_wanted(autojump_clock: object) -> None:
+    async def handler(task: object) -> None:
+        raise Snooze(timedelta(seconds=5))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    assert (await ended(handler, CONFIG)).last_error == (
+        "InvalidConfigError: [1012] Snooze: delay must be a finite number of seconds of at least 0, "
+        "got datetime.timedelta(seconds=5)"
     )
 
 
@@ -344,6 +426,62 @@ async def test_a_result_of_another_class_is_a_permanent_failure(autojump_clock: 
     async with working(handler, TaskQueueConfig(max_retry=5), task_type=ASK) as dispatcher:
         task = await dispatcher.publisher.wait(await dispatcher.publisher.publish(ASK(Job(1))))
     assert (len(handler.seen), task.status, task.failure_reason) == (1, TaskStatus.FAILED, FailureReason.PERMANENT)
+
+
+def leave(value: int) -> int:
+    if value == 13:
+        raise SystemExit("a secret")
+    return value
+
+
+@define
+class Leaving:
+    n: int = field(converter=leave)
+
+
+LEAVING = TaskType("q", "leaving", Job, Leaving)
+LEFT = TaskType("q", "left", Leaving)
+
+
+async def test_a_result_that_exits_while_it_is_encoded_is_a_failed_attempt(autojump_clock: object) -> None:
+    async def handler(task: QueueTask[Job, Leaving]) -> Leaving:
+        result = Leaving(12)
+        object.__setattr__(result, "n", task.payload.n)  # past the converter, which then meets it in the encoder
+        return result
+
+    async with working(handler, task_type=LEAVING) as dispatcher:
+        bad, good = [await dispatcher.publisher.publish(LEAVING(Job(n))) for n in (13, 14)]
+        task = await dispatcher.publisher.wait(bad)
+        assert await dispatcher.publisher.result(good) == Leaving(14)
+    assert (task.status, task.failure_reason, task.last_error) == (
+        TaskStatus.FAILED, FailureReason.PERMANENT, "SystemExit was raised by encoding the result",
+    )
+
+
+async def test_a_payload_that_exits_while_it_is_decoded_is_a_dead_letter(autojump_clock: object) -> None:
+    storage = MemoryStorage()
+    async with working(nothing, storage=storage, task_type=LEFT) as dispatcher:
+        await dispatcher.control.pause_queue("q")
+        bad, good = [await dispatcher.publisher.publish(LEFT(Leaving(n))) for n in (12, 14)]
+        await storage.alter(Ids(bad.id), Change(action="patch", payload=b'{"n":13}'))
+        await dispatcher.control.resume_queue("q")
+        await dispatcher.drain()
+        assert (await dispatcher.publisher.wait(good)).status is TaskStatus.SUCCEEDED
+        [task] = (await storage.find(Ids(bad.id))).records
+    assert (task.status, task.failure_reason, task.last_error) == (
+        TaskStatus.FAILED, FailureReason.INVALID_PAYLOAD, "SystemExit was raised by decoding the payload",
+    )
+
+
+async def test_a_policy_that_exits_costs_nothing_but_its_verdict(autojump_clock: object) -> None:
+    def decide(error: BaseException, attempt: int) -> Any:
+        raise SystemExit("policy")
+
+    task = await ended(Script(ValueError("x"), None), TaskQueueConfig(max_retry=1, retry=RetryPolicy(decide=decide)))
+    assert (task.status, task.attempt) == (TaskStatus.SUCCEEDED, 2)
+    policy = RetryPolicy(decide=decide)
+    task = await ended(Script(60.0, None), TaskQueueConfig(max_retry=1, timeout=1.0, retry=policy))
+    assert (task.status, task.attempt) == (TaskStatus.SUCCEEDED, 2)
 
 
 async def test_priority_decides_and_ageing_lets_nobody_starve(autojump_clock: object) -> None:
