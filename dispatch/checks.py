@@ -5,13 +5,13 @@ For constructors and registrations, so that nothing on the way of a task looks t
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from math import isfinite
-from typing import Final
+from typing import Final, cast
 
 from dispatch.errors import InvalidConfigError
 
-__all__ = ["MAX_DELAY_S", "check_choice", "check_count", "check_duration", "check_flag", "shown"]
+__all__ = ["MAX_DELAY_S", "check_choice", "check_count", "check_duration", "check_flag", "check_names", "shown"]
 
 MAX_DELAY_S: Final = 10 * 365 * 86_400.0
 """Ten years. A longer delay, timeout or retention is a mistake of units."""
@@ -62,3 +62,16 @@ def check_flag(what: str, value: object) -> None:
     """Refuse anything but True and False: "no" counts as true."""
     if not isinstance(value, bool):
         raise InvalidConfigError(f"{what} must be True or False, got {shown(value)}")
+
+
+def check_names(what: str, value: object) -> frozenset[str]:
+    """The strings of a collection. A string is refused, which would be split into letters."""
+    if isinstance(value, str):
+        raise InvalidConfigError(f"{what} must be a collection of str, got {shown(value)}; write [{shown(value)}]")
+    if not isinstance(value, Iterable):
+        raise InvalidConfigError(f"{what} must be a collection of str, got {shown(value)}")
+    names = tuple(cast("Iterable[object]", value))
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidConfigError(f"{what} must be a collection of str, got {shown(name)} in it")
+    return frozenset(cast("tuple[str, ...]", names))

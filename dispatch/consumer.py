@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from dispatch.actors import ASKED_S, SETTLE_DEADLINE_S, QueueActors, QueueStatistics
+from dispatch.checks import check_names
 from dispatch.codec import Codec
 from dispatch.errors import (
     ClosedError,
@@ -73,6 +74,7 @@ class TaskQueueConsumer:
 
     - `worker`: this consumer's id, unique by default.
     - `queues`: consume only these of the queues registered here; None is all.
+      One that was never registered is named in the log at the shutdown.
     - `tags`: take only tasks whose tags are all among these; None takes all.
     - `lease`: seconds a claim lasts unless renewed, which happens at a third of it.
     - `grace`: seconds that running handlers get at a shutdown.
@@ -103,8 +105,8 @@ class TaskQueueConsumer:
             raise InvalidConfigError(f"grace must be within 0 and 86400 seconds, got {grace!r}")
         self._storage = storage
         self.worker: str = worker if worker is not None else _worker_id()
-        self._queues = None if queues is None else frozenset(queues)
-        self._tags = None if tags is None else frozenset(tags)
+        self._queues = None if queues is None else check_names("queues", queues)
+        self._tags = None if tags is None else check_names("tags", tags)
         self._lease = lease
         self._grace = grace
         self._codec = codec if codec is not None else Codec()
@@ -337,6 +339,7 @@ class TaskQueueConsumer:
                 abandoned=tuple(each for each in hit if each in left),
             )
             self._log_report()
+            self._name_unregistered()
         # A storage that is away must not keep the block open: its leases will decide.
         with trio.move_on_at(deadline):
             for actors in self._actors.values():
@@ -361,6 +364,16 @@ class TaskQueueConsumer:
                 len(abandoned),
                 ASKED_S,
                 ", ".join(abandoned[:20]),
+            )
+
+    def _name_unregistered(self) -> None:
+        # At the end, because until then a queue may still be registered.
+        unknown = sorted((self._queues or frozenset()) - self._registry.configs.keys())
+        if unknown:
+            log.warning(
+                "queues: %s never registered here, so nothing of that was consumed; registered: %s",
+                f"{', '.join(map(repr, unknown))} {'was' if len(unknown) == 1 else 'were'}",
+                ", ".join(sorted(self._registry.configs)) or "none",
             )
 
     def _check_open(self, what: str) -> None:

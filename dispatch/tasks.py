@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import builtins
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from types import MappingProxyType
@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, Literal, TypedDict, Unpack, cast, overlo
 import attrs
 from typing_extensions import TypeVar
 
-from dispatch.checks import check_choice, check_count, check_duration, shown
+from dispatch.checks import check_choice, check_count, check_duration, check_names, shown
 from dispatch.errors import (
     InvalidConfigError,
     InvalidQueueNameError,
@@ -133,6 +133,12 @@ def _statuses(given: object) -> frozenset[TaskStatus]:
     return frozenset(found)
 
 
+def _replace(given: Iterable[str]) -> frozenset[str]:
+    if isinstance(given, frozenset) and given <= REPLACEABLE:  # such as the default, with every task
+        return given
+    return check_names("Unique: replace", given)
+
+
 def _on_clash(given: object) -> OnClash:
     check_choice("Unique: on_clash", given, tuple(OnClash))
     return OnClash(cast("str", given))
@@ -165,7 +171,7 @@ class Unique:
     )
     within: float | None = None
     on_clash: OnClash = attrs.field(default=OnClash.KEEP, converter=_on_clash)
-    replace: frozenset[str] = attrs.field(default=frozenset({"payload"}), converter=frozenset)
+    replace: frozenset[str] = attrs.field(default=frozenset({"payload"}), converter=_replace)
     replace_in: frozenset[TaskStatus] = attrs.field(
         default=frozenset({TaskStatus.PENDING, TaskStatus.HELD}), converter=_statuses
     )

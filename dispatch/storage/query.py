@@ -20,7 +20,14 @@ from typing import Any, Final, Literal
 
 import attrs
 
-from dispatch.checks import check_choice, check_count, check_duration, check_flag, shown
+from dispatch.checks import (
+    check_choice,
+    check_count,
+    check_duration,
+    check_flag,
+    check_names,
+    shown,
+)
 from dispatch.errors import InvalidConfigError
 from dispatch.records import TaskRecord, to_seconds
 from dispatch.tasks import TaskStatus
@@ -208,9 +215,12 @@ class Statuses(_Names):
         self.values = frozenset(map(str, values))  # of a TaskStatus its value alone
 
 
-def _set(given: Iterable[str]) -> frozenset[str]:
-    # By name: of `frozenset` itself as a converter, mypy cannot tell the item type.
-    return frozenset(given)
+def _all_of(given: Iterable[str]) -> frozenset[str]:
+    return check_names("Tags: all_of", given)
+
+
+def _any_of(given: Iterable[str] | None) -> frozenset[str] | None:
+    return None if given is None else check_names("Tags: any_of", given)
 
 
 @attrs.frozen(kw_only=True)
@@ -221,10 +231,8 @@ class Tags(Where):
     None leaves it out.
     """
 
-    all_of: frozenset[str] = attrs.field(default=frozenset(), converter=_set)
-    any_of: frozenset[str] | None = attrs.field(
-        default=None, converter=attrs.converters.optional(_set)
-    )
+    all_of: frozenset[str] = attrs.field(default=frozenset(), converter=_all_of)
+    any_of: frozenset[str] | None = attrs.field(default=None, converter=_any_of)
 
 
 @attrs.frozen
