@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import attrs
@@ -57,12 +57,14 @@ class EventStream:
     """The events from the moment of subscribing on; `async for event in stream`.
 
     A reader that falls behind by more than 1,024 events loses the oldest, and
-    `lost` counts them: the dispatcher never waits for a reader.
+    `lost` counts them: the dispatcher never waits for a reader. The iteration
+    ends when the dispatcher has ended and the last event was read.
     """
 
     def __init__(self, size: int = STREAM_BUFFER) -> None:
         self._events: deque[TaskEvent] = deque(maxlen=size)
         self._bell = Bell()
+        self._ended = False
         self.lost: int = 0
 
     def __call__(self, event: TaskEvent) -> None:
@@ -71,14 +73,21 @@ class EventStream:
         self._events.append(event)
         self._bell.ring()
 
+    def end(self) -> None:
+        """Say that no event will follow. Harmless to repeat."""
+        self._ended = True
+        self._bell.ring()
+
     def __aiter__(self) -> EventStream:
         return self
 
     async def __anext__(self) -> TaskEvent:
         """The next event, waiting for one. A checkpoint; a cancelled wait loses none."""
-        while not self._events:
+        while not self._events and not self._ended:
             await self._bell.wait()
         await trio.lowlevel.checkpoint()
+        if not self._events:
+            raise StopAsyncIteration
         return self._events.popleft()
 
     def __repr__(self) -> str:
@@ -165,6 +174,8 @@ class Dispatcher:
         self.control = TaskQueueControl(self.storage, publisher=self.publisher)
         self._closing = trio.Event()
         self._served = False
+        self._ended = False
+        self._at_end: set[Callable[[], None]] = set()
 
     # -- running --------------------------------------------------------------
 
@@ -198,7 +209,10 @@ class Dispatcher:
                 raise refused
         finally:
             self._closing.set()
-            self.publisher.close()
+            self._ended = True
+            self.publisher.end()
+            for wake in self._at_end:
+                wake()
             if self._owns_storage and not self.storage.durable:
                 with trio.CancelScope(shield=True):
                     await self._say_what_is_lost()
@@ -227,18 +241,33 @@ class Dispatcher:
         those of paused queues, of types nobody here handles, of a newer payload
         version or with tags that are not among this worker's, and cron's future
         ticks are not. It stops nothing; bound it with a cancel scope. From inside
-        a handler it would wait for itself. A checkpoint.
+        a handler it would wait for itself. A checkpoint. Raises ClosedError (1013)
+        if there are such tasks when this dispatcher has ended.
         """
         bell = Bell()
         topics = [Topic(TopicKind.CONTROL)]
         topics += [Topic(TopicKind.QUEUE, name) for name in self.consumer.queue_names]
         topics += [Topic(TopicKind.DONE, name) for name in self.consumer.queue_names]
-        with self.storage.watch(bell, *topics):
+        with self._woken_at_end(bell.ring), self.storage.watch(bell, *topics):
             # Only what is stored counts: a run here that lost its task holds nobody up,
             # and its end, which changes nothing, rings no bell.
-            while await self._unfinished(bell):
+            while True:
+                last = self._ended  # read before the look, which may take until after the end
+                if not await self._unfinished(bell):
+                    break
+                if last:
+                    raise ClosedError("drain: this dispatcher has ended, and left tasks that can still run")
                 await bell.wait()
         await trio.lowlevel.checkpoint()
+
+    @contextmanager
+    def _woken_at_end(self, wake: Callable[[], None]) -> Generator[None]:
+        """Call `wake` once this dispatcher has ended, if the block is still open then."""
+        self._at_end.add(wake)
+        try:
+            yield
+        finally:
+            self._at_end.discard(wake)
 
     async def _unfinished(self, bell: Bell) -> bool:
         """Whether a task is stored that can still run here, or may have come while looking."""
@@ -279,11 +308,17 @@ class Dispatcher:
 
     @asynccontextmanager
     async def subscribe(self) -> AsyncGenerator[EventStream]:
-        """The stream of events while the block is open: `async with d.subscribe() as events`."""
+        """The stream of events while the block is open: `async with d.subscribe() as events`.
+
+        It ends with the dispatcher, after the last of its events.
+        """
         stream = EventStream()
+        if self._ended:
+            stream.end()
         self._observers.add(stream)
         try:
-            yield stream
+            with self._woken_at_end(stream.end):
+                yield stream
         finally:
             self._observers.remove(stream)
 

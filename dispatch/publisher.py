@@ -82,6 +82,7 @@ class TaskQueuePublisher:
         self._turns: dict[str, trio.StrictFIFOLock] = {}
         self._waiting: set[Bell] = set()
         self._closed = False
+        self._ended = False
 
     async def publish(self, task: QueueTask[P, R]) -> QueueTask[P, R]:
         """Store `task` and answer with its stored snapshot, id and moments filled in.
@@ -227,21 +228,32 @@ class TaskQueuePublisher:
         """Wait until a published task has ended, and answer with it as it then stands.
 
         Takes the task or its id. Woken by the storage, not by polling. Raises
-        TaskNotFoundError (1002) for an unknown (or meanwhile pruned) one. A
-        checkpoint; cancelling it leaves the task alone. A rerun dead letter is
-        waited for afresh.
+        TaskNotFoundError (1002) for an unknown (or meanwhile pruned) one, and
+        ClosedError (1013) if the task is still open when the dispatcher of this
+        publisher has ended. A checkpoint; cancelling it leaves the task alone.
+        A rerun dead letter is waited for afresh.
         """
         task_id = task if isinstance(task, str) else task.id
         if not task_id:
             raise InvalidQueueTaskError("wait: this task was never published; wait for what publish() returned")
         bell = Bell()
-        with self._storage.watch(bell, Topic(TopicKind.TASK, task_id)):
-            while True:
-                record = await self._record(task_id)
-                if record.status.is_terminal:
-                    await trio.lowlevel.checkpoint()
-                    return cast("QueueTask[P, R]", self.snapshot(record, None if isinstance(task, str) else task))
-                await bell.wait()
+        self._waiting.add(bell)
+        try:
+            with self._storage.watch(bell, Topic(TopicKind.TASK, task_id)):
+                while True:
+                    last = self._ended  # read before the look, which may take until after the end
+                    record = await self._record(task_id)
+                    if record.status.is_terminal:
+                        await trio.lowlevel.checkpoint()
+                        return cast("QueueTask[P, R]", self.snapshot(record, None if isinstance(task, str) else task))
+                    if last:
+                        raise ClosedError(
+                            f"wait: task {task_id} is still {record.status}, and the dispatcher of this publisher "
+                            "has ended; over a storage that others work on, wait with a TaskQueuePublisher of its own"
+                        )
+                    await bell.wait()
+        finally:
+            self._waiting.discard(bell)
 
     async def result(self, task: QueueTask[P, R]) -> R:
         """Wait for a published task and answer with its typed result.
@@ -267,7 +279,11 @@ class TaskQueuePublisher:
         return cast("R", ended.result)
 
     def close(self) -> None:
-        """Refuse to publish from now on; waiting for results goes on working. Harmless to repeat."""
+        """Refuse to publish from now on. Harmless to repeat.
+
+        Waiting for results goes on working, until the dispatcher has ended if
+        this publisher belongs to one.
+        """
         self._closed = True
         for bell in self._waiting:
             bell.ring()
@@ -276,6 +292,11 @@ class TaskQueuePublisher:
         return f"<TaskQueuePublisher over {self._storage!r}{' closed' if self._closed else ''}>"
 
     # -- for the other parts --------------------------------------------------
+
+    def end(self) -> None:
+        """`close()`, and let those who wait for a task look once more: nobody here will run it."""
+        self._ended = True
+        self.close()
 
     async def declare(self) -> None:
         """Tell the storage of the queues registered here since it was last told."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from dispatch import Cancel, EventKind, QueueTask, Run, Snooze, TaskEvent, TaskQueueConfig
+from dispatch.dispatcher import EventStream
 
 from .work import JOB, Job, Script, nothing, working
 
@@ -63,6 +66,27 @@ async def test_a_reader_that_falls_behind_loses_the_oldest_and_is_told(autojump_
             await dispatcher.publisher.publish_many([JOB(Job(start + n), delay=9.0) for n in range(100)])
         assert events.lost == 1_100 - 1_024
         assert repr(events) == "<EventStream waiting=1024 lost=76>"
+
+
+async def test_a_stream_ends_with_its_dispatcher_after_the_last_event(autojump_clock: object) -> None:
+    read: list[str] = []
+
+    async def reader(events: EventStream) -> None:
+        read.extend([event.kind.value async for event in events])
+
+    async with AsyncExitStack() as subscribed, trio.open_nursery() as nursery:
+        async with working(Script(3.0), grace=5.0) as dispatcher:
+            nursery.start_soon(reader, await subscribed.enter_async_context(dispatcher.subscribe()))
+            unread = await subscribed.enter_async_context(dispatcher.subscribe())
+            await dispatcher.publisher.publish(JOB(Job()))
+            await trio.sleep(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(read) == ["published", "started", "succeeded"]  # the last one within the grace
+        assert [event.kind.value async for event in unread] == read
+        with pytest.raises(StopAsyncIteration):
+            await unread.__anext__()
+        async with dispatcher.subscribe() as late:
+            assert [event async for event in late] == []
 
 
 async def test_log_levels_and_fields_and_never_a_payload(

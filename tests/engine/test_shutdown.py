@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
 from dispatch import (
+    ClosedError,
     Dispatcher,
     MemoryStorage,
     QueueTask,
@@ -123,6 +125,77 @@ async def test_nothing_is_said_when_nothing_is_lost(
     async with working(storage=MemoryStorage()) as dispatcher:  # its owner keeps it
         await dispatcher.publisher.publish(JOB(Job()))
     assert not [m for m in caplog.messages if "in-memory" in m]
+
+
+@pytest.mark.parametrize("how", ["left", "cancelled"])
+async def test_who_waits_outside_is_told_when_the_dispatcher_has_ended(how: str, autojump_clock: object) -> None:
+    told: list[str] = []
+
+    async def told_of(wait: Callable[[], Awaitable[object]]) -> None:
+        with pytest.raises(ClosedError) as caught:
+            await wait()
+        told.append(caught.value.detail)
+
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            async with working(nothing) as dispatcher:
+                task = await dispatcher.publisher.publish(JOB(Job(), delay=60.0))
+                waits = (
+                    partial(dispatcher.publisher.wait, task.id),
+                    partial(dispatcher.publisher.result, task),
+                    dispatcher.drain,
+                )
+                for wait in waits:
+                    nursery.start_soon(told_of, wait)
+                await trio.sleep(1)
+                assert told == []
+                if how == "cancelled":
+                    scope.cancel()
+    for wait in waits:  # who comes later is told at once
+        await told_of(wait)
+    assert trio.current_time() == 1.0
+    of_task = (
+        f"wait: task {task.id} is still pending, and the dispatcher of this publisher has ended; "
+        "over a storage that others work on, wait with a TaskQueuePublisher of its own"
+    )
+    of_all = "drain: this dispatcher has ended, and left tasks that can still run"
+    assert sorted(told) == sorted([of_task, of_task, of_all] * 2)
+
+
+async def test_what_ends_within_the_grace_still_reaches_who_waits(autojump_clock: object) -> None:
+    ended: list[TaskStatus] = []
+    storage = MemoryStorage()
+    async with trio.open_nursery() as nursery, working(Script(3.0), storage=storage, grace=5.0) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+
+        async def wait() -> None:
+            ended.append((await dispatcher.publisher.wait(task)).status)
+
+        nursery.start_soon(wait)
+        await trio.sleep(1)
+        dispatcher.publisher.close()  # publishing alone
+        await trio.sleep(1)
+        assert ended == []
+    assert ended == [TaskStatus.SUCCEEDED]
+    assert (await dispatcher.publisher.wait(task)).status is TaskStatus.SUCCEEDED
+
+
+async def test_another_publisher_of_the_storage_goes_on_waiting(autojump_clock: object) -> None:
+    storage = MemoryStorage()
+    ended: list[TaskStatus] = []
+    alone = TaskQueuePublisher(storage)
+    async with working(storage=storage) as first:
+        task = await first.publisher.publish(JOB(Job()))
+
+    async def wait() -> None:
+        ended.append((await alone.wait(task)).status)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.sleep(1)
+        async with working(nothing, storage=storage) as second:
+            await second.drain()
+    assert ended == [TaskStatus.SUCCEEDED]
 
 
 async def test_serve_is_for_nursery_start(autojump_clock: object) -> None:

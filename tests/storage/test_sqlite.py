@@ -23,6 +23,7 @@ import trio.testing
 from attrs import frozen
 
 from dispatch import (
+    Dispatcher,
     InvalidConfigError,
     QueueNotRegisteredError,
     QueueTask,
@@ -755,6 +756,24 @@ async def test_a_worker_waits_a_held_lock_out_and_goes_on(path: Path, monkeypatc
                     await dispatcher.publisher.publish(JOB(Job(2)))
             ended = await dispatcher.publisher.wait(task)
     assert (ended.status, ran) == (TaskStatus.SUCCEEDED, [task.id])
+
+
+async def test_who_waits_when_its_dispatcher_ends_is_told_though_the_file_is_closed(path: Path) -> None:
+    told: list[ClosedError] = []
+
+    async def wait(dispatcher: Dispatcher, task: QueueTask[Job]) -> None:
+        with pytest.raises(ClosedError) as caught:
+            await dispatcher.publisher.wait(task)
+        told.append(caught.value)
+
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery, open_dispatcher(f"sqlite:///{path}", observers=()) as dispatcher:
+            dispatcher.consumer.register_queue("q", TaskQueueConfig())
+            task = await dispatcher.publisher.publish(JOB(Job(1), delay=60.0))
+            nursery.start_soon(wait, dispatcher, task)
+            await trio.testing.wait_all_tasks_blocked()
+        await wait(dispatcher, task)
+    assert len(told) == 2
 
 
 # ---- cost -----------------------------------------------------------------------
