@@ -177,7 +177,7 @@ class TaskQueueConsumer:
 
         `register_handler(task_type, handler)`, or Go's `register_handler(queue,
         type, handler)`, whose payload class is then read from the handler's
-        annotation `QueueTask[Welcome]`.
+        annotation `QueueTask[Welcome]`, and the result's from what it returns.
 
         An async handler of `(task)` or `(task, run)` runs in an actor; a sync
         one in a thread of its queue's own. What a sync one returns is awaited

@@ -6,7 +6,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
@@ -92,11 +92,16 @@ def _wants_run(function: Callable[..., Any], where: str, name: str) -> bool:
     return len(required) == 2 or (len(positional) >= 2 and positional[1].name == "run")
 
 
-def payload_class(queue: str, type_name: str, function: object) -> tuple[type[Any], type[Any] | None]:
-    """The payload class, and the result class or None, read from a handler's annotations.
+NO_RESULT: Final = (None, type(None), typing.NoReturn, typing.Never)
+"""Return annotations, a missing one included, of handlers that give no result."""
 
-    `async def send(task: QueueTask[Welcome]) -> Receipt` gives Welcome and
-    Receipt. Raises InvalidTaskHandlerError (1009) where they cannot be read.
+
+def payload_class(queue: str, type_name: str, function: object) -> tuple[type[Any], Any]:
+    """The payload class, and the result's type or None, read from a handler's annotations.
+
+    `async def send(task: QueueTask[Welcome]) -> Receipt | None` gives Welcome
+    and `Receipt | None`; whether such a result can be stored is not asked here.
+    Raises InvalidTaskHandlerError (1009) where they cannot be read.
     """
     where = f"handler of {queue}/{type_name}"
     if not callable(function):
@@ -117,6 +122,4 @@ def payload_class(queue: str, type_name: str, function: object) -> tuple[type[An
     result = hints.get("return")
     if not isinstance(payload, type):
         raise InvalidTaskHandlerError(f"{where}: {payload!r} is not a class; {how}")
-    if result is type(None) or not isinstance(result, type):
-        result = None
-    return payload, result
+    return payload, None if result in NO_RESULT else result

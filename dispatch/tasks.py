@@ -13,10 +13,21 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from types import MappingProxyType
-from typing import Any, Final, Generic, Literal, TypedDict, Unpack, cast, overload
+from typing import (
+    Any,
+    Final,
+    Generic,
+    Literal,
+    NewType,
+    TypedDict,
+    Unpack,
+    cast,
+    get_origin,
+    overload,
+)
 
 import attrs
-from typing_extensions import TypeVar
+from typing_extensions import TypeAliasType, TypeVar
 
 from dispatch.checks import check_choice, check_count, check_duration, check_names, shown
 from dispatch.errors import (
@@ -428,7 +439,8 @@ class TaskType(Generic[P, R]):
         await publisher.publish(WELCOME(Welcome("ada@example.org"), delay=60))
 
     `payload` is an attrs class (or a dataclass). `result` is the class of what
-    the handler returns; without it a handler returns None. `version` is that of
+    the handler returns, or a type such as `Receipt | None` or `list[Receipt]`;
+    without it a handler returns None. `version` is that of
     the payload class; a task stored under an older one passes the `upcasters`,
     `{1: v1_to_v2, 2: v2_to_v3}`, each a pure function on the JSON object. A
     task of a newer version than this process knows is left for one that knows.
@@ -485,6 +497,10 @@ class TaskType(Generic[P, R]):
             raise InvalidTaskTypeError(
                 f"{where}: payload must be a class, such as an attrs class, got {shown(payload)}"
             )
+        if not (result is None or _is_type(result)):
+            raise InvalidTaskTypeError(
+                f"{where}: result must be a class, a type such as list[Receipt], or None, got {_short(result)}"
+            )
         if isinstance(version, bool) or not isinstance(version, int) or version < 1:
             raise InvalidTaskTypeError(f"{where}: version must be a whole number from 1, got {shown(version)}")
         self.payload = payload
@@ -526,5 +542,14 @@ class TaskType(Generic[P, R]):
         return (self.queue, self.type, self.payload, self.result, self.version, self.upcasters)
 
     def __repr__(self) -> str:
-        result = "" if self.result is None else f" -> {self.result.__name__}"
+        result = "" if self.result is None else f" -> {_type_name(self.result)}"
         return f"<TaskType {self.queue}/{self.type} {self.payload.__name__}{result}>"
+
+
+def _is_type(given: object) -> bool:
+    """Whether `given` is a class or a typing form; the codec, above, knows which of them can be stored."""
+    return isinstance(given, type | NewType | TypeAliasType) or get_origin(given) is not None
+
+
+def _type_name(given: object) -> str:
+    return given.__name__ if isinstance(given, type) else str(given)

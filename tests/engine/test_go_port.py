@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal, Never, NewType
 
 import pytest
 import trio
@@ -20,8 +20,9 @@ from dispatch import (
     errors,
     open_dispatcher,
 )
+from dispatch.handlers import payload_class
 
-from .work import JOB, Job, Script, nothing, working
+from .work import JOB, Answer, Job, Script, nothing, working
 
 
 def test_the_defaults_are_those_of_go() -> None:
@@ -193,3 +194,55 @@ async def test_the_payload_class_is_read_from_the_annotation_in_the_form_of_go(a
         await dispatcher.publisher.publish(TaskType("email", "welcome", Job)(Job(10)))
         await dispatcher.drain()
     assert seen == [Job(9), Job(10)]
+
+
+@pytest.mark.parametrize(
+    ("declared", "value"),
+    [(Answer | None, Answer(1)), (Answer | None, None), (list[Answer], [Answer(1), Answer(2)]), (Any, {"n": 1})],
+)
+async def test_the_result_type_is_read_from_what_the_handler_returns(
+    declared: Any, value: object, autojump_clock: object
+) -> None:
+    async def handler(task: QueueTask[Job]):  # type: ignore[no-untyped-def]
+        return value
+
+    handler.__annotations__["return"] = declared
+    async with open_dispatcher() as dispatcher:
+        dispatcher.consumer.register_queue("email")
+        dispatcher.consumer.register_handler("email", "welcome", handler)
+        task = await dispatcher.publisher.publish(QueueTask(queue="email", type="welcome", payload=Job()))
+        assert await dispatcher.publisher.result(task) == value
+
+
+def test_a_handler_that_never_returns_has_no_result() -> None:
+    async def handler(task: QueueTask[Job]) -> Never:
+        raise ValueError
+
+    assert payload_class("email", "welcome", handler) == (Job, None)
+
+
+def test_a_returned_type_that_cannot_be_stored_is_refused_like_a_declared_one() -> None:
+    consumer = Dispatcher().consumer
+    consumer.register_queue("email")
+
+    async def handler(task: QueueTask[Job]) -> list[complex]:
+        return []
+
+    with pytest.raises(errors.InvalidTaskTypeError, match=r"^\[1008\] task type email/welcome: result.*complex"):
+        consumer.register_handler("email", "welcome", handler)
+
+
+@pytest.mark.parametrize("result", [Answer, Answer | None, list[Answer], Literal["a"], NewType("Id", str), Any])
+def test_a_task_type_takes_any_type_as_its_result_and_names_it(result: Any) -> None:
+    named = result.__name__ if isinstance(result, type) else str(result)
+    assert repr(TaskType("email", "welcome", Job, result)) == f"<TaskType email/welcome Job -> {named}>"
+
+
+@pytest.mark.parametrize("result", ["Answer", Answer(1), 5, ()])
+def test_a_task_type_refuses_a_result_that_is_no_type(result: Any) -> None:
+    with pytest.raises(errors.InvalidTaskTypeError) as caught:
+        TaskType("email", "welcome", Job, result)
+    assert str(caught.value) == (
+        "[1008] task type email/welcome: result must be a class, a type such as list[Receipt], or None, "
+        f"got {result!r}"
+    )
