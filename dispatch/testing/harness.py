@@ -38,11 +38,11 @@ from dispatch.errors import InvalidConfigError
 from dispatch.events import TaskEvent
 from dispatch.handlers import bind
 from dispatch.publisher import TaskQueuePublisher
-from dispatch.records import Claim, NewTask
+from dispatch.records import Claim, NewTask, TaskRecord
 from dispatch.run import Run
 from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.protocol import Storage
-from dispatch.storage.query import Queues, Statuses, Types
+from dispatch.storage.query import All, Queues, Statuses, Types, matches
 from dispatch.tasks import QueueTask, TaskStatus, TaskType
 from dispatch.testing.faults import FaultyStorage
 
@@ -216,14 +216,17 @@ class Harness:
 
     async def published(self, task_type: TaskType[P, R]) -> list[QueueTask[P, R]]:
         """Every stored task of a type, oldest first, as it stands."""
+        return [task for _, task in await self._stored(task_type)]
+
+    async def _stored(self, task_type: TaskType[P, R]) -> list[tuple[TaskRecord, QueueTask[P, R]]]:
         publisher = TaskQueuePublisher(self.storage)
-        found: list[QueueTask[P, R]] = []
+        found: list[tuple[TaskRecord, QueueTask[P, R]]] = []
         after: str | None = None
         where = Queues(task_type.queue) & Types(task_type.type)
         while True:
             page = await self.storage.find(where, limit=1_000, after=after)
             found += [
-                cast("QueueTask[P, R]", publisher.snapshot(record, _like(task_type)))
+                (record, cast("QueueTask[P, R]", publisher.snapshot(record, _like(task_type))))
                 for record in page.records
             ]
             after = page.cursor
@@ -240,21 +243,23 @@ class Harness:
     ) -> list[QueueTask[P, R]]:
         """The stored tasks of a type with this payload (None: any) and status (None: any).
 
-        Raises AssertionError, which lists what there is, unless there are
-        `times` of them, or, without `times`, at least one.
+        `status` is a word of `Statuses`, its aliases included: a retrying task
+        is `retrying`, `pending`, and `later` or `due` at this moment. Raises
+        AssertionError, which lists what there is, unless there are `times` of
+        them, or, without `times`, at least one.
         """
-        if status is not None:
-            Statuses(status)  # refuses a wrong one, naming the right ones
-        there = await self.published(task_type)
+        standing = All() if status is None else Statuses(status)  # which refuses a wrong one
+        there = await self._stored(task_type)
+        now = self.storage.now()
         found = [
             task
-            for task in there
-            if (payload is None or task.payload == payload) and (status is None or task.status == status)
+            for record, task in there
+            if (payload is None or task.payload == payload) and matches(standing, record, now)
         ]
         if len(found) != times if times is not None else not found:
             wanted = f"{task_type.queue}/{task_type.type}" + ("" if payload is None else f" {payload!r}")
             wanted += "" if status is None else f", {status}"
-            stored = "".join(f"\n  {task!r} {task.payload!r}" for task in there) or " nothing"
+            stored = "".join(f"\n  {task!r} {task.payload!r}" for _, task in there) or " nothing"
             raise AssertionError(
                 f"expected {'at least one' if times is None else times} of {wanted}, found {len(found)}; "
                 f"stored of this type:{stored}"

@@ -182,6 +182,29 @@ async def test_what_was_not_published_is_told_beside_what_was(
             await harness.assert_published(NOTE, status="done")
 
 
+async def test_a_status_may_be_asked_for_by_each_of_its_words(autojump_clock: trio.testing.MockClock) -> None:
+    async with Harness(setup_with(Scripted(ConnectionError("busy")))) as harness:
+        await harness.publisher.publish(NOTE(Note("first")))
+        await harness.run_until_idle()
+        await harness.publisher.publish(NOTE(Note("second"), delay=90.0))
+        for word, stored in {"later": 2, "pending": 2, "retrying": 1, "due": 0, "running": 0}.items():
+            assert len(await harness.assert_published(NOTE, status=word, times=stored)) == stored
+        [retried] = await harness.assert_published(NOTE, Note("first"), status="retrying")
+        assert retried.status == "retrying"
+        with pytest.raises(AssertionError, match=r"^expected 0 of q/note, later, found 2"):
+            await harness.assert_published(NOTE, status="later", times=0)
+        await harness.stop()
+        await harness.advance(60.0)
+        await harness.assert_published(NOTE, Note("first"), status="due", times=1)
+        await harness.assert_published(NOTE, Note("second"), status="due", times=0)
+
+
+async def test_a_word_that_is_no_status_is_refused(autojump_clock: trio.testing.MockClock) -> None:
+    async with Harness(setup_with(Scripted(None))) as harness:
+        with pytest.raises(InvalidConfigError, match="got 'done'"):
+            await harness.assert_published(NOTE, status="done", times=0)
+
+
 async def test_real_time_is_refused() -> None:
     with pytest.raises(InvalidConfigError, match="autojump_clock"):
         async with Harness(setup_with(Scripted(None))):
