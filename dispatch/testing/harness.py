@@ -36,14 +36,15 @@ from dispatch.codec import Codec
 from dispatch.dispatcher import Dispatcher
 from dispatch.errors import InvalidConfigError
 from dispatch.events import TaskEvent
+from dispatch.execution import task_for_handler
 from dispatch.handlers import bind
 from dispatch.publisher import TaskQueuePublisher
-from dispatch.records import Claim, NewTask, TaskRecord
+from dispatch.records import Claim, NewTask, TaskRecord, to_seconds
 from dispatch.run import Run
 from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.protocol import Storage
 from dispatch.storage.query import All, Queues, Statuses, Types, matches
-from dispatch.tasks import QueueTask, TaskStatus, TaskType
+from dispatch.tasks import QueueTask, TaskType
 from dispatch.testing.faults import FaultyStorage
 
 __all__ = ["Harness", "Performed", "Scripted", "perform"]
@@ -309,8 +310,9 @@ async def perform(
     as it would be; there is no queue, no retry and no timeout but the task's
     own, which raises trio.TooSlowError. It needs no virtual time. A sync
     handler is called right here, in no thread. `attempt` and `last_error` are
-    what the task is to carry. A checkpoint. Raises what publishing the task
-    would raise for a bad one.
+    what the task is to carry; it was created and is started at this moment of
+    the machine's. A checkpoint. Raises what publishing the task would raise for
+    a bad one.
     """
     declared = task.declared
     if declared is None:
@@ -337,7 +339,7 @@ async def perform(
         attempt=attempt,
         limit=task.max_retry if task.max_retry is not None else 0,
         created_at=now,
-        available_at=now,
+        available_at=now if task.available_at is None else to_seconds(task.available_at),
         started_at=now,
         last_error=last_error,
         cron=None,
@@ -356,14 +358,7 @@ async def perform(
         progress.append(json.loads(kept))
         return True
 
-    running: QueueTask[P, R] = attrs.evolve(
-        task,
-        id=claim.id,
-        payload=codec.decode(data, declared.payload),
-        attempt=attempt,
-        status=TaskStatus.RUNNING,
-        last_error=last_error,
-    )
+    running = task_for_handler(claim, codec.decode(data, declared.payload), entry)
     await trio.lowlevel.checkpoint()
     with trio.fail_after(task.timeout if task.timeout is not None else inf) as scope:
         run = Run(claim, scope, prepare, report)

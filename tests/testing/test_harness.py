@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -17,6 +18,7 @@ from dispatch import (
     Run,
     TaskQueueConfig,
     TaskType,
+    Unique,
 )
 from dispatch.errors import InvalidConfigError, StorageError
 from dispatch.storage.memory import MemoryStorage
@@ -246,6 +248,28 @@ async def test_one_attempt_returns_what_the_handler_did() -> None:
     assert done.result == Receipt(5)
     assert done.published == [NOTE(Note("next"), id="next")]
     assert done.progress == [{"fraction": 0.5, "message": "half"}]
+
+
+async def test_one_attempt_shows_its_task_as_the_engine_does(autojump_clock: trio.testing.MockClock) -> None:
+    handler: Scripted[Note, None] = Scripted(None)
+    task = NOTE(Note("a"), headers={"h": "1"}, tags=("x",), max_retry=1, unique=Unique(key="k"))
+    async with Harness(setup_with(handler)) as harness:
+        await harness.publisher.publish(task)
+        await harness.run_until_idle()
+    before = datetime.now(UTC)
+    await perform(handler, task)
+    by_engine, here = handler.seen
+    own: dict[str, Any] = {"id": by_engine.id, "worker": by_engine.worker}
+    for moment in ("created_at", "available_at", "started_at"):
+        assert before <= getattr(here, moment) <= datetime.now(UTC)
+        own[moment] = getattr(by_engine, moment)
+    assert attrs.evolve(here, **own) == by_engine
+
+
+async def test_one_attempt_keeps_the_moment_for_which_it_was_asked() -> None:
+    handler: Scripted[Note, None] = Scripted(None)
+    await perform(handler, NOTE(Note("a"), available_at=START))
+    assert handler.seen[0].available_at == START
 
 
 async def test_one_attempt_raises_what_the_handler_raises() -> None:
