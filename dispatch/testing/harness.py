@@ -13,15 +13,17 @@
             await harness.assert_published(WELCOME, Welcome("ada"), status="succeeded")
 
 It needs trio's `MockClock`: with pytest-trio the fixture `autojump_clock` (or
-`mock_clock`, where time moves by `advance` alone). Sync handlers run in real
-threads, which virtual time does not wait for; test those through `perform`.
+`mock_clock`, where time moves by `advance`, and while a dispatcher is being
+ended). Sync handlers run in real threads, which virtual time does not wait for;
+test those through `perform`.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from math import inf
 from types import TracebackType
@@ -51,6 +53,9 @@ __all__ = ["Harness", "Performed", "Scripted", "perform"]
 
 P = TypeVar("P")
 R = TypeVar("R")
+
+QUIET_S: Final = 0.02
+"""Seconds of real time without an event after which an end that waits lets virtual time jump."""
 
 Setup = Callable[[Dispatcher], Awaitable[None] | None]
 
@@ -109,13 +114,14 @@ class Harness:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        """End the dispatcher gracefully, if one runs."""
+        """End the dispatcher gracefully, if one runs; virtual time passes as its handlers need it."""
         if self._life is not None:
             if exc is None:
                 self._life.dispatcher.close()
             else:
                 self._life.scope.cancel()
-        return bool(await self._around.__aexit__(kind, exc, traceback))
+        with _time_passing():
+            return bool(await self._around.__aexit__(kind, exc, traceback))
 
     # ---- life and death --------------------------------------------------
 
@@ -141,7 +147,7 @@ class Harness:
         return self._life
 
     async def restart(self) -> Dispatcher:
-        """Start a dispatcher over the storage; a running one is ended gracefully first. A checkpoint."""
+        """Start a dispatcher over the storage; a running one is ended by `stop()` first. A checkpoint."""
         assert self._nursery is not None
         if self._life is not None:
             await self.stop()
@@ -149,10 +155,15 @@ class Harness:
         return self.dispatcher
 
     async def stop(self) -> None:
-        """End the running dispatcher gracefully, as SIGTERM would; virtual time may pass. A checkpoint."""
+        """End the running dispatcher gracefully, as SIGTERM would. A checkpoint.
+
+        Virtual time passes as running handlers need it, up to the grace, under
+        `mock_clock` too.
+        """
         life = self._alive
         life.dispatcher.close()
-        await life.over.wait()
+        with _time_passing():
+            await life.over.wait()
 
     async def crash(self) -> None:
         """End the running dispatcher as `kill -9` would, and wait until nothing of it is left.
@@ -266,6 +277,21 @@ class Harness:
                 f"stored of this type:{stored}"
             )
         return found
+
+
+@contextmanager
+def _time_passing() -> Generator[None]:
+    """Let virtual time jump on while nothing happens: who waits inside has nobody to advance it."""
+    clock = trio.lowlevel.current_clock()
+    assert isinstance(clock, trio.testing.MockClock)
+    threshold = clock.autojump_threshold
+    if threshold == inf:
+        # Not at once: a handler or the storage may work in a thread, which the clock does not see.
+        clock.autojump_threshold = QUIET_S
+    try:
+        yield
+    finally:
+        clock.autojump_threshold = threshold
 
 
 @attrs.frozen

@@ -115,6 +115,56 @@ def test_a_graceful_restart_gives_the_attempt_back(virtual: trio.testing.MockClo
     trio.run(main, clock=virtual)
 
 
+@pytest.mark.parametrize("how", ["stop", "restart", "leave"])
+def test_a_graceful_end_gives_handlers_the_time_they_need(how: str, virtual: trio.testing.MockClock) -> None:
+    handler: Scripted[Note, None] = Scripted(lambda task: trio.sleep(3.0))
+    threshold = virtual.autojump_threshold
+
+    async def main() -> None:
+        async with Harness(setup_with(handler), grace=5.0) as harness:
+            await harness.publisher.publish(NOTE(Note("a")))
+            await harness.run_until_idle()
+            if how != "leave":
+                await getattr(harness, how)()
+        assert trio.current_time() == pytest.approx(3.0)
+        await harness.assert_published(NOTE, status="succeeded", times=1)
+        assert virtual.autojump_threshold == threshold
+
+    trio.run(main, clock=virtual)
+
+
+def test_an_end_is_no_longer_than_the_grace(virtual: trio.testing.MockClock) -> None:
+    handler: Scripted[Note, None] = Scripted(lambda task: trio.sleep_forever())
+
+    async def main() -> None:
+        async with Harness(setup_with(handler), grace=5.0) as harness:
+            await harness.publisher.publish(NOTE(Note("a")))
+            await harness.run_until_idle()
+        assert trio.current_time() == pytest.approx(5.0)
+        [task] = await harness.assert_published(NOTE, status="pending")
+        assert task.attempt == 0
+
+    trio.run(main, clock=virtual)
+
+
+def test_a_test_that_fails_ends_though_a_handler_shields_its_end(virtual: trio.testing.MockClock) -> None:
+    async def handler(task: QueueTask[Note]) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(2.0)
+
+    async def main() -> None:
+        async with Harness(setup_with(handler)) as harness:
+            await harness.publisher.publish(NOTE(Note("a")))
+            await harness.run_until_idle()
+            raise ZeroDivisionError
+
+    with pytest.RaisesGroup(ZeroDivisionError):
+        trio.run(main, clock=virtual)
+
+
 async def test_an_outage_is_waited_out(autojump_clock: trio.testing.MockClock) -> None:
     handler: Scripted[Note, None] = Scripted(None)
     async with Harness(setup_with(handler)) as harness:
