@@ -294,6 +294,7 @@ class TaskQueueConsumer:
             report=self._storage.progress,
             settle_in=self._storage.settle_in,
             settle_in_async=self._storage.settle_in_async,
+            worker=self.worker,
             middleware=self._middleware,
             base=self._base,
         )

@@ -105,6 +105,7 @@ class Executor:
     report: Report
     settle_in: Callable[[object, Transition], SettleResult]
     settle_in_async: Callable[[object, Transition], Awaitable[SettleResult]]
+    worker: str
     middleware: Sequence[Middleware] = ()
     base: Context = attrs.field(factory=Context)
     random: Callable[[], float] = random.random
@@ -125,7 +126,7 @@ class Executor:
         value: Any = None
         error: BaseException | None = None
         try:
-            task = task_for_handler(claim, payload, entry)
+            task = task_for_handler(claim, payload, entry, self.worker)
             if entry.wants_run or self.middleware:
                 run = Run(
                     claim, slot.scope, self.prepare, self.report, lambda: self._completing(claim, entry)
@@ -337,7 +338,7 @@ def _handed_back(claim: Claim, error: str | None, trace: str | None) -> Transiti
     return Transition(claim.id, claim.epoch, TransitionKind.HANDED_BACK, error=error, traceback=trace)
 
 
-def task_for_handler(claim: Claim, payload: Any, entry: HandlerEntry) -> QueueTask[Any, Any]:
+def task_for_handler(claim: Claim, payload: Any, entry: HandlerEntry, worker: str) -> QueueTask[Any, Any]:
     """The claim as the task its handler sees."""
     created = from_seconds(claim.created_at)
     at_once = claim.available_at == claim.created_at
@@ -364,7 +365,7 @@ def task_for_handler(claim: Claim, payload: Any, entry: HandlerEntry) -> QueueTa
             "started_at": from_seconds(claim.started_at),
             "finished_at": None,
             "result": None,
-            "worker": None,
+            "worker": worker,
             "cron": claim.cron,
             "declared": entry.task_type,
         }

@@ -310,6 +310,9 @@ def _like(task_type: TaskType[P, R]) -> QueueTask[Any, Any]:
 
 # ---- one attempt, inline ---------------------------------------------------------
 
+PERFORMED: Final = "performed"
+"""The worker that `perform` is, and the id of a task that has none."""
+
 
 @attrs.frozen
 class Performed(Generic[R]):
@@ -350,7 +353,7 @@ async def perform(
     entry = bind(declared, handler)
     now = Clock().now()
     claim = Claim(
-        id=task.id or "performed",
+        id=task.id or PERFORMED,
         epoch=attempt,
         queue=task.queue,
         type=task.type,
@@ -384,7 +387,7 @@ async def perform(
         progress.append(json.loads(kept))
         return True
 
-    running = task_for_handler(claim, codec.decode(data, declared.payload), entry)
+    running = task_for_handler(claim, codec.decode(data, declared.payload), entry, PERFORMED)
     await trio.lowlevel.checkpoint()
     with trio.fail_after(task.timeout if task.timeout is not None else inf) as scope:
         run = Run(claim, scope, prepare, report)
@@ -402,7 +405,7 @@ def _prepared(task: QueueTask[Any, Any], codec: Codec) -> NewTask:
     if task.declared is None:
         raise InvalidConfigError("run.publish under perform: make the task by calling its TaskType")
     payload, _ = codec.encode(task.payload, task.declared.payload, f"task {task.queue}/{task.type}")
-    return NewTask(id=task.id or "performed", queue=task.queue, type=task.type, payload=payload)
+    return NewTask(id=task.id or PERFORMED, queue=task.queue, type=task.type, payload=payload)
 
 
 class Scripted(Generic[P, R]):

@@ -601,3 +601,16 @@ async def test_what_run_publish_could_not_store_is_told(
         f"task {ids[0]} is in its way"
     )
     assert told == [task.id, ids[0]]
+
+
+async def test_a_handler_sees_which_worker_runs_its_task(autojump_clock: object) -> None:
+    handler = Script(ValueError("x"), None)
+    storage = MemoryStorage()
+    async with working(handler, TaskQueueConfig(max_retry=1), storage=storage, worker="w1") as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        assert task.worker is None
+        await trio.sleep(0.5)
+    async with working(handler, TaskQueueConfig(max_retry=1), storage=storage, worker="w2") as dispatcher:
+        ended = await dispatcher.publisher.wait(task)
+    assert [each.worker for each in handler.seen] == ["w1", "w2"]
+    assert ended.worker == "w2"

@@ -309,6 +309,7 @@ async def test_one_attempt_shows_its_task_as_the_engine_does(autojump_clock: tri
     before = datetime.now(UTC)
     await perform(handler, task)
     by_engine, here = handler.seen
+    assert here.worker == "performed"
     own: dict[str, Any] = {"id": by_engine.id, "worker": by_engine.worker}
     for moment in ("created_at", "available_at", "started_at"):
         assert before <= getattr(here, moment) <= datetime.now(UTC)
