@@ -166,11 +166,14 @@ class TaskQueueControl:
         max_retry: int | Keep | None = KEEP,
         available_at: datetime | None = None,
     ) -> bool:
-        """Change fields of one stored task; False if there is no such task.
+        """Change fields of one stored task; whether that changed anything.
 
-        What is given is checked as `publish` checks it. A running attempt goes
-        on with what it has, the next one sees the change; a dead letter is
-        edited before it is rerun.
+        It is False for a task that succeeded or was cancelled, which stays as
+        it is, and where the fields were so already. What is given is checked as
+        `publish` checks it. A running attempt goes on with what it has, the next
+        one sees the change; a dead letter is edited before it is rerun. Of these
+        two `available_at` stays. Raises TaskNotFoundError (1002) for an unknown
+        task.
         """
         current = await self.get(task)
         changed = attrs.evolve(

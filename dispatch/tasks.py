@@ -376,7 +376,11 @@ class QueueTask(Generic[P_co, R_co]):
     declared: TaskType[Any, Any] | None = attrs.field(default=None, eq=False, repr=False)
 
     def again(self) -> QueueTask[P_co, R_co]:
-        """An unpublished copy: same address, payload and options, no id and no history."""
+        """An unpublished copy: same address, payload and options, no id and no history.
+
+        It is due at once: `delay` and `available_at` are of the one publishing,
+        and are not copied. For a later one, `attrs.evolve(task.again(), delay=60.0)`.
+        """
         return QueueTask(
             queue=self.queue,
             type=self.type,

@@ -280,6 +280,19 @@ async def test_a_retrying_task_is_shown_as_such(autojump_clock: object) -> None:
         await dispatcher.drain()
 
 
+async def test_an_edit_says_whether_it_changed_anything(autojump_clock: object) -> None:
+    async with working(nothing) as dispatcher:
+        control = dispatcher.control
+        later = await dispatcher.publisher.publish(JOB(Job(1), delay=60.0))
+        assert await control.edit(later, payload=Job(2), tags=("x",)) is True
+        assert await control.edit(later, payload=Job(2), tags=("x",)) is False
+        await dispatcher.drain()
+        assert await control.edit(later, payload=Job(3)) is False
+        assert (await control.get(later)).payload == Job(2)
+        with pytest.raises(TaskNotFoundError, match="no task has the id 'none'"):
+            await control.edit("none", payload=Job(3))
+
+
 async def test_dead_letters_are_listed_edited_and_rerun(autojump_clock: object) -> None:
     handler = Script(*[ValueError("x")] * 3, None)
     async with working(handler) as dispatcher:

@@ -184,6 +184,13 @@ async def test_a_stored_task_is_published_again_by_a_copy(autojump_clock: object
     assert [task.payload for task in handler.seen] == [Job(5), Job(5)]
 
 
+def test_a_copy_to_publish_is_due_at_once_and_keeps_the_other_options() -> None:
+    options: dict[str, Any] = {"key": "k", "headers": {"h": "1"}, "tags": ("x",), "max_retry": 3, "timeout": 5.0}
+    later = JOB(Job(5), available_at=datetime(2030, 1, 1, tzinfo=UTC), **options)
+    assert later.again() == JOB(Job(5), delay=60.0, **options).again() == JOB(Job(5), **options)
+    assert evolve(later.again(), delay=60.0) == JOB(Job(5), delay=60.0, **options)
+
+
 @frozen
 class Line:
     qty: int
