@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
+from functools import partial
 from types import MappingProxyType
 from typing import (
     Any,
@@ -395,6 +396,17 @@ class QueueTask(Generic[P_co, R_co]):
             declared=self.declared,
         )
 
+    def __hash__(self) -> int:
+        # Of what can always be hashed: payloads may be mutable, and headers are a mapping.
+        return hash((self.queue, self.type, self.id))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and pickles go through here, and neither takes a read-only view.
+        return {**self.__dict__, "headers": dict(self.headers)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, headers=_headers(state["headers"]))
+
     def __repr__(self) -> str:
         parts = [f"{self.queue}/{self.type}", self.id or "unpublished", self.status.value]
         if self.attempt:
@@ -541,6 +553,11 @@ class TaskType(Generic[P, R]):
 
     def __hash__(self) -> int:
         return hash(self.address)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The upcasters are a read-only view, which can be neither copied nor pickled.
+        make = partial(TaskType[Any, Any], version=self.version, upcasters=dict(self.upcasters))
+        return make, (self.queue, self.type, self.payload, self.result)
 
     def _identity(self) -> tuple[object, ...]:
         return (self.queue, self.type, self.payload, self.result, self.version, self.upcasters)

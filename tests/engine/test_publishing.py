@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,12 +22,24 @@ from dispatch import (
     TaskQueueConfig,
     TaskStatus,
     TaskType,
+    Unique,
 )
 from dispatch.storage.protocol import EnqueueAnswer
 
 from .work import JOB, Job, Script, nothing, working
 
 SMALL = TaskQueueConfig(buffer_size=2)
+
+
+def second_version(old: dict[str, Any]) -> dict[str, Any]:
+    return {"n": old["number"]}
+
+
+def pickled(task: QueueTask[Any]) -> QueueTask[Any]:
+    return pickle.loads(pickle.dumps(task))  # noqa: S301 - of our own making
+
+
+VERSIONED = TaskType("q", "versioned", Job, version=2, upcasters={1: second_version})
 
 
 async def test_publishing_waits_for_room_and_goes_on_when_there_is(autojump_clock: object) -> None:
@@ -189,6 +203,30 @@ def test_a_copy_to_publish_is_due_at_once_and_keeps_the_other_options() -> None:
     later = JOB(Job(5), available_at=datetime(2030, 1, 1, tzinfo=UTC), **options)
     assert later.again() == JOB(Job(5), delay=60.0, **options).again() == JOB(Job(5), **options)
     assert evolve(later.again(), delay=60.0) == JOB(Job(5), delay=60.0, **options)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled])
+@pytest.mark.parametrize("headers", [{}, {"h": "1"}])
+def test_a_task_can_be_copied_pickled_and_kept_in_a_set(copied: Any, headers: dict[str, str]) -> None:
+    task = VERSIONED(Job(5), headers=headers, tags=("x",), unique=Unique(key="k"))
+    other = copied(task)
+    assert other == task
+    assert other.declared == VERSIONED
+    assert {task, other} == {task}
+    assert len({task, evolve(task, id="other")}) == 2
+    with pytest.raises(TypeError):
+        other.headers["h"] = "2"
+
+
+def test_a_deep_copy_of_a_task_shares_no_payload_and_hashes_though_that_cannot() -> None:
+    order = Order(lines=[Line(1)])
+    task = TaskType("q", "order", Order)(order)
+    other = copy.deepcopy(task)
+    order.lines.append(Line(2))
+    assert (len(task.payload.lines), len(other.payload.lines)) == (2, 1)
+    assert hash(task) == hash(other)
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(order)
 
 
 @frozen
