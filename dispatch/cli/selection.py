@@ -32,6 +32,7 @@ __all__ = [
     "Status",
     "batches",
     "records_of",
+    "refuse_options",
     "task_ids",
     "unknown_task",
 ]
@@ -52,7 +53,8 @@ IdsArgument = Annotated[
     Parameter(
         allow_leading_hyphen=True,
         negative=(),
-        help="Task ids; - reads them from standard input, the first word of each line.",
+        help="Task ids; - reads them from standard input, the first word of each line, "
+        "also those that begin with a hyphen.",
     ),
 ]
 
@@ -99,13 +101,22 @@ class Filters:
 NO_FILTERS: Final = Filters()
 
 
+def refuse_options(ids: Sequence[str]) -> None:
+    """Raise CommandError if what stands for an id looks like an option that the command does not have.
+
+    Ids may be `-`, so the parser lets whatever begins so through. An id that
+    does is named on standard input.
+    """
+    for each in ids:
+        if each.startswith("-") and each != "-":
+            raise CommandError(f"unknown option {each!r}. Try --help", 2)
+
+
 def task_ids(shell: Shell, ids: Sequence[str]) -> list[str]:
     """The ids given, `-` replaced by those on standard input; each once, in order."""
+    refuse_options(ids)
     found: dict[str, None] = {}
     for each in ids:
-        if each.startswith("--"):
-            # Ids may be `-`, so the parser lets whatever begins so through.
-            raise CommandError(f"unknown option {each!r}. Try --help", 2)
         if each != "-":
             found[each] = None
             continue

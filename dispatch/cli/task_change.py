@@ -16,6 +16,7 @@ from dispatch.cli.selection import (
     IdsArgument,
     batches,
     records_of,
+    refuse_options,
     task_ids,
     unknown_task,
 )
@@ -109,6 +110,7 @@ async def rm(
 
 def _named(shell: Shell, ids: Sequence[str], filters: Filters) -> list[str] | None:
     """The ids given, or None where filters were; one of the two it must be."""
+    refuse_options(ids)
     if ids and filters.given:
         raise CommandError("give either ids or filters, not both", 2)
     if not ids and not filters.given:

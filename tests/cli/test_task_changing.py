@@ -78,11 +78,25 @@ def test_which_tasks_are_meant_has_to_be_said_and_once(mixed: Terminal, command:
     assert mixed.statuses() == before
 
 
-def test_a_mistyped_option_is_no_task_id(mixed: Terminal) -> None:
-    ran = mixed("task", "retry", "bad1", "--dry-rnu")
-    assert ran.status == 2
-    assert "unknown option '--dry-rnu'" in ran.err
-    assert mixed.statuses()["bad1"] == "failed"
+@pytest.mark.parametrize("words", [
+    ("retry", "bad1", "--dry-rnu"),
+    ("retry", "--queue", "email", "--yes"),
+    ("retry", "-x"),
+    ("cancel", "waiting", "-f"),
+    ("rm", "--status", "failed", "--force"),
+    ("watch", "good", "-f"),
+])
+def test_an_option_that_is_none_is_no_task_id(mixed: Terminal, words: tuple[str, ...]) -> None:
+    before = mixed.statuses()
+    ran = mixed("task", *words)
+    assert (ran.status, ran.err) == (2, f"dispatch: unknown option {words[-1]!r}. Try --help\n")
+    assert mixed.statuses() == before
+
+
+def test_an_id_that_begins_with_a_hyphen_comes_from_standard_input(mixed: Terminal) -> None:
+    mixed.store("-x")
+    mixed.run("-x", fail="ValueError: no")
+    assert mixed("task", "retry", "-", stdin="-x\n").out == "retried 1 task\n"
 
 
 def test_a_hostile_id_is_told_safely(mixed: Terminal) -> None:
