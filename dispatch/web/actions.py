@@ -35,7 +35,7 @@ from dispatch.storage.query import All, Ids, PruneSpec, Queues, Statuses, Where
 from dispatch.tasks import Priority, QueueTask, TaskStatus, TaskType
 from dispatch.web import pages
 from dispatch.web.desk import BOUND, Desk
-from dispatch.web.filters import TaskFilter, whole
+from dispatch.web.filters import QUERY_LIMIT, FilterError, TaskFilter, whole
 from dispatch.web.shown import restored
 
 __all__ = ["ACTIONS", "Ask", "Done", "Fields", "preview"]
@@ -97,13 +97,16 @@ _VERBS: Final[Mapping[str, str]] = {
 
 
 async def change_tasks(desk: Desk, fields: Fields) -> Done | Ask:
-    """Rerun, cancel, hold, resume or delete the chosen tasks, or all that a filter means."""
+    """Rerun, cancel, hold, resume or delete the chosen tasks, or all that a filter means.
+
+    A filter that is not understood to its last condition is a FilterError.
+    """
     action = _one(fields, "action")
     if action not in _VERBS:
         raise InvalidConfigError(f"no action on tasks is named {action[:40]!r}")
-    wanted = TaskFilter.parse(_query(_one(fields, "query", 4_000)))
-    back = attrs.evolve(wanted, after="").query()
     everything = _one(fields, "all") == "yes"
+    wanted = _filter(fields) if everything else TaskFilter.parse(_query(_one(fields, "query", QUERY_LIMIT)))
+    back = attrs.evolve(wanted, after="").query()
     ids = tuple(dict.fromkeys(each[:200] for each in fields.get("id", ())))[:MOST_IDS]
     if not everything and not ids:
         raise InvalidConfigError("no task was chosen; tick some first")
@@ -135,7 +138,18 @@ _WARNINGS: Final = {
 }
 
 
+def _filter(fields: Fields) -> TaskFilter:
+    """What `all` is said of. A form without `query` may be a slip: only an empty one means every task."""
+    given = fields.get("query", ())
+    if len(given) != 1:
+        raise FilterError(
+            f"all: wanted is one query, such as status=failed, an empty one for every task; got {len(given)}"
+        )
+    return TaskFilter.exactly(given[0])
+
+
 def _query(text: str) -> dict[str, str]:
+    """A query string to go back to: what cannot be read of it is left out."""
     try:
         return dict(parse_qsl(text, max_num_fields=20))
     except ValueError:

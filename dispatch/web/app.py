@@ -34,7 +34,7 @@ from dispatch.storage.protocol import Storage
 from dispatch.web import charts, guard, pages
 from dispatch.web.actions import ACTIONS, Ask, Done, Fields, preview
 from dispatch.web.desk import Desk, View
-from dispatch.web.filters import STATUSES, TaskFilter, whole
+from dispatch.web.filters import STATUSES, TaskFilter, misread, whole
 from dispatch.web.shown import SECRET_WORDS, Redactor, as_json, seconds, visible
 
 try:
@@ -95,6 +95,9 @@ SAID: Final[Mapping[str, str]] = {
     "prune": "{n} deleted",
 }
 """What a redirect may make the next page say; nothing else can be put on it from outside."""
+
+NOTICE: Final = frozenset({"did", "n", "more"})
+"""The fields of a query string that say so."""
 
 
 def create_app(
@@ -270,7 +273,8 @@ class _Dashboard:
             case "queues":
                 return await pages.queues(desk)
             case "tasks":
-                return await pages.tasks(desk, TaskFilter.parse(query))
+                asked = {field: each for field, each in query.items() if field not in NOTICE}
+                return await pages.tasks(desk, TaskFilter.parse(asked), misread(asked))
             case "task":
                 return await pages.task(desk, query.get("id", "")[:500])
             case "cron":

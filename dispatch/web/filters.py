@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import attrs
 
@@ -35,7 +35,7 @@ from dispatch.storage.query import (
     Where,
 )
 
-__all__ = ["STATUSES", "WORDS", "FilterError", "TaskFilter", "whole"]
+__all__ = ["QUERY_LIMIT", "STATUSES", "WORDS", "FilterError", "TaskFilter", "misread", "whole"]
 
 STATUSES: Final = (
     "pending", "later", "retrying", "running", "held", "succeeded", "failed", "cancelled",
@@ -45,6 +45,8 @@ MOST_PER_PAGE: Final = 200
 TEXT_LIMIT: Final = 1_000
 NAME_LIMIT: Final = 128
 WORD_LIMIT: Final = 20
+QUERY_LIMIT: Final = 16_000
+"""Characters of a query string; every filter within the bounds above has fewer."""
 
 _TOKEN: Final = re.compile(r'(-?)(?:([a-z]+)((?:\.[^\s:."]+)*):)?("(?:[^"\\]|\\.)*"|\S+)')
 _AGE: Final = re.compile(r"(\d{1,6})(s|m|h|d|w)")
@@ -78,7 +80,10 @@ class TaskFilter:
 
     @classmethod
     def parse(cls, given: Mapping[str, str]) -> TaskFilter:
-        """From a query string; everything is cut or clamped, nothing is refused here."""
+        """From a query string; everything is cut or clamped, nothing is refused here.
+
+        `misread` says what was. That will do for looking only.
+        """
         status = given.get("status", "")
         return cls(
             queue=given.get("queue", "")[:NAME_LIMIT],
@@ -89,6 +94,29 @@ class TaskFilter:
             limit=whole(given.get("limit", ""), PAGE, 1, MOST_PER_PAGE),
             after=given.get("after", "")[:NAME_LIMIT],
         )
+
+    @classmethod
+    def exactly(cls, query: str) -> TaskFilter:
+        """From a whole query string that is to be acted on: what `parse` would cut or drop is refused.
+
+        Without a condition that was not understood a filter means more, not less.
+        Raises FilterError; for the words of `text`, `where` does.
+        """
+        if len(query) > QUERY_LIMIT:
+            raise FilterError(f"a filter has at most {QUERY_LIMIT:,} characters as a query string, got {len(query):,}")
+        try:
+            pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, errors="strict") if query else []
+        except ValueError:
+            raise FilterError(f"a filter is a query string, such as status=failed; got {query[:80]!r}") from None
+        given: dict[str, str] = {}
+        for name, value in pairs:
+            if name in given:
+                raise FilterError(f"{name[:40]}: a filter has it once, got {given[name][:40]!r} and {value[:40]!r}")
+            given[name] = value
+        problem = misread(given)
+        if problem is not None:
+            raise FilterError(problem)
+        return cls.parse(given)
 
     def query(self, **changes: Any) -> str:
         """The query string of this list, or of one that differs in `changes`."""
@@ -141,6 +169,23 @@ class TaskFilter:
             if isinstance(part, Ids):
                 return part.values
         return None
+
+
+def misread(given: Mapping[str, str]) -> str | None:
+    """The first condition of a query string that `TaskFilter.parse` cuts or leaves out; None without any."""
+    names = attrs.fields_dict(TaskFilter)
+    for name in given:
+        if name not in names:
+            return f"no filter is named {name[:40]!r}; there are {', '.join(names)}"
+    for name, known in (("status", STATUSES), ("order", ("newest", "oldest"))):
+        value = given.get(name)
+        if value and value not in known:
+            return f"{name}: one of {', '.join(known)}, got {value[:40]!r}"
+    for name, limit in (("queue", NAME_LIMIT), ("type", NAME_LIMIT), ("text", TEXT_LIMIT)):
+        length = len(given.get(name, ""))
+        if length > limit:
+            return f"{name}: at most {limit:,} characters, got {length:,}"
+    return None
 
 
 def _words(text: str, now: float) -> list[Where]:

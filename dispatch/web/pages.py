@@ -153,8 +153,11 @@ async def _oldest(desk: Desk, queue: str, counts: Mapping[str, Count]) -> str | 
     return None if found is None else desk.remember(("oldest", queue), found, 5.0)
 
 
-async def tasks(desk: Desk, wanted: TaskFilter) -> View:
-    """One page of tasks; a text that cannot be read, or a search that was given up, is said so."""
+async def tasks(desk: Desk, wanted: TaskFilter, problem: str | None = None) -> View:
+    """One page of tasks; a text that cannot be read, or a search that was given up, is said so.
+
+    `problem` is what else was not understood of what was asked for.
+    """
     began = trio.current_time()
     known = await desk.queues()
     names = [queue.name for queue in known][:MOST_QUEUES]
@@ -163,7 +166,7 @@ async def tasks(desk: Desk, wanted: TaskFilter) -> View:
         "tasks": [],
         "next": None,
         "looked_at": None,
-        "problem": None,
+        "problem": problem,
         "queues": names,
         "counts": {},
     }

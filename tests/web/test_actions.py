@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 import trio
@@ -74,6 +75,62 @@ async def test_all_that_a_search_means_is_found_first_and_then_changed() -> None
     assert (await status_of(storage, "n1"), await status_of(storage, "n3")) == (None, "pending")
     bad = {**fields, "query": "text=nope:1"}
     assert (await visitor.post("tasks", bad)).status == 422
+
+
+STATUS = "status: one of pending, later, retrying, running, held, succeeded, failed, cancelled"
+FIELDS = "there are queue, type, status, text, order, limit, after"
+NO_QUERY = "a filter is a query string, such as status=failed"
+ONE_QUERY = "all: wanted is one query, such as status=failed, an empty one for every task"
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        (["status=faild"], f"{STATUS}, got 'faild'"),
+        (["sttatus=failed"], f"no filter is named 'sttatus'; {FIELDS}"),
+        (["queue=reports&tags="], f"no filter is named 'tags'; {FIELDS}"),
+        (["queue=reports&queue=email"], "queue: a filter has it once, got 'reports' and 'email'"),
+        (["order=sideways"], "order: one of newest, oldest, got 'sideways'"),
+        (["failed"], f"{NO_QUERY}; got 'failed'"),
+        (["queue=%FF"], f"{NO_QUERY}; got 'queue=%FF'"),
+        (["queue=" + "q" * 129], "queue: at most 128 characters, got 129"),
+        (["text=" + "%E6%B3%A8" * 991 + "+-tag:keep"], "text: at most 1,000 characters, got 1,001"),
+        (["text=" + "a" * 20_000], "a filter has at most 16,000 characters as a query string, got 20,005"),
+        (["status=failed", "queue=email"], f"{ONE_QUERY}; got 2"),
+        ([], f"{ONE_QUERY}; got 0"),
+    ],
+)
+@pytest.mark.parametrize("sure", [{}, {"sure": "yes"}])
+async def test_all_that_a_misread_filter_means_is_nothing(query: list[str], said: str, sure: dict[str, str]) -> None:
+    visitor, storage = await visit()
+    answer = await visitor.post("tasks.json", {"action": "cancel", "all": "yes", "query": query, **sure})
+    assert (answer.status, answer.data) == (422, {"error": f"[1012] {said}", "code": 1012})
+    assert await status_of(storage, "waiting") == "pending"
+
+
+async def test_a_long_filter_is_acted_on_to_its_last_word() -> None:
+    visitor, storage = await visit()
+    name = "\u6ce8" * 900
+    payload = json.dumps({"a": name}).encode()
+    for task_id, tag in (("kept", "keep"), ("gone", "old")):
+        await storage.enqueue([NewTask(id=task_id, queue="reports", type="x", payload=payload, tags=(tag,))])
+    query = urlencode({"text": f"payload.a:{name} -tag:keep"})
+    assert len(query) > 8_000
+    fields = {"action": "hold", "all": "yes", "query": query}
+    assert (await visitor.post("tasks.json", fields)).data["n"] == 1
+    assert (await visitor.post("tasks.json", {**fields, "sure": "yes"})).data["ids"] == ["gone"]
+
+
+async def test_an_empty_filter_means_every_task() -> None:
+    visitor, _ = await visit()
+    asked = await visitor.post("tasks.json", {"action": "hold", "all": "yes", "query": ""})
+    assert (asked.data["done"], asked.data["n"]) == (False, 3)
+
+
+async def test_ticked_tasks_are_changed_whatever_the_filter_beside_them() -> None:
+    visitor, storage = await visit()
+    done = await visitor.post("tasks.json", {"action": "hold", "id": "waiting", "query": "status=faild"})
+    assert (done.data["ids"], await status_of(storage, "later")) == (["waiting"], "pending")
 
 
 async def test_nothing_ticked_and_unknown_actions_are_refused() -> None:

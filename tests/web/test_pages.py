@@ -25,7 +25,7 @@ from dispatch.storage.query import (
     Time,
 )
 from dispatch.web import create_app
-from dispatch.web.filters import FilterError, TaskFilter
+from dispatch.web.filters import FilterError, TaskFilter, misread
 from dispatch.web.guard import HEADERS
 from tests.web.visitor import WELCOME, Mail, Visitor, furnished, visit
 
@@ -227,6 +227,19 @@ async def test_a_filter_that_cannot_be_read_says_what_there_is(text: str) -> Non
     answer = await visitor.get(f"tasks?text={text}")
     assert answer.status == 200
     assert 'role="alert"' in answer.text
+
+
+@pytest.mark.parametrize("query", ["status=faild", "sttatus=failed", "order=sideways", "queue=" + "q" * 129])
+async def test_a_list_says_what_of_its_filter_was_not_understood(query: str) -> None:
+    visitor, _ = await visit()
+    name, _, value = query.partition("=")
+    assert (await visitor.data(f"tasks.json?{query}"))["problem"] == misread({name: value})
+    page = (await visitor.get(f"tasks?{query}")).text
+    assert 'role="alert"' in page
+    assert "all that this filter means" not in page
+    good = (await visitor.get("tasks?status=failed&did=hold&n=1&more=1")).text
+    assert 'role="alert"' not in good
+    assert "all that this filter means" in good
 
 
 @pytest.mark.parametrize(
