@@ -424,6 +424,9 @@ async def _put_cron(desk: Desk, fields: Fields, name: str, *, replace: bool) -> 
             raise InvalidQueuePayloadError("this payload is no JSON text; it cannot be edited here")
         payload = restored(payload, shown, desk.raw(record.payload))
         headers, version, key = record.headers, record.version, record.key
+    else:
+        # Another type may not hide what this one does: nothing is put back.
+        payload = restored(payload, None, None)
     made = TaskRecord(
         id="",
         queue=queue,

@@ -75,42 +75,74 @@ class Redactor:
 def restored(new: object, masked: object, original: object) -> Any:
     """An edited tree with the secrets put back that it shows as `***`.
 
-    `masked` is what the editor was given for `original`. What still says `***`
-    after that stands for nothing: InvalidQueuePayloadError (1010).
+    `masked` is what the editor was given for `original`; None where it was
+    given nothing. A `***` stays what it hides where it is certain what that is:
+    under the same name, in a text that is otherwise as it was shown, and in an
+    item of a list that is as it was shown, or the only one of a list of the
+    same length that was edited. Any other is InvalidQueuePayloadError (1010),
+    save in a text that has it in it without hiding anything.
     """
-    found = _restored(new, masked, original)
-    if _has_mask(found) and not _has_mask(original):
-        raise InvalidQueuePayloadError(
-            f"{MASK} stands for a hidden value where it was shown, and nowhere else; write the value"
-        )
+    try:
+        return _restored(new, masked, original, "$")
+    except RecursionError:
+        raise InvalidQueuePayloadError("nested too deeply") from None
+
+
+def _restored(new: Any, masked: Any, original: Any, at: str) -> Any:
+    if isinstance(new, dict):
+        fields = cast("dict[str, Any]", new)
+        shown, known = cast("tuple[dict[str, Any], ...]", (masked, original) if isinstance(masked, dict) else ({}, {}))
+        return {
+            key: _restored(each, shown.get(key), known.get(key), f"{at}.{key[:40]}")
+            for key, each in fields.items()
+        }
+    if isinstance(new, list):
+        before, kept = cast("tuple[list[Any], ...]", (masked, original) if isinstance(masked, list) else ([], []))
+        return _restored_items(cast("list[Any]", new), before, kept, at)
+    if not isinstance(new, str) or MASK not in new:
+        return new
+    if new == masked:
+        return original
+    if isinstance(original, str) and original == masked and MASK in original:
+        return new
+    raise _unclear(at)
+
+
+def _restored_items(new: list[Any], masked: list[Any], originals: list[Any], at: str) -> list[Any]:
+    """A list's items have no names: one that was moved is known by being as it was shown."""
+    # As texts, in which 1, 1.0 and true are different.
+    texts, shown = list(map(_plain_text, new)), list(map(_plain_text, masked))
+    in_place = [len(new) == len(masked) and text == shown[n] for n, text in enumerate(texts)]
+    edited = [n for n, text in enumerate(texts) if MASK in text and not in_place[n]]
+    places: dict[str, list[int]] = {}
+    for n, text in enumerate(shown):
+        places.setdefault(text, []).append(n)
+    found: list[Any] = []
+    for n, text in enumerate(texts):
+        if MASK not in text:
+            found.append(new[n])
+        elif in_place[n]:
+            found.append(originals[n])
+        elif text in places:
+            if len({_plain_text(originals[place]) for place in places[text]}) > 1:
+                raise _unclear(f"{at}[{n}]")
+            found.append(originals[places[text][0]])
+        elif edited == [n] and len(new) == len(masked):
+            found.append(_restored(new[n], masked[n], originals[n], f"{at}[{n}]"))
+        else:
+            raise _unclear(f"{at}[{n}]")
     return found
 
 
-def _restored(new: Any, masked: Any, original: Any) -> Any:
-    if isinstance(new, dict) and isinstance(masked, dict):
-        fields, shown = cast("dict[str, Any]", new), cast("dict[str, Any]", masked)
-        return {
-            key: _restored(each, shown[key], original[key]) if key in shown else each
-            for key, each in fields.items()
-        }
-    if isinstance(new, list) and isinstance(masked, list):
-        items, before = cast("list[Any]", new), cast("list[Any]", masked)
-        return [
-            _restored(each, before[at], original[at]) if at < len(before) else each
-            for at, each in enumerate(items)
-        ]
-    # Of texts only: `1` typed over `true` is equal to it, and a change.
-    return original if isinstance(new, str) and new == masked else cast("object", new)
+def _plain_text(tree: object) -> str:
+    return json.dumps(tree, sort_keys=True)
 
 
-def _has_mask(tree: object) -> bool:
-    match tree:
-        case dict():
-            return any(_has_mask(each) for each in cast("dict[str, object]", tree).values())
-        case list():
-            return any(_has_mask(each) for each in cast("list[object]", tree))
-        case _:
-            return tree == MASK
+def _unclear(at: str) -> InvalidQueuePayloadError:
+    return InvalidQueuePayloadError(
+        f"{at}: {MASK} stands for a hidden value only where it was shown, and it is not certain for which one here; "
+        "write the value itself"
+    )
 
 
 def visible(text: str) -> str:

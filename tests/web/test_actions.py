@@ -191,6 +191,7 @@ async def test_an_edited_copy_is_a_task_of_its_own() -> None:
         {"payload": "{"},
         {"payload": "[1, 2]"},
         {"payload": '{"to": "***"}'},
+        {"payload": '{"to": "https://***@host/b", "password": "***"}'},
         {"payload": "[" * 100_000},
         {"payload": '{"to": NaN}'},
         {"headers": "[]"},
@@ -299,6 +300,10 @@ async def test_a_cron_task_is_added_previewed_run_paused_changed_and_deleted() -
     assert json.loads(entry.template.payload) == {"to": "all", "password": "geheim2"}
     assert "30 3 * * *" in entry.definition
 
+    elsewhere = {**changed, "type": "goodbye"}
+    assert (await visitor.post("cron", elsewhere)).status == 422
+    assert await storage.crons("nightly") == [entry]
+
     asked = await visitor.post("cron", {"action": "delete", "name": "nightly"})
     assert asked.status == 200
     assert len(await storage.crons()) == 1
@@ -319,6 +324,7 @@ async def test_a_cron_task_is_added_previewed_run_paused_changed_and_deleted() -
         {"type": "b a d"},
         {"name": "b a d"},
         {"payload": "{"},
+        {"payload": '{"password": "***"}'},
         {"overlap": "maybe"},
         {"jitter": "inf"},
     ],

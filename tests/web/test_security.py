@@ -14,6 +14,7 @@ from starlette.requests import Request  # noqa: TC002 - as a user's module has i
 from starlette.responses import Response
 
 from dispatch import MemoryStorage
+from dispatch.errors import InvalidQueuePayloadError
 from dispatch.records import NewTask, TransitionKind
 from dispatch.storage.protocol import CronRecord, QueueRecord, WorkerRecord
 from dispatch.web import create_app
@@ -275,8 +276,71 @@ def test_hidden_values_come_back_where_they_were_and_nowhere_else() -> None:
     assert restored(masked, masked, original) == original
     assert restored({**masked, "flag": 1}, masked, original)["flag"] == 1
     assert restored({**masked, "a": {"token": "new"}}, masked, original)["a"] == {"token": "new"}
-    with pytest.raises(Exception, match="hidden value"):
-        restored({"b": "***"}, masked, original)
+    assert restored({"a": {"token": "***"}}, masked, original) == {"a": {"token": "t"}}
+
+
+ANN, BOB = {"name": "ann", "password": "ANN"}, {"name": "bob", "password": "BOB"}
+ann, bob, eve = ({"name": name, "password": "***"} for name in ("ann", "bob", "eve"))
+
+
+@pytest.mark.parametrize(
+    ("edited", "becomes"),
+    [
+        ([ann, bob], [ANN, BOB]),
+        ([bob, ann], [BOB, ANN]),
+        ([bob], [BOB]),
+        ([bob, bob], [BOB, BOB]),
+        ([{"name": "eve", "password": "EVE"}, ann, bob], [{"name": "eve", "password": "EVE"}, ANN, BOB]),
+        ([ann, eve], [ANN, {"name": "eve", "password": "BOB"}]),
+        ([{"name": "ann", "password": "new"}, eve], [{"name": "ann", "password": "new"}, {**BOB, "name": "eve"}]),
+    ],
+)
+def test_a_hidden_value_in_a_list_goes_with_its_item(edited: list[Any], becomes: list[Any]) -> None:
+    original = [ANN, BOB]
+    assert restored(edited, Redactor().tree(original), original) == becomes
+
+
+TWINS = [{"password": "1"}, {"password": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("original", "edited", "where"),
+    [
+        ({"a": 1}, {"b": "***"}, "$.b"),
+        ({"token": "t"}, {"token": {"of": "***"}}, "$.token.of"),
+        ({"token": "t", "note": "***"}, {"other": "***"}, "$.other"),
+        ([ANN, BOB], [eve], "$[0]"),
+        ([ANN, BOB], [bob, eve], "$[1]"),
+        ([ANN, BOB], [{**bob, "x": 1}, {**ann, "x": 1}], "$[0]"),
+        ([ANN, BOB], [ann, {"name": "bob", "secret": "***"}], "$[1].secret"),
+        (TWINS, [{"password": "***"}], "$[0]"),
+        ({"password": TWINS}, {"password": [{"password": "***"}]}, "$.password[0]"),
+        ({"url": "https://u:pw@host/a"}, {"url": "https://***@host/b"}, "$.url"),
+        ({"url": "https://u:pw@host/a"}, {"link": "https://***@host/a"}, "$.link"),
+        (["https://u:pw@host/a"], ["https://***@host/b"], "$[0]"),
+    ],
+)
+def test_a_hidden_value_comes_back_only_where_it_is_certain_which(original: Any, edited: Any, where: str) -> None:
+    with pytest.raises(InvalidQueuePayloadError) as caught:
+        restored(edited, Redactor().tree(original), original)
+    assert str(caught.value) == (
+        f"[1010] {where}: *** stands for a hidden value only where it was shown, "
+        "and it is not certain for which one here; write the value itself"
+    )
+
+
+def test_stars_that_hide_nothing_may_be_edited() -> None:
+    original = {"subject": "*** WARNING ***", "token": "t"}
+    edited = {"subject": "*** ALL IS WELL ***", "token": "***"}
+    assert restored(edited, Redactor().tree(original), original) == {**edited, "token": "t"}
+
+
+def test_an_edit_nested_too_deeply_is_refused() -> None:
+    deep: Any = "x"
+    for _ in range(5_000):
+        deep = [deep]
+    with pytest.raises(InvalidQueuePayloadError, match="nested too deeply"):
+        restored(deep, None, None)
 
 
 def test_what_cannot_be_seen_is_shown_as_its_escape() -> None:
