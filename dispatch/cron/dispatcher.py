@@ -37,7 +37,7 @@ from dispatch.cron.entries import (
     taken,
 )
 from dispatch.cron.functions import FunctionEntry, Functions
-from dispatch.cron.policy import CronOptions, write_definition
+from dispatch.cron.policy import CronOptions, CronPolicy, write_definition
 from dispatch.cron.spec import CronSpec
 from dispatch.cron.stored import AT_ONCE, RENEW_S, StoredEntries, StoredEntry, say_decided
 from dispatch.cron.timetable import Timetable
@@ -50,7 +50,7 @@ from dispatch.errors import (
 )
 from dispatch.failures import describe
 from dispatch.publisher import TaskQueuePublisher
-from dispatch.records import from_seconds
+from dispatch.records import NewTask, from_seconds
 from dispatch.storage.protocol import Storage, Topic, TopicKind
 from dispatch.tasks import QueueTask
 
@@ -267,6 +267,20 @@ class CronTaskDispatcher:
             await trio.lowlevel.checkpoint()
             return True
         return await self._stored.remove(name, running=running)
+
+    async def change(
+        self, name: str, spec: CronSpec, policy: CronPolicy, description: str, template: NewTask
+    ) -> CronTask:
+        """Give a stored entry another plan, policies, description and task to publish. A checkpoint.
+
+        For whoever edits one: evolved from the entry's own `CronTask` and
+        `CronRecord.template`, they keep what was not edited. An `@every` goes
+        on counting from where it did. Raises CronTaskNotFoundError (1017), and
+        CronNameConflictError (1015) for one that is declared in code.
+        """
+        changed = await self._stored.change(name, spec, policy, description, template)
+        self._wake_if_earlier()
+        return changed
 
     async def pause(self, name: str, reason: str = "paused by hand") -> None:
         """Fire it no more until it is resumed; its runs go on. A checkpoint.

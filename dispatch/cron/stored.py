@@ -250,21 +250,48 @@ class StoredEntries:
     async def add(self, task: CronTask, *, replace: bool) -> CronTask:
         """Store an entry of the run time, and answer with its live `CronTask`. A checkpoint."""
         record = await self._row(task, known=True)
+        assert task.spec is not None
+        like = Added(record.definition, task.spec, task.policy, task.description)
+        return await self._put(record, like, replace=replace)
+
+    async def change(
+        self, name: str, spec: CronSpec, policy: CronPolicy, description: str, template: NewTask
+    ) -> CronTask:
+        """Store these in place of an entry's own, and answer with its live `CronTask`. A checkpoint."""
+        known = await self._storage.crons(name)
+        if not known:
+            raise CronTaskNotFoundError(f"no stored cron task is named {name!r}")
+        created_at = known[0].created_at
+        since = from_seconds(created_at)
+        if spec.anchor == since:  # as `read_definition` gives it to an `@every` without one of its own
+            spec = attrs.evolve(spec, anchor=None)
+        now = self._now()
+        anchored = spec if spec.anchor is not None else spec.with_anchor(since)
+        record = CronRecord(
+            name=name,
+            definition=write_definition(spec, policy, description, template),
+            template=template,
+            last_slot=now,
+            next_slot=_next(anchored, now),
+            created_at=created_at,
+        )
+        return await self._put(record, Added(record.definition, spec, policy, description), replace=True)
+
+    async def _put(self, record: CronRecord, like: Added, *, replace: bool) -> CronTask:
+        name = record.name
         if await self._storage.put_cron(record) is PutAnswer.CONFLICT:
-            known = await self._storage.crons(task.name)
+            known = await self._storage.crons(name)
             if known and known[0].declared:
                 raise CronNameConflictError(
-                    f"a different cron task named {task.name!r} is declared in code, "
+                    f"a different cron task named {name!r} is declared in code, "
                     "for open_dispatcher(cron=[...]); change it there"
                 )
             if not replace:
-                raise taken(task.name)
+                raise taken(name)
             await self._storage.put_cron(record, replace=True)
-        assert task.spec is not None
-        like = Added(record.definition, task.spec, task.policy, task.description)
-        there = await self.read(task.name, like)
+        there = await self.read(name, like)
         if there is None:
-            raise CronTaskNotFoundError(f"cron task {task.name!r} was cancelled as soon as it was added")
+            raise CronTaskNotFoundError(f"cron task {name!r} was cancelled as soon as it was added")
         return there.task
 
     async def _row(self, task: CronTask, *, known: bool) -> CronRecord:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import isfinite
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, TypedDict, cast
 from urllib.parse import parse_qsl, urlencode
 
 import attrs
 
 from dispatch.checks import MAX_DELAY_S
-from dispatch.cron.dispatcher import CronTaskDispatcher
+from dispatch.cron.dispatcher import CronTask, CronTaskDispatcher
 from dispatch.cron.policy import CronOptions
 from dispatch.cron.spec import CronSpec
 from dispatch.errors import (
@@ -34,9 +34,9 @@ from dispatch.storage.protocol import Change
 from dispatch.storage.query import All, Ids, PruneSpec, Queues, Statuses, Where
 from dispatch.tasks import Priority, QueueTask, TaskStatus, TaskType
 from dispatch.web import pages
-from dispatch.web.desk import BOUND, Desk
+from dispatch.web.desk import BOUND, Desk, priority
 from dispatch.web.filters import QUERY_LIMIT, FilterError, TaskFilter, whole
-from dispatch.web.shown import restored
+from dispatch.web.shown import as_json, restored
 
 __all__ = ["ACTIONS", "Ask", "Done", "Fields", "preview"]
 
@@ -379,8 +379,10 @@ async def change_cron(desk: Desk, fields: Fields) -> Done | Ask:
     action, name = _one(fields, "action"), _one(fields, "name", 128)
     query = urlencode({"name": name})
     match action:
-        case "add" | "change":
-            await _put_cron(desk, fields, name, replace=action == "change")
+        case "add":
+            await _add_cron(desk, fields, name)
+        case "change":
+            await _change_cron(desk, fields, name)
         case "run":
             published = await desk.cron.trigger(name)
             if published is not None:
@@ -406,58 +408,107 @@ async def change_cron(desk: Desk, fields: Fields) -> Done | Ask:
     return Done(what=f"cron-{action}", page="cron", query=query)
 
 
-async def _put_cron(desk: Desk, fields: Fields, name: str, *, replace: bool) -> None:
-    known = await desk.storage.crons(name) if replace else []
-    if replace and not known:
-        raise CronTaskNotFoundError(f"no stored cron task is named {name!r}; functions are changed in code")
-    record = pages.record_of(known[0].template) if known else None
+async def _add_cron(desk: Desk, fields: Fields, name: str) -> None:
     spec = _spec(fields, name)
-    queue, type_name = _one(fields, "queue", 128), _one(fields, "type", 128)
-    payload = _json(_one(fields, "payload", 1_000_000) or "{}", "payload")
-    headers: Any = {}
-    version = 1
-    key = None
-    if record is not None and (record.queue, record.type) == (queue, type_name):
-        snap = pages.snapshot(desk, record)
-        shown, readable = desk.data(record.payload, snap.declared.payload if snap.declared else None)
-        if not readable:
-            raise InvalidQueuePayloadError("this payload is no JSON text; it cannot be edited here")
-        payload = restored(payload, shown, desk.raw(record.payload))
-        headers, version, key = record.headers, record.version, record.key
-    else:
-        # Another type may not hide what this one does: nothing is put back.
-        payload = restored(payload, None, None)
-    made = TaskRecord(
-        id="",
-        queue=queue,
-        type=type_name,
-        payload=_bytes(payload),
-        version=version,
-        headers=headers,
-        key=key,
-        tags=_tags(fields),
-        priority=_priority(fields),
-        timeout=_number(fields, "timeout"),
-        max_retry=_whole(fields, "max_retry"),
-    )
-    task, publisher = _task(desk, made)
+    # Nothing was shown yet: `***` stands for nothing.
+    payload = restored(_json(_one(fields, "payload", 1_000_000) or "{}", "payload"), None, None)
+    task, publisher = _task(desk, _published(fields, payload))
     if publisher is not desk.publisher and any(
         each.name == name and each.func is not None for each in await desk.cron.tasks()
     ):
         raise InvalidConfigError(f"a function is the cron task {name!r}; take another name")
     cron = desk.cron if publisher is desk.publisher else CronTaskDispatcher(desk.storage, publisher=publisher)
-    await cron.add_with_name(spec, name, task, replace=replace, **_policy(fields))
+    await cron.add_with_name(spec, name, task, description=_one(fields, "description"), **_policy(fields))
 
 
-def _policy(fields: Fields) -> CronOptions:
-    """The policies of a form; what they may be is checked where they are used."""
-    options: dict[str, Any] = {"description": _one(fields, "description")}
-    for name in ("overlap", "misfire"):
-        if given := _one(fields, name, 40):
-            options[name] = given
-    if (jitter := _number(fields, "jitter", least=0.0)) is not None:
-        options["jitter"] = min(jitter, 366 * 86_400.0)
-    return cast("CronOptions", options)
+async def _change_cron(desk: Desk, fields: Fields, name: str) -> None:
+    """Evolve a stored entry by the fields given: what a form does not show stays as it is."""
+    known = await desk.storage.crons(name)
+    entry = await desk.cron.get_task(name) if known else None
+    if entry is None or entry.func is not None:
+        raise CronTaskNotFoundError(f"no stored cron task is named {name!r}; functions are changed in code")
+    assert entry.spec is not None
+    template = known[0].template
+    record = pages.record_of(template)
+    snap = pages.snapshot(desk, record)
+    shown, readable = desk.data(template.payload, snap.declared.payload if snap.declared else None)
+    if not readable:
+        raise InvalidQueuePayloadError("this payload is no JSON text; it cannot be edited here")
+    fields = {**_as_shown(entry, template, as_json(shown)), **fields}
+    given = _spec(fields, entry.spec.name or name)
+    spec = attrs.evolve(entry.spec, text=given.text, zone=given.zone, dst=given.dst, name=given.name)
+    payload = _json(_one(fields, "payload", 1_000_000) or "{}", "payload")
+    if (_one(fields, "queue", 128), _one(fields, "type", 128)) == (template.queue, template.type):
+        payload = restored(payload, shown, desk.raw(template.payload))
+        made = _published(fields, payload, headers=template.headers, version=template.version, key=template.key)
+    elif template.unique is not None:
+        raise InvalidConfigError(
+            f"cron task {name!r}: its tasks are unique within {template.queue}/{template.type}; "
+            "for another queue or type add another cron task in code"
+        )
+    else:
+        # Another type may not hide what this one does: nothing is put back.
+        made = _published(fields, restored(payload, None, None))
+    new = attrs.evolve(
+        await _prepared(desk, made),
+        id="",
+        delay=template.delay,
+        available_at=template.available_at,
+        unique=template.unique,
+    )
+    policy = attrs.evolve(entry.policy, **_policy(fields))
+    await desk.cron.change(name, spec, policy, _one(fields, "description"), new)
+
+
+def _as_shown(entry: CronTask, template: NewTask, payload: str) -> Fields:
+    """The form of a stored entry as its page shows it."""
+    assert entry.spec is not None
+    shown: dict[str, object] = {
+        "spec": entry.spec.text,
+        "zone": entry.spec.zone,
+        "dst": entry.spec.dst,
+        "description": entry.description,
+        "overlap": entry.policy.overlap,
+        "misfire": entry.policy.misfire,
+        "jitter": entry.policy.jitter,
+        "queue": template.queue,
+        "type": template.type,
+        "payload": payload,
+        "tags": " ".join(template.tags),
+        "priority": priority(template.priority),
+        "timeout": template.timeout,
+        "max_retry": template.max_retry,
+    }
+    return {name: ["" if value is None else str(value)] for name, value in shown.items()}
+
+
+def _published(fields: Fields, payload: Any, **more: Any) -> TaskRecord:
+    """The task that a form's cron task publishes, as a row that was never stored."""
+    return TaskRecord(
+        id="",
+        queue=_one(fields, "queue", 128),
+        type=_one(fields, "type", 128),
+        payload=_bytes(payload),
+        tags=_tags(fields),
+        priority=_priority(fields),
+        timeout=_number(fields, "timeout"),
+        max_retry=_whole(fields, "max_retry"),
+        **more,
+    )
+
+
+class _Policies(TypedDict, total=False):
+    """The policies that a form has; what they may be is checked where they are used."""
+
+    overlap: Literal["allow", "skip", "queue_one", "cancel_running"]
+    misfire: Literal["latest", "skip", "all"]
+    jitter: float
+
+
+def _policy(fields: Fields) -> _Policies:
+    options: dict[str, Any] = {name: given for name in ("overlap", "misfire") if (given := _one(fields, name, 40))}
+    options["jitter"] = min(_number(fields, "jitter", least=0.0) or 0.0, 366 * 86_400.0)
+    return cast("_Policies", options)
 
 
 def _spec(fields: Fields, name: str | None) -> CronSpec:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import html
 import json
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 import trio
+import trio.testing
 
-from dispatch import MemoryStorage, TaskQueueConfig, TaskType, open_dispatcher
+from dispatch import (
+    CronEntry,
+    CronSpec,
+    MemoryStorage,
+    OnClash,
+    TaskQueueConfig,
+    TaskType,
+    Unique,
+    open_dispatcher,
+)
+from dispatch.cron.dispatcher import CronTaskDispatcher
 from dispatch.records import NewTask
 from dispatch.storage.query import Ids, Queues
 from dispatch.web import create_app
@@ -309,6 +322,95 @@ async def test_a_cron_task_is_added_previewed_run_paused_changed_and_deleted() -
     assert len(await storage.crons()) == 1
     await visitor.post("cron", {"action": "delete", "name": "nightly", "sure": "yes"})
     assert await storage.crons() == []
+
+
+YEARS: Any = {"start": datetime(2020, 1, 1, tzinfo=UTC), "end": datetime(2090, 1, 1, tzinfo=UTC)}
+UNIQUE = Unique(key="k", on_clash=OnClash.REJECT)
+CAREFUL: Any = {"misfire": "skip", "misfire_grace": 7_200.0, "misfire_window": 10.0, "jitter": 5.0, "overlap": "skip"}
+
+
+async def as_its_form_has_it(visitor: Visitor, name: str) -> dict[str, str]:
+    shown = (await visitor.data(f"cron.json?name={name}"))["entry"]
+    template, policy = shown["template"], shown["policy"]
+    return {
+        "action": "change", "name": name, "spec": shown["text"], "zone": shown["zone"], "dst": shown["dst"],
+        "queue": template["queue"], "type": template["type"], "payload": template["payload_text"],
+        "tags": " ".join(template["tags"]), "priority": template["priority"], "timeout": "", "max_retry": "",
+        "overlap": policy["overlap"], "misfire": policy["misfire"], "jitter": str(policy["jitter"]),
+        "description": shown["description"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["H 9 * * *", "@every 7m"])
+async def test_a_changed_cron_task_keeps_what_its_form_does_not_show(
+    text: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    visitor, storage = await visit()
+    cron = CronTaskDispatcher(storage)
+    task = TaskType("email", "welcome", dict)(
+        {"to": "a", "password": "p"}, delay=60.0, key="k", headers={"trace": "1"}, tags=("t",), unique=UNIQUE
+    )
+    spec = CronSpec(text, "Europe/Berlin", name="another", **YEARS)
+    await cron.add_with_name(spec, "careful", task, description="As it was", **CAREFUL)
+    (before,) = await storage.crons("careful")
+    form = await as_its_form_has_it(visitor, "careful")
+    assert (await visitor.post("cron", form)).status == 303
+    assert await storage.crons("careful") == [before]
+
+    await trio.sleep(1)
+    assert (await visitor.post("cron", {**form, "description": "a note", "jitter": "9"})).status == 303
+    (after,) = await storage.crons("careful")
+    was = json.loads(before.definition)
+    assert json.loads(after.definition) == {**was, "description": "a note", "policy": {**was["policy"], "jitter": 9.0}}
+    assert (after.template, after.next_slot) == (before.template, before.next_slot)
+
+
+async def test_a_field_that_a_change_does_not_give_stays_too() -> None:
+    visitor, storage = await visit()
+    await visitor.post("cron", {**CRON, "action": "add", "tags": "a b", "priority": "high", "timeout": "9", "jitter": "5"})
+    (before,) = await storage.crons("nightly")
+    assert (await visitor.post("cron", {"action": "change", "name": "nightly", "zone": "UTC", "jitter": ""})).status == 303
+    (after,) = await storage.crons("nightly")
+    was = json.loads(before.definition)
+    assert json.loads(after.definition) == {**was, "zone": "UTC", "policy": {**was["policy"], "jitter": 0.0}}
+    assert after.template == before.template
+
+
+async def test_what_a_change_could_not_keep_or_may_not_change_is_refused() -> None:
+    visitor, storage = await visit()
+    cron = CronTaskDispatcher(storage)
+    await cron.add_with_name("@daily", "one", TaskType("email", "welcome", dict)({"to": "a"}, unique=UNIQUE))
+    before = await storage.crons()
+    moved = await visitor.post("cron", {**await as_its_form_has_it(visitor, "one"), "type": "goodbye"})
+    assert moved.status == 422
+    assert "its tasks are unique within email/welcome" in html.unescape(moved.text)
+    assert await storage.crons() == before
+    entry = CronEntry("@daily", "coded", TaskType("email", "welcome", dict)({"to": "a"}))
+    async with open_dispatcher(storage, cron=[entry]) as dispatcher:
+        dispatcher.consumer.register_queue("email", TaskQueueConfig())
+        await dispatcher.cron.add_with_name("@daily", "function", sweep)
+        visitor = Visitor(create_app(dispatcher))
+        form = await as_its_form_has_it(visitor, "coded")
+        refused = await visitor.post("cron.json", {**form, "spec": "@hourly"})
+        assert (refused.status, refused.data["code"]) == (422, 1015)
+        assert "declared in code" in refused.data["error"]
+        refused = await visitor.post("cron.json", {"action": "change", "name": "function", "spec": "@hourly"})
+        assert (refused.status, refused.data["code"]) == (404, 1017)
+
+
+async def test_a_cancelled_change_of_a_cron_task_leaves_it_as_it_was() -> None:
+    visitor, storage = await visit()
+    await visitor.post("cron", {**CRON, "action": "add"})
+    before = await storage.crons()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await visitor.post("cron", {**CRON, "action": "change", "spec": "@hourly"})
+    assert scope.cancelled_caught
+    assert await storage.crons() == before
+
+
+async def sweep() -> None:
+    await trio.lowlevel.checkpoint()
 
 
 @pytest.mark.parametrize(
