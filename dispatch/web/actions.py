@@ -36,7 +36,7 @@ from dispatch.tasks import Priority, QueueTask, TaskStatus, TaskType
 from dispatch.web import pages
 from dispatch.web.desk import BOUND, Desk, priority
 from dispatch.web.filters import QUERY_LIMIT, FilterError, TaskFilter, whole
-from dispatch.web.shown import as_json, restored
+from dispatch.web.shown import TEXT_LIMIT, as_json, restored
 
 __all__ = ["ACTIONS", "Ask", "Done", "Fields", "preview"]
 
@@ -245,10 +245,7 @@ async def change_task(desk: Desk, fields: Fields) -> Done | Ask:
 
 async def _edited(desk: Desk, record: TaskRecord, fields: Fields) -> NewTask:
     """The task with a form's fields in place of its own, checked as `publish` checks it."""
-    snap = pages.snapshot(desk, record)
-    shown, readable = desk.data(record.payload, snap.declared.payload if snap.declared else None)
-    if not readable:
-        raise InvalidQueuePayloadError("this payload is no JSON text; it cannot be edited here")
+    shown = _shown(desk, record)
     payload = restored(_json(_one(fields, "payload", 1_000_000), "payload"), shown, desk.raw(record.payload))
     before = dict(record.headers)
     headers = restored(
@@ -266,6 +263,19 @@ async def _edited(desk: Desk, record: TaskRecord, fields: Fields) -> NewTask:
             max_retry=_whole(fields, "max_retry"),
         ),
     )
+
+
+def _shown(desk: Desk, record: TaskRecord) -> Any:
+    """A payload as an editor has it before it: masked, and whole."""
+    if len(record.payload) > TEXT_LIMIT:
+        raise InvalidQueuePayloadError(
+            f"this payload has {len(record.payload):,} bytes; with more than {TEXT_LIMIT:,} it cannot be edited here"
+        )
+    snap = pages.snapshot(desk, record)
+    shown, readable = desk.data(record.payload, snap.declared.payload if snap.declared else None)
+    if not readable:
+        raise InvalidQueuePayloadError("this payload is no JSON text; it cannot be edited here")
+    return shown
 
 
 async def _prepared(desk: Desk, record: TaskRecord) -> NewTask:
@@ -429,11 +439,7 @@ async def _change_cron(desk: Desk, fields: Fields, name: str) -> None:
         raise CronTaskNotFoundError(f"no stored cron task is named {name!r}; functions are changed in code")
     assert entry.spec is not None
     template = known[0].template
-    record = pages.record_of(template)
-    snap = pages.snapshot(desk, record)
-    shown, readable = desk.data(template.payload, snap.declared.payload if snap.declared else None)
-    if not readable:
-        raise InvalidQueuePayloadError("this payload is no JSON text; it cannot be edited here")
+    shown = _shown(desk, pages.record_of(template))
     fields = {**_as_shown(entry, template, as_json(shown)), **fields}
     given = _spec(fields, entry.spec.name or name)
     spec = attrs.evolve(entry.spec, text=given.text, zone=given.zone, dst=given.dst, name=given.name)

@@ -227,7 +227,7 @@ class Desk:
         text = record.cancel_reason if record.status is TaskStatus.CANCELLED else record.last_error
         if text is None or record.status is TaskStatus.SUCCEEDED:
             return None
-        return self.redactor.text(text[: 4 * ERROR_LIMIT]).partition("\n")[0][:ERROR_LIMIT]
+        return self.redactor.text(text, 4 * ERROR_LIMIT).partition("\n")[0][:ERROR_LIMIT]
 
     def progress(self, record: TaskRecord) -> View | None:
         """How far a run says it has come: a fraction or None, and a message."""
@@ -240,7 +240,7 @@ class Desk:
         fraction, message = said.get("fraction"), said.get("message")
         return {
             "fraction": float(fraction) if isinstance(fraction, int | float) and 0 <= fraction <= 1 else None,
-            "message": self.redactor.text(message[:500]) if isinstance(message, str) else "",
+            "message": self.redactor.text(message, 500) if isinstance(message, str) else "",
         }
 
     def data(self, stored: bytes, declared: type[Any] | None) -> tuple[Any, bool]:

@@ -21,10 +21,13 @@ SECRET_WORDS: Final = (
 """A name that contains one of these, capitals, `-` and `_` aside, is a secret's."""
 
 TEXT_LIMIT: Final = 65_536
-"""Characters of one payload, result or header list that a page shows."""
+"""Characters of one payload, result, header list or text in them that a page shows."""
 
 _USERINFO: Final = re.compile(r"(?<=://)[^/\s@]{1,500}(?=@)")
 _BEARER: Final = re.compile(r"(?i)\b(bearer|basic)(\s+)[A-Za-z0-9._~+/=-]{6,}")
+_HALF: Final = re.compile(r"(?i)(?:://[^/\s@]{0,500}|\b(?:bearer|basic)\s+[A-Za-z0-9._~+/=-]{0,5})\Z")
+"""At the end of what was cut: what may be the beginning of a secret, and lacks what shows it."""
+_HALF_LIMIT: Final = 520
 _JUNK: Final = re.compile(r"[-_\s]")
 
 
@@ -34,11 +37,14 @@ class Redactor:
     def __init__(self, words: Iterable[str] = SECRET_WORDS) -> None:
         self._words = tuple(_JUNK.sub("", word.lower()) for word in words)
         names = "|".join("[-_]?".join(map(re.escape, word)) for word in self._words)
-        # A value goes on to the next blank or mark; in quotes to their end.
+        # A value goes on to the next blank or mark; in quotes to their end, or the line's.
+        # What stands before the word stays as it is, so it is not looked for: from
+        # every character on, that took seconds for a document of one word. `+` after
+        # a bound: none of what is taken can be what must follow.
         self._assigned = (
             re.compile(
-                rf"(?i)([\w-]{{0,40}}(?:{names})[\w-]{{0,40}}[\"']?\s{{0,3}}[=:]\s{{0,3}})"
-                r"(\"[^\"\n]*\"|'[^'\n]*'|[^\s\"',;&)}\]]+)"
+                rf"(?i)((?:{names})[\w-]{{0,40}}+[\"']?\s{{0,3}}[=:]\s{{0,3}})"
+                r"(\"[^\"\n]*\"?|'[^'\n]*'?|[^\s\"',;&)}\]]+)"
             )
             if names
             else None
@@ -49,8 +55,19 @@ class Redactor:
         plain = _JUNK.sub("", name.lower())
         return any(word in plain for word in self._words)
 
-    def text(self, text: str) -> str:
-        """A message, a traceback: what looks like a secret in it is `***`."""
+    def text(self, text: str, limit: int = TEXT_LIMIT) -> str:
+        """A message, a traceback: what looks like a secret in it is `***`.
+
+        Of a longer one about the first `limit` characters, cut before what may
+        be half a secret, and how many more there are.
+        """
+        if len(text) <= limit:
+            return self._masked(text)
+        half = _HALF.search(text[:limit], max(limit - _HALF_LIMIT, 0))
+        end = limit if half is None else half.start()
+        return f"{self._masked(text[:end])}\n… {len(text) - end:,} more characters"
+
+    def _masked(self, text: str) -> str:
         text = _USERINFO.sub(MASK, text)
         text = _BEARER.sub(rf"\1\2{MASK}", text)
         return self._assigned.sub(rf"\1{MASK}", text) if self._assigned is not None else text

@@ -224,6 +224,19 @@ async def test_a_bad_edit_is_refused_and_the_text_kept(changes: dict[str, str]) 
     assert await record(storage, "dead") == before
 
 
+async def test_a_payload_that_is_not_shown_whole_is_not_edited() -> None:
+    visitor, storage = await visit()
+    payload = json.dumps({"lines": ["x" * 70_000]}).encode()
+    await storage.enqueue([NewTask(id="long", queue="email", type="w", payload=payload)])
+    view = await visitor.data("task.json?id=long")
+    assert view["can"]["edit"] is False
+    assert view["payload"]["lines"][0].endswith("more characters")
+    for action in ("save", "copy"):
+        fields = edit(action=action, id="long", payload=json.dumps(view["payload"]))
+        assert (await visitor.post("task.json", fields)).data["code"] == 1010
+    assert (await record(storage, "long")).payload == payload
+
+
 async def test_numbers_of_a_form_are_clamped() -> None:
     visitor, storage = await visit()
     await visitor.post("task", edit(action="save", timeout="1e300", max_retry="9" * 30))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +21,7 @@ from dispatch.storage.protocol import CronRecord, QueueRecord, WorkerRecord
 from dispatch.web import create_app
 from dispatch.web.guard import forged, from_elsewhere, wrong_host
 from dispatch.web.shown import Redactor, restored, visible
+from tests.conclusive import AGAIN, in_time
 from tests.web.visitor import Visitor, furnished, settle, status_of, visit
 
 HOLD = {"action": "hold", "id": "waiting"}
@@ -268,6 +270,53 @@ def test_secrets_are_found_by_name_and_in_texts() -> None:
     assert hide.text("Authorization: Bearer abcdef123456") == "Authorization: *** ***"
     assert Redactor(["pin"]).tree({"pin": 1, "password": 2}) == {"pin": "***", "password": 2}
     assert Redactor([]).text("password=x") == "password=x"
+
+
+def test_what_stands_before_a_telling_word_stays_however_long() -> None:
+    hide = Redactor()
+    assert hide.text(f"{'my-' * 99}token_of_mine: x, y") == f"{'my-' * 99}token_of_mine: ***, y"
+    assert hide.text("password=token=x") == "password=***"
+    assert hide.text("password='a b\nc") == "password=***\nc"
+
+
+@AGAIN
+@pytest.mark.parametrize("text", ["a" * 60_000, "password" * 7_500, "s-e-c-r-e-t-" * 5_000, "0f" * 30_000])
+def test_a_document_of_one_word_is_searched_as_fast_as_one_of_many(text: str) -> None:
+    hide = Redactor()
+
+    def took_s(text: str) -> float:
+        began = time.thread_time()
+        hide.text(text)
+        return time.thread_time() - began
+
+    words, word = (min(took_s(each) for _ in range(3)) for each in ("a " * 30_000, text))
+    in_time({"times": word / words}, times=8)
+
+
+def test_what_a_page_shows_of_a_long_text_is_searched_and_no_more() -> None:
+    hide = Redactor()
+    (text,) = hide.tree(["a " * 500_000])
+    assert text == f"{'a ' * 32_768}\n… 934,464 more characters"
+    assert hide.text("abcdef", 6) == "abcdef"
+    assert hide.text("abcdefg", 6) == "abcdef\n… 1 more characters"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "see postgres://bob:geheim@db/x for more",
+        f"see postgres://bob:{'geheim' * 80}@db/x for more",
+        "Proxy-Authorization: Basic Z2VoZWltZ2VoZWlt and more",
+        'password="a geheim b geheim", and more',
+        "token='geheim of mine', and more",
+        "{'pwd': geheimgeheim, 'a': 1}",
+    ],
+)
+def test_a_secret_cut_in_half_is_hidden_too(text: str) -> None:
+    hide = Redactor()
+    for limit in range(len(text)):
+        shown = hide.text(text, limit)
+        assert not re.search("geh|Z2V|bob", shown), (limit, shown)
 
 
 def test_hidden_values_come_back_where_they_were_and_nowhere_else() -> None:
