@@ -43,6 +43,7 @@ SEARCH_S: Final = 0.07
 LEAST_SEARCH_S: Final = 0.02
 SLICE: Final = 250
 MOMENTS: Final = 8
+ERROR_LIMIT: Final = 2_000
 LOOK_BACK: Final = 100
 """So many of a queue's newest tasks are looked through for those of one cron task."""
 
@@ -336,7 +337,7 @@ async def cron(desk: Desk, *, name: str = "", after: str = "") -> View:
     shown = following[:MOST_ENTRIES]
     more = len(following) > len(shown)
     view: View = {
-        "cron": [_cron_line(entry) for entry in shown],
+        "cron": [_cron_line(desk, entry) for entry in shown],
         "in_all": len(entries),
         "next": shown[-1].name if more and shown else None,
         "entry": None,
@@ -348,7 +349,7 @@ async def cron(desk: Desk, *, name: str = "", after: str = "") -> View:
     return view
 
 
-def _cron_line(entry: CronTask) -> View:
+def _cron_line(desk: Desk, entry: CronTask) -> View:
     spec = entry.spec
     assert spec is not None
     return {
@@ -366,16 +367,15 @@ def _cron_line(entry: CronTask) -> View:
         "next": None if entry.paused else _iso(entry.next),
         "total": entry.total,
         "errors": entry.err_count,
-        "last_error": entry.last_error,
+        "last_error": None if entry.last_error is None else desk.redactor.text(entry.last_error, ERROR_LIMIT),
         "running": entry.running,
     }
 
 
 async def _cron_entry(desk: Desk, entry: CronTask) -> View:
-    view = _cron_line(entry)
+    view = _cron_line(desk, entry)
     assert entry.spec is not None
     view["moments"] = moments(entry.spec.preview(MOMENTS, after=from_seconds(desk.storage.now())))
-    view["last_error"] = None if entry.last_error is None else desk.redactor.text(entry.last_error[:2_000])
     view["template"] = None
     view["tasks"] = []
     if entry.func is None:

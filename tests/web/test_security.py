@@ -14,7 +14,7 @@ import trio
 from starlette.requests import Request  # noqa: TC002 - as a user's module has it
 from starlette.responses import Response
 
-from dispatch import MemoryStorage
+from dispatch import MemoryStorage, open_dispatcher
 from dispatch.errors import InvalidQueuePayloadError
 from dispatch.records import NewTask, TransitionKind
 from dispatch.storage.protocol import CronRecord, QueueRecord, WorkerRecord
@@ -270,6 +270,20 @@ def test_secrets_are_found_by_name_and_in_texts() -> None:
     assert hide.text("Authorization: Bearer abcdef123456") == "Authorization: *** ***"
     assert Redactor(["pin"]).tree({"pin": 1, "password": 2}) == {"pin": "***", "password": 2}
     assert Redactor([]).text("password=x") == "password=x"
+
+
+async def test_a_cron_function_s_error_shows_no_secret_and_is_bounded() -> None:
+    storage = MemoryStorage()
+    async with open_dispatcher(storage) as dispatcher:
+        task = await dispatcher.cron.add_with_name("@yearly", "sweep", trio.lowlevel.checkpoint)
+        task.last_error = f"OSError: postgres://app:geheim@db refused, password=geheim {'x' * 9_000}"
+        visitor = Visitor(create_app(dispatcher, authorize=lambda request, right: right == "read"))
+        view = await visitor.data("cron.json?name=sweep")
+        (line,) = view["cron"]
+        assert line["last_error"] == view["entry"]["last_error"]
+        assert line["last_error"].startswith("OSError: postgres://***@db refused, password=*** x")
+        assert len(line["last_error"]) < 2_100
+        assert "geheim" not in (await visitor.get("cron")).text + (await visitor.get("cron?name=sweep")).text
 
 
 def test_what_stands_before_a_telling_word_stays_however_long() -> None:
