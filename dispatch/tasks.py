@@ -515,7 +515,7 @@ class TaskType(Generic[P, R]):
             )
         if not (result is None or _is_type(result)):
             raise InvalidTaskTypeError(
-                f"{where}: result must be a class, a type such as list[Receipt], or None, got {_short(result)}"
+                f"{where}: result must be a class, a type such as list[Receipt], or None, got {shown(result)}"
             )
         if isinstance(version, bool) or not isinstance(version, int) or version < 1:
             raise InvalidTaskTypeError(f"{where}: version must be a whole number from 1, got {shown(version)}")

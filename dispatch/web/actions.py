@@ -18,7 +18,6 @@ import attrs
 
 from dispatch.checks import MAX_DELAY_S
 from dispatch.cron.dispatcher import CronTask, CronTaskDispatcher
-from dispatch.cron.policy import CronOptions
 from dispatch.cron.spec import CronSpec
 from dispatch.errors import (
     CronTaskNotFoundError,
