@@ -396,6 +396,9 @@ async def change_cron(desk: Desk, fields: Fields) -> Done | Ask:
             published = await desk.cron.trigger(name)
             if published is not None:
                 return Done(what="cron-run", page="task", query=urlencode({"id": published.id}), ids=(published.id,))
+            # A task may be gone again already; a function never was one.
+            if (await desk.cron.get_task(name)).func is not None:
+                return Done(what="cron-start", page="cron", query=query)
         case "pause":
             await desk.cron.pause(name, _one(fields, "reason", 200) or "paused on the dashboard")
         case "resume":
@@ -410,8 +413,9 @@ async def change_cron(desk: Desk, fields: Fields) -> Done | Ask:
                     page="cron",
                     query=query,
                 )
-            n = int(await desk.cron.cancel(name))
-            return Done(what="cron-delete", n=n, page="cron")
+            if not await desk.cron.cancel(name):
+                raise CronTaskNotFoundError(f"no cron task is named {name!r}; nothing was deleted")
+            return Done(what="cron-delete", page="cron")
         case _:
             raise InvalidConfigError(f"no action on a cron task is named {action[:40]!r}")
     return Done(what=f"cron-{action}", page="cron", query=query)

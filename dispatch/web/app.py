@@ -89,6 +89,7 @@ SAID: Final[Mapping[str, str]] = {
     "cron-add": "Cron task added",
     "cron-change": "Cron task changed",
     "cron-run": "Published just now, beside the plan",
+    "cron-start": "Started just now in this process, beside the plan",
     "cron-pause": "Cron task paused",
     "cron-resume": "Cron task resumed, from its next moment on",
     "cron-delete": "Cron task deleted",

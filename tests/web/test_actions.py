@@ -461,6 +461,14 @@ async def test_a_bad_cron_text_is_previewed_as_what_is_wrong_with_it() -> None:
     assert 'value="61 * * * *"' in answer.text
 
 
+async def test_deleting_a_cron_task_that_is_not_there_says_so() -> None:
+    visitor, _ = await visit()
+    for sure in ({}, {"sure": "yes"}):
+        answer = await visitor.post("cron.json", {"action": "delete", "name": "nobody", **sure})
+        assert (answer.status, answer.data["code"]) == (404, 1017)
+        assert "no cron task is named 'nobody'" in answer.data["error"]
+
+
 async def test_a_name_that_is_taken_is_refused() -> None:
     visitor, _ = await visit()
     await visitor.post("cron", {**CRON, "action": "add"})
@@ -479,7 +487,9 @@ async def test_a_function_of_the_process_is_run_and_paused_too() -> None:
     async with open_dispatcher() as dispatcher:
         await dispatcher.cron.add_with_name("0 0 1 1 *", "sweep", sweep)
         visitor = Visitor(create_app(dispatcher))
-        assert (await visitor.post("cron", {"action": "run", "name": "sweep"})).status == 303
+        answer = await visitor.post("cron", {"action": "run", "name": "sweep"})
+        assert answer.headers["location"] == "cron?name=sweep&did=cron-start&n=1"
+        assert "Started just now in this process, beside the plan." in (await visitor.get(answer.headers["location"])).text
         with trio.fail_after(5):
             await ran.wait()
         await visitor.post("cron", {"action": "pause", "name": "sweep"})
