@@ -444,8 +444,7 @@ async def _change_cron(desk: Desk, fields: Fields, name: str) -> None:
     template = known[0].template
     shown = _shown(desk, pages.record_of(template))
     fields = {**_as_shown(entry, template, as_json(shown)), **fields}
-    given = _spec(fields, entry.spec.name or name)
-    spec = attrs.evolve(entry.spec, text=given.text, zone=given.zone, dst=given.dst, name=given.name)
+    spec = _evolved(entry.spec, fields, name)
     payload = _json(_one(fields, "payload", 1_000_000) or "{}", "payload")
     if (_one(fields, "queue", 128), _one(fields, "type", 128)) == (template.queue, template.type):
         payload = restored(payload, shown, desk.raw(template.payload))
@@ -530,13 +529,25 @@ def _spec(fields: Fields, name: str | None) -> CronSpec:
     return CronSpec(text, _one(fields, "zone", 64).strip() or "UTC", dst, name=name)
 
 
-def preview(desk: Desk, fields: Fields) -> dict[str, Any]:
-    """What a cron text means, and its next moments; or what is wrong with it."""
+def _evolved(spec: CronSpec, fields: Fields, name: str) -> CronSpec:
+    """A stored entry's spec with a form's text, zone and rule: bounds, anchor and what `H` is drawn from stay."""
+    given = _spec(fields, spec.name or name)
+    return attrs.evolve(spec, text=given.text, zone=given.zone, dst=given.dst, name=given.name)
+
+
+async def preview(desk: Desk, fields: Fields) -> dict[str, Any]:
+    """What a cron text means under the name given, and its next moments; or what is wrong with it.
+
+    With `entry`, what it would mean for that one.
+    """
+    name, entry = _one(fields, "name", 128), _one(fields, "entry", 128)
     try:
-        spec = _spec(fields, None)
+        known = next((each.spec for each in await desk.crons() if each.name == entry), None)
+        spec = _spec(fields, name or None) if known is None else _evolved(known, fields, entry)
         now = from_seconds(desk.storage.now())
         # One that counts from its adding would count from now.
-        found = spec.with_anchor(now).preview(pages.MOMENTS, after=now)
+        anchored = spec if spec.anchor is not None else spec.with_anchor(now)
+        found = anchored.preview(pages.MOMENTS, after=now)
         return {"says": spec.describe(), "moments": pages.moments(found), "problem": None}
     except DispatchError as exc:
         return {"says": None, "moments": [], "problem": str(exc)}

@@ -314,7 +314,7 @@ class _Dashboard:
             return _plain(404, "there is no such page")
         fields = await _form(request)
         if name == "cron" and fields.get("action") == ["preview"]:
-            found = preview(self._desk, fields)
+            found = await preview(self._desk, fields)
             if as_data:
                 return _page(request, _json(found), as_data=True)
             view = await self._view("cron", {"name": _first(fields, "entry")})

@@ -461,6 +461,32 @@ async def test_a_bad_cron_text_is_previewed_as_what_is_wrong_with_it() -> None:
     assert 'value="61 * * * *"' in answer.text
 
 
+async def test_h_is_previewed_as_it_will_fire() -> None:
+    visitor, _ = await visit()
+    form = {**CRON, "spec": "H H * * *"}
+    before = (await visitor.post("cron.json", {**form, "action": "preview"})).data["moments"]
+    assert len(before) == 8
+    await visitor.post("cron", {**form, "action": "add"})
+    assert (await visitor.data("cron.json?name=nightly"))["entry"]["moments"] == before
+    other = await visitor.post("cron.json", {**form, "name": "weekly", "action": "preview"})
+    assert other.data["moments"] != before
+    nameless = await visitor.post("cron.json", {**form, "name": "", "action": "preview"})
+    assert "needs a name" in nameless.data["problem"]
+
+
+async def test_a_change_is_previewed_within_the_bounds_that_stay() -> None:
+    visitor, storage = await visit()
+    cron = CronTaskDispatcher(storage)
+    task = TaskType("email", "welcome", dict)({"to": "a"})
+    await cron.add_with_name(CronSpec("H H * * *", name="another", **YEARS), "bounded", task)
+    form = {**await as_its_form_has_it(visitor, "bounded"), "entry": "bounded", "spec": "H H * * MON"}
+    seen = (await visitor.post("cron.json", {**form, "action": "preview"})).data
+    await visitor.post("cron", form)
+    after = (await visitor.data("cron.json?name=bounded"))["entry"]
+    assert (seen["says"], seen["moments"]) == (after["says"], after["moments"])
+    assert "2090" in seen["says"]
+
+
 async def test_deleting_a_cron_task_that_is_not_there_says_so() -> None:
     visitor, _ = await visit()
     for sure in ({}, {"sure": "yes"}):
