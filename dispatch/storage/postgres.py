@@ -13,10 +13,11 @@ doubt; reads and changes in bulk may be cancelled, and are then rolled back.
 The database's clock decides everything. `now()` is trio's clock plus the offset
 last seen between the two.
 
-Reads for people (`find`, `count`, `history`) have connections of their own, with
-the planner as it is. Those of the flow tell it to use indexes whatever it
-believes about the size of tables: statistics of a queue table are always out of
-date, and one bad plan would stop the work.
+Reads that may take long (`find`, `count`, `history`, what is to be pruned) have
+connections of their own, with the planner as it is: however many wait there, work
+goes on, and others are told of it. Those of the flow tell it to use indexes
+whatever it believes about the size of tables: statistics of a queue table are
+always out of date, and one bad plan would stop the work.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class PostgresStorage(Storage):
     - `schema`: where the tables lie. `dispatch migrate` makes and upgrades it;
       opening a storage never does.
     - `connections`: how many the flow of tasks may use at a time; two more serve
-      reads and notify, and one listens.
+      reads, and one listens.
     - `listen`: False where LISTEN does not pass, as with PgBouncer in transaction
       mode; then other processes' doings are seen within a second, by polling.
     - `prepare`: False where prepared statements do not pass, as with PgBouncer
@@ -244,8 +245,7 @@ class PostgresStorage(Storage):
         while True:
             await trio.sleep(POLL_S if self._listens else POLL_DEAF_S)
             try:
-                async with self._reads.connection() as connection:
-                    await self._look_at_clock(connection)
+                await self._briefly(self._look_at_clock)
             except StorageError:
                 continue
             self._rope.ring_all()
@@ -265,16 +265,19 @@ class PostgresStorage(Storage):
         return f"dispatch.{self._schema}"
 
     async def _notify(self, payloads: Sequence[str]) -> None:
-        async with self._reads.connection() as connection:
-            await connection.execute(
+        await self._briefly(
+            lambda connection: connection.execute(
                 "SELECT pg_notify(%s, payload) FROM unnest(%s::text[]) AS payload",
                 (self._channel, list(payloads)),
             )
+        )
 
     async def _ended_of(self, ids: Collection[str]) -> list[str]:
-        async with self._reads.connection() as connection:
+        async def look(connection: TrioConnection[Any]) -> list[str]:
             cursor = await connection.execute(self._sql(ENDED), (list(ids),))
             return [row[0] for row in await cursor.fetchall()]
+
+        return await self._briefly(look)
 
     # ---- how steps are made ----------------------------------------------
 
@@ -344,9 +347,15 @@ class PostgresStorage(Storage):
             return await action(connection)
 
     async def _glance(self, action: Callable[[TrioConnection[Any]], Awaitable[T]]) -> T:
-        """A read that workers depend on, and that is short: with the deadline of a step."""
+        """A read that workers depend on, and that is short."""
+        self._check_open()
+        return await self._briefly(action)
+
+    async def _briefly(self, action: Callable[[TrioConnection[Any]], Awaitable[T]]) -> T:
+        """One statement on a connection of the flow, with the deadline of a step."""
         with trio.move_on_after(DEADLINE_S):
-            return await self._read(action)
+            async with self._flow.connection() as connection:
+                return await action(connection)
         raise StorageError(f"{redacted(self._dsn)}: no answer within {DEADLINE_S:g} s")
 
     # ---- publishing ------------------------------------------------------

@@ -259,6 +259,43 @@ async def test_where_listen_does_not_pass_the_poll_wakes(
             assert await woken(polling, lambda: None, 2.0)
 
 
+async def test_slow_reads_hold_up_each_other_and_nothing_else(stage: Stage) -> None:
+    async with stage.open() as (storage, advance), stage.storage() as other, trio.open_nursery() as nursery:
+        bench, elsewhere = Workbench(storage, advance), Workbench(other, advance)
+        claim = await bench.started()
+        slow = [trio.CancelScope() for _ in range(2)]
+
+        async def read(scope: trio.CancelScope) -> None:
+            with scope:
+                await storage._read(lambda connection: connection.execute("SELECT pg_sleep(60)"))
+
+        for scope in slow:
+            nursery.start_soon(read, scope)
+        with trio.fail_after(4):
+            while storage._reads._lent < 2:  # noqa: ASYNC110 - nothing rings for it
+                await trio.sleep(0.01)
+            assert [queue.name for queue in await storage.queues()] == ["q"]
+            assert (await storage.workers(), await storage.crons()) == ([], [])
+        assert await woken(other, lambda: bench.publish("b"), 3.0)
+        bell = Bell()
+        with storage.watch(bell, Topic(TopicKind.TASK, "a")), trio.fail_after(4):
+            await elsewhere.settle(claim)
+            await bell.wait()
+        waiting = trio.Event()
+
+        async def count() -> None:
+            assert await storage.count(All()) == {(): 2}
+            waiting.set()
+
+        nursery.start_soon(count)
+        await trio.sleep(0.1)
+        assert not waiting.is_set()
+        slow[0].cancel()
+        with trio.fail_after(4):
+            await waiting.wait()
+        slow[1].cancel()
+
+
 async def test_a_storm_of_publishing_is_told_in_few_notifications(stage: Stage) -> None:
     async with stage.open() as (storage, _):
         await storage.declare([QueueRecord(name="q")])
