@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Final, Literal, TextIO
-from urllib.parse import unquote, urlsplit
 
 import attrs
 from cyclopts import Parameter
@@ -19,7 +18,7 @@ from dispatch.cli.output import line, safe
 from dispatch.control import TaskQueueControl
 from dispatch.cron.dispatcher import CronTaskDispatcher
 from dispatch.publisher import TaskQueuePublisher
-from dispatch.storage.opening import open_storage
+from dispatch.storage.opening import open_storage, sqlite_address
 from dispatch.storage.protocol import Storage
 
 __all__ = [
@@ -55,7 +54,6 @@ YesOption = Annotated[
     ),
 ]
 
-_SQLITE: Final = "sqlite:///"
 _SUFFIXES: Final = {".db", ".sqlite", ".sqlite3", ".db3"}
 
 
@@ -197,14 +195,15 @@ def masked(url: str) -> str:
 
 def _check_url(url: str, *, create: bool, alone: bool) -> None:
     """Refuse what would open an empty store by mistake."""
-    if url.startswith("memory:") and not alone:
+    scheme = url.partition(":")[0].lower()
+    if scheme == "memory" and not alone:
         raise CommandError(
             "a store in memory is seen by its own process only, and this is a new one; "
             "give the store that the workers use, such as sqlite:///jobs.db",
             2,
         )
-    if url.startswith(_SQLITE) and not create:
-        path = Path(unquote(urlsplit(url).path)[1:])
+    if scheme == "sqlite" and not create:
+        path = Path(sqlite_address(url)[0])
         if not path.exists():
             beside = [each.name for each in path.parent.glob("*") if each.suffix in _SUFFIXES]
             hint = nearest(path.name, beside) or "; `dispatch migrate` makes a new one"

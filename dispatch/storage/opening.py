@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Final
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from typing import Final, Literal
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from dispatch.clock import Clock
 from dispatch.errors import InvalidConfigError
@@ -13,12 +13,13 @@ from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.protocol import Storage
 from dispatch.storage.sqlite import SqliteStorage
 
-__all__ = ["open_storage", "postgres_address"]
+__all__ = ["open_storage", "postgres_address", "sqlite_address"]
 
 FORMS: Final = (
     "memory:, sqlite:///jobs.db (relative; four slashes for an absolute path) or "
     "postgresql://user@host/database"
 )
+_SQLITE: Final = "sqlite:///"
 
 
 @asynccontextmanager
@@ -28,6 +29,7 @@ async def open_storage(url: str, *, clock: Clock | None = None) -> AsyncGenerato
     - `memory:`
     - `sqlite:///jobs.db`, relative to the working directory, or
       `sqlite:////var/lib/jobs.db`; `?synchronous=normal` as for `SqliteStorage`.
+      In a name, `%23` is `#`, `%3F` is `?` and `%25` is `%`.
     - `postgresql://user:password@host/database`; `?schema=name` for another
       schema than `dispatch`, the rest is libpq's.
 
@@ -35,7 +37,7 @@ async def open_storage(url: str, *, clock: Clock | None = None) -> AsyncGenerato
     opened. A checkpoint.
     """
     scheme = url.partition(":")[0].lower()
-    if scheme == "memory":
+    if url.lower() == "memory:":
         yield MemoryStorage(clock)
     elif scheme == "sqlite":
         async with _sqlite(url, clock) as storage:
@@ -60,20 +62,34 @@ def postgres_address(url: str) -> tuple[str, str]:
     return f"{head}?{urlencode(options, quote_via=quote)}" if options else head, schema
 
 
-def _sqlite(url: str, clock: Clock | None) -> SqliteStorage:
-    parts = urlsplit(url)
-    path = unquote(parts.path)[1:]  # sqlite:///a is the relative a, sqlite:////a the absolute /a
-    if parts.netloc or not path:
+def sqlite_address(url: str) -> tuple[str, Literal["full", "normal"]]:
+    """The file, and how it is synchronized, that a sqlite: URL names.
+
+    Whatever has no clear meaning is refused, for the file that it would name by
+    chance is made, and stays empty.
+    """
+    # Not by urlsplit, which drops what follows a `#`, and line breaks.
+    head, _, query = url.partition("?")
+    name = head[len(_SQLITE) :]  # sqlite:///a is the relative a, sqlite:////a the absolute /a
+    path = unquote(name, errors="surrogateescape")
+    if not head.lower().startswith(_SQLITE) or not path or "\0" in path:
         raise InvalidConfigError(
             f"a SQLite file is named by sqlite:///jobs.db (relative) or sqlite:////var/jobs.db; got {url!r}"
         )
-    options = dict(parse_qsl(parts.query))
+    if "#" in url:
+        raise InvalidConfigError(f"{url!r}: in the name of a file write %23 for #")
+    options = dict(parse_qsl(query, keep_blank_values=True))
     synchronous = options.pop("synchronous", "full")
     if options or synchronous not in ("full", "normal"):
         raise InvalidConfigError(
-            f"{url!r}: the only option is synchronous=full or synchronous=normal"
+            f"{url!r}: the only option is synchronous=full or synchronous=normal; in the name of a file write %3F for ?"
         )
-    return SqliteStorage(path, synchronous="normal" if synchronous == "normal" else "full", clock=clock)
+    return path, "normal" if synchronous == "normal" else "full"
+
+
+def _sqlite(url: str, clock: Clock | None) -> SqliteStorage:
+    path, synchronous = sqlite_address(url)
+    return SqliteStorage(path, synchronous=synchronous, clock=clock)
 
 
 def _shown(url: str) -> str:

@@ -38,11 +38,28 @@ def test_without_a_store_it_is_said_how_to_give_one() -> None:
 
 
 @pytest.mark.usefixtures("terminal")
-@pytest.mark.parametrize("store", ["mysql://x", "jobs.db", "sqlite://jobs.db", ""])
-def test_a_store_that_is_none_is_refused(store: str) -> None:
-    status, out, err = plainly("task", "ls", "--store", store)
-    assert (status, out) == (2, "")
-    assert err.startswith("dispatch: ")
+@pytest.mark.parametrize(
+    "store",
+    ["mysql://x", "jobs.db", "sqlite://jobs.db", "sqlite:j.db", "sqlite", "sqlite:///jobs#1.db", "sqlite:///j\0", ""],
+)
+def test_a_store_that_is_none_is_refused(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in (["task", "ls"], ["migrate"]):
+        status, out, err = plainly(*command, "--store", store)
+        assert (status, out) == (2, "")
+        assert err.startswith("dispatch: ")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_missing_file_is_found_missing_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for store in ("SQLITE:///jobs%231.db", "sqlite:///jobs%231.db?synchronous=normal"):
+        status, out, err = plainly("stats", "--store", store)
+        assert (status, out, err.partition(";")[0]) == (1, "", "dispatch: there is no file 'jobs#1.db'")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("terminal")

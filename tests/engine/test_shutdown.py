@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -32,6 +34,10 @@ from .work import JOB, Job, Script, nothing, working
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
+
+
+def files(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
 
 
 async def row(storage: MemoryStorage, task: QueueTask[Any, Any]) -> Any:
@@ -408,6 +414,18 @@ async def test_a_broken_storage_reaches_the_caller(autojump_clock: object) -> No
         ("sqlite://jobs.db", r"a SQLite file is named by sqlite:///jobs\.db"),
         ("sqlite:///", r"a SQLite file is named by"),
         ("sqlite:///jobs.db?synchronous=off", "the only option is synchronous=full or synchronous=normal"),
+        ("sqlite:jobs.db", r"a SQLite file is named by sqlite:///jobs\.db .*; got 'sqlite:jobs.db'"),
+        ("sqlite:/jobs.db", "a SQLite file is named by"),
+        ("sqlite", "a SQLite file is named by"),
+        ("sqlite:", "a SQLite file is named by"),
+        ("sqlite:///nul\0.db", "a SQLite file is named by"),
+        ("sqlite:///nul%00.db", "a SQLite file is named by"),
+        ("sqlite:///jobs#1.db", "in the name of a file write %23 for #"),
+        ("sqlite:///jobs.db?synchronous=full#1", "in the name of a file write %23 for #"),
+        ("sqlite:///jobs?1.db", r"the only option is synchronous=.*; in the name of a file write %3F for \?"),
+        ("sqlite:///jobs.db?synchronous=", "the only option is synchronous=full or synchronous=normal"),
+        ("memory:foo", "a storage is named by memory:, .*; got 'memory:foo'"),
+        ("memory", "got 'memory'"),
         ("sqlite:///:memory:", "for a storage in memory use MemoryStorage"),
     ],
 )
@@ -415,3 +433,19 @@ async def test_a_wrong_url_is_told_what_is_possible(url: str, said: str) -> None
     with pytest.raises(ValueError, match=rf"^\[1012\] .*{said}"):
         async with open_dispatcher(url):
             pass
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("jobs%231%3f.db?synchronous=normal", "jobs#1?.db"),
+        ("a b\nc.db", "a b\nc.db"),
+        ("100%25.db?", "100%.db"),
+        ("%ff.db", os.fsdecode(b"\xff.db")),
+    ],
+)
+async def test_a_url_names_the_file_that_it_says(written: str, name: str, tmp_path: Path) -> None:
+    for scheme in ("sqlite", "SQLite"):
+        async with open_dispatcher(f"{scheme}:///{tmp_path}/{written}"):
+            pass
+    assert files(tmp_path) == [name]
