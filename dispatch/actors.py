@@ -17,7 +17,10 @@ work while it is set, or while an outcome waits, wakes the next.
 
 Everything is decided between two awaits, so the counters below need no lock.
 Storage trouble is waited out with a back-off that doubles to 5 s; any other
-exception is a bug of ours and goes to the caller's nursery.
+exception is a bug of ours and goes to the caller's nursery. Trouble that comes
+back with the same outcomes may be theirs: after APART failures in a row they
+are settled *alone*, one by one beside the turns, which go on without them. So an
+outcome that the storage refuses for its own sake holds up nobody else's.
 
 What is held (claimed, running, or waiting to be settled) is listed by `held()`,
 whose leases `upkeep` renews.
@@ -27,7 +30,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Final, cast
 
@@ -67,6 +70,10 @@ EARLY_S: Final = (0.005, 1.0)
 """How long an alarm that rang too early waits before it rings again: the first time, doubling, and at most."""
 ASKED_S: Final = 1.0
 """How long a sync handler has to end once it was asked to at a shutdown, before its thread is abandoned."""
+APART: Final = 3
+"""So many failures in a row, and the outcomes that met them are settled one by one."""
+ALONE: Final = 1_000
+"""With so many outcomes refused nothing more is claimed: the next ones would be, too."""
 BACKOFF_S: Final = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 
 
@@ -108,6 +115,8 @@ class _Ending:
     transition: Transition
     claim: Claim
     run_s: float
+    named: bool = False
+    """Whether the log has said that it is refused alone, while others are not."""
 
 
 @attrs.define(eq=False)
@@ -137,6 +146,8 @@ class QueueActors:
     _slots: dict[str, Slot] = attrs.field(factory=dict[str, Slot])
     _outbox: list[_Ending] = attrs.field(factory=list[_Ending])
     _writing: list[_Ending] = attrs.field(factory=list[_Ending])
+    _alone: deque[_Ending] = attrs.field(factory=deque[_Ending])
+    """What is settled one by one, by one trio task of its own; the next one first."""
     _ringer: _Ringer = attrs.field(init=False)
     _alarm: Bell = attrs.field(factory=Bell)
     _next_due: float = inf
@@ -198,14 +209,15 @@ class QueueActors:
             self._nursery = None
             self._hand_back_unstarted()
             with trio.move_on_after(SETTLE_DEADLINE_S, shield=True):
-                while self._unsettled:
+                while self._outbox or self._writing:
                     await self._turn()
+                await self._settle_alone()
             if self._unsettled:
                 log.error(
                     "queue %s: %d outcomes could not be written; their leases decide: %s",
                     self.name,
                     self._unsettled,
-                    ", ".join(each.claim.id for each in [*self._writing, *self._outbox][:20]),
+                    ", ".join(each.claim.id for each in [*self._alone, *self._writing, *self._outbox][:20]),
                 )
 
     def ring(self) -> None:
@@ -311,6 +323,7 @@ class QueueActors:
                 for slot in self._slots.values()
                 if slot.claim is not None and (slot.thread is not None or not slot.scope.cancel_called)
             ),
+            *((each.claim.id, each.claim.epoch) for each in self._alone),
             *((each.claim.id, each.claim.epoch) for each in self._writing),
             *((each.claim.id, each.claim.epoch) for each in self._outbox),
         ]
@@ -335,7 +348,7 @@ class QueueActors:
 
     @property
     def _unsettled(self) -> int:
-        return len(self._outbox) + len(self._writing)
+        return len(self._outbox) + len(self._writing) + len(self._alone)
 
     def statistics(self) -> QueueStatistics:
         """This queue in this process, at this instant."""
@@ -367,7 +380,7 @@ class QueueActors:
             return
         if self._parked:
             self._wake(1)
-        elif self._live < self.target or (self._live == 0 and self._unsettled):
+        elif self._live < self.target or (self._live == 0 and (self._outbox or self._writing)):
             self._start_actor()
 
     def _start_actor(self) -> None:
@@ -477,7 +490,13 @@ class QueueActors:
         self._outbox.append(_Ending(transition, claim, run_s))
 
     def _can_claim(self) -> bool:
-        return not self.paused and not self._stopping and bool(self._handlers) and self._free > 0
+        return (
+            not self.paused
+            and not self._stopping
+            and bool(self._handlers)
+            and self._free > 0
+            and len(self._alone) < ALONE
+        )
 
     @property
     def _free(self) -> int:
@@ -494,7 +513,7 @@ class QueueActors:
             await self._take_turn()
         finally:
             self._turning = False
-        if self._look or self._unsettled:
+        if self._look or self._outbox or self._writing:
             self._lead()
 
     async def _take_turn(self) -> None:
@@ -505,23 +524,7 @@ class QueueActors:
         if free > 0:
             self._look = False
         try:
-            if self.registry.undeclared:
-                await self.registry.declare(self.storage)
-            step = self.storage.turn(
-                [each.transition for each in self._writing],
-                [self._want(free)] if free > 0 else (),
-                worker=self.worker,
-                lease=self.lease_s,
-            )
-            found: tuple[list[SettleResult], Claimed] | None = None
-            if self.storage.immediate:
-                found = await step
-            else:
-                with trio.CancelScope(shield=True) as scope:
-                    scope.deadline = trio.current_time() + SETTLE_DEADLINE_S
-                    found = await step
-            if found is None:
-                raise StorageError(f"no answer within {SETTLE_DEADLINE_S:g} s")
+            answers, claimed = await self._step(self._writing, [self._want(free)] if free > 0 else ())
         except StorageError as exc:
             self._look = True
             if free > 0:
@@ -531,18 +534,86 @@ class QueueActors:
             log.log(level, "queue %s: the storage failed, trying again: %s", self.name, exc)
             pause_s = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
             self._failures += 1
+            if self._failures >= APART:
+                self._set_apart()
             await trio.sleep(pause_s)
             return
         if self._failures:
             log.info("queue %s: the storage works again after %d failures", self.name, self._failures)
             self._failures = 0
-        answers, claimed = found
         written, self._writing = self._writing, []
-        if len(answers) != len(written):
-            raise InternalError(f"{self.storage!r} answered {len(answers)} of {len(written)} settled runs")
         self._deliver(claimed, free)
         for ending, answer in zip(written, answers, strict=True):
             self._settled(ending, answer)
+
+    async def _step(
+        self, endings: Sequence[_Ending], wants: Sequence[Want]
+    ) -> tuple[list[SettleResult], Claimed]:
+        """One step of the storage. Raises StorageError, also if it takes longer than the deadline."""
+        if self.registry.undeclared:
+            await self.registry.declare(self.storage)
+        step = self.storage.turn(
+            [each.transition for each in endings], wants, worker=self.worker, lease=self.lease_s
+        )
+        found: tuple[list[SettleResult], Claimed] | None = None
+        if self.storage.immediate:
+            found = await step
+        else:
+            with trio.CancelScope(shield=True) as scope:
+                scope.deadline = trio.current_time() + SETTLE_DEADLINE_S
+                found = await step
+        if found is None:
+            raise StorageError(f"no answer within {SETTLE_DEADLINE_S:g} s")
+        if len(found[0]) != len(endings):
+            raise InternalError(f"{self.storage!r} answered {len(found[0])} of {len(endings)} settled runs")
+        return found
+
+    def _set_apart(self) -> None:
+        """Settle what is being written one by one from now on; turns go on without it."""
+        begun = bool(self._alone)
+        self._alone.extend(self._writing)
+        self._writing = []
+        if self._alone and not begun and self._nursery is not None:
+            self._nursery.start_soon(self._settle_alone)
+
+    async def _settle_alone(self) -> None:
+        """Settle one outcome after another; one that is refused is tried again after the others.
+
+        Cancelled, it leaves what is not settled in `_alone`.
+        """
+        refused = 0
+        while self._alone:
+            pause_s = BACKOFF_S[min(refused, len(BACKOFF_S) - 1)]
+            if self._failures and self._nursery is not None and self._can_claim():
+                await trio.sleep(pause_s)  # a turn will tell whether the storage is back: one asks, not two
+                continue
+            ending = self._alone[0]
+            try:
+                [answer], _ = await self._step([ending], ())
+            except StorageError as exc:
+                self._alone.rotate(-1)
+                self.observers.tell("storage_failed", "turn", exc)
+                if not self._failures and not ending.named:
+                    ending.named = True
+                    log.warning(
+                        "task %s (%s/%s): the storage refuses the outcome of attempt %d and works otherwise; "
+                        "trying again, its lease is renewed: %s",
+                        ending.claim.id,
+                        self.name,
+                        ending.claim.type,
+                        ending.claim.attempt,
+                        exc,
+                        extra={"event": "refused", "task_id": ending.claim.id, "queue": self.name},
+                    )
+                refused += 1
+                await trio.sleep(pause_s)
+                continue
+            refused = 0
+            self._alone.popleft()
+            self._settled(ending, answer)
+            if len(self._alone) == ALONE - 1:
+                self.ring()
+        self._maybe_finished()
 
     def _want(self, free: int) -> Want:
         want = self._wants.get(free)

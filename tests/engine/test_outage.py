@@ -8,9 +8,17 @@ from typing import Any
 import pytest
 import trio
 
-from dispatch import MemoryStorage, StorageError, TaskQueueConfig, TaskStatus, open_dispatcher
+from dispatch import (
+    MemoryStorage,
+    StorageError,
+    TaskQueueConfig,
+    TaskQueueControl,
+    TaskStatus,
+    actors,
+    open_dispatcher,
+)
 
-from .work import JOB, Job
+from .work import JOB, Job, Script, working
 
 
 class Flaky(MemoryStorage):
@@ -105,3 +113,79 @@ async def test_a_storage_that_tells_no_controls_ends_no_lease(
             assert (await storage.rescue()).records == []  # somebody else sweeps
         assert (await dispatcher.publisher.wait(task)).status is TaskStatus.SUCCEEDED
     assert "upkeep: the storage failed, trying again: [1021] no answer within 2 s" in caplog.text
+
+
+class Picky(MemoryStorage):
+    """Refuses every step that holds the outcome of a poisoned task, as a constraint would."""
+
+    immediate = False
+    cured = False
+
+    async def turn(self, transitions: Any, *arguments: Any, **options: Any) -> Any:
+        if not self.cured and any(each.id.startswith("poison") for each in transitions):
+            raise StorageError("value too long")
+        return await super().turn(transitions, *arguments, **options)
+
+
+async def test_an_outcome_that_is_refused_holds_up_nobody_else(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage, handler = Picky(), Script()
+    config = TaskQueueConfig(concurrency=4)
+    async with working(handler, config, storage=storage, lease=6.0) as dispatcher:
+        poisoned = [
+            await dispatcher.publisher.publish(JOB(Job(), id=f"poison-{n}")) for n in range(2)
+        ]
+        others = [await dispatcher.publisher.publish(JOB(Job(n))) for n in range(20)]
+        with trio.fail_after(5):
+            for task in others:
+                assert (await dispatcher.publisher.wait(task)).status is TaskStatus.SUCCEEDED
+        await trio.sleep(30)  # renewed meanwhile
+        assert (await storage.rescue()).records == []
+        for task in poisoned:
+            assert (await dispatcher.control.get(task)).status is TaskStatus.RUNNING
+        named = [message for message in caplog.messages if "refuses the outcome of attempt 1" in message]
+        assert sorted(message.split()[1] for message in named) == ["poison-0", "poison-1"]
+        storage.cured = True
+        for task in poisoned:
+            assert (await dispatcher.publisher.wait(task)).status is TaskStatus.SUCCEEDED
+    assert len(handler.seen) == 22
+
+
+async def test_an_outcome_that_stays_refused_keeps_no_block_open(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = Picky()
+    async with working(Script(1.0), TaskQueueConfig(concurrency=2), storage=storage, grace=2.0) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job(), id="poison"))
+        good = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(0.5)
+        left_at = trio.current_time()
+    assert trio.current_time() - left_at <= 2 + 5 + 5 + 6
+    assert "1 outcomes could not be written; their leases decide: poison" in caplog.text
+    assert (await TaskQueueControl(storage).get(good)).status is TaskStatus.SUCCEEDED
+
+
+async def test_a_queue_left_by_a_cancellation_writes_what_is_not_refused(autojump_clock: object) -> None:
+    storage = Picky()
+    with trio.move_on_after(1.2):
+        async with working(Script(1.0), TaskQueueConfig(concurrency=2), storage=storage) as dispatcher:
+            await dispatcher.publisher.publish(JOB(Job(), id="poison"))
+            good = await dispatcher.publisher.publish(JOB(Job()))
+            await trio.sleep_forever()
+    assert (await TaskQueueControl(storage).get(good)).status is TaskStatus.SUCCEEDED
+
+
+async def test_where_every_outcome_is_refused_claiming_ends_and_goes_on_later(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actors, "ALONE", 3)
+    storage, handler = Picky(), Script()
+    async with working(handler, storage=storage) as dispatcher:
+        for n in range(20):
+            await dispatcher.publisher.publish(JOB(Job(), id=f"poison-{n}"))
+        await trio.sleep(300)
+        assert 3 <= len(handler.seen) <= 6
+        storage.cured = True
+        await dispatcher.drain()
+    assert len(handler.seen) == 20
