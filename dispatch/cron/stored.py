@@ -266,13 +266,12 @@ class StoredEntries:
         if spec.anchor == since:  # as `read_definition` gives it to an `@every` without one of its own
             spec = attrs.evolve(spec, anchor=None)
         now = self._now()
-        anchored = spec if spec.anchor is not None else spec.with_anchor(since)
         record = CronRecord(
             name=name,
             definition=write_definition(spec, policy, description, template),
             template=template,
             last_slot=now,
-            next_slot=_next(anchored, now),
+            next_slot=_next(_anchored(spec, created_at), now),
             created_at=created_at,
         )
         return await self._put(record, Added(record.definition, spec, policy, description), replace=True)
@@ -288,6 +287,8 @@ class StoredEntries:
                 )
             if not replace:
                 raise taken(name)
+            if known:
+                record = _in_place_of(known[0], record, like.spec)
             await self._storage.put_cron(record, replace=True)
         there = await self.read(name, like)
         if there is None:
@@ -301,14 +302,13 @@ class StoredEntries:
         template = await self._publisher.prepare(task.task, known=known)
         template.id = ""
         now = self._now()
-        anchored = task.spec if task.spec.anchor is not None else task.spec.with_anchor(from_seconds(now))
         return CronRecord(
             name=task.name,
             definition=write_definition(task.spec, task.policy, task.description, template),
             template=template,
             declared=task.declared,
             last_slot=now,
-            next_slot=_next(anchored, now),
+            next_slot=_next(_anchored(task.spec, now), now),
             created_at=now,
         )
 
@@ -372,14 +372,16 @@ class StoredEntries:
         time has the name; the same one stays what it is.
         """
         # The queue may be registered later, by the block that is about to begin.
-        rows = [await self._row(task, known=False) for task in tasks]
+        rows = [(task, await self._row(task, known=False)) for task in tasks]
         if not rows:
             return
         there = {record.name: record for record in await self._storage.crons()}
-        for row in rows:
+        for task, row in rows:
             known = there.get(row.name)
-            if known is None or known.declared:
+            if known is None:
                 self._declared[row.name] = row
+            elif known.declared:
+                self._declared[row.name] = _in_place_of(known, row, task.spec)
             elif known.definition != row.definition:
                 raise CronNameConflictError(
                     f"cron task {row.name!r} is declared in code, and a different one was added at run time; "
@@ -627,6 +629,35 @@ def _publication(
 def _next(spec: CronSpec, after: float) -> float | None:
     moment = spec.next(from_seconds(after))
     return None if moment is None else to_seconds(moment)
+
+
+def _anchored(spec: CronSpec, moment: float) -> CronSpec:
+    """As `read_definition` gives it: an `@every` without an anchor of its own counts from `moment`."""
+    return spec if spec.anchor is not None else spec.with_anchor(from_seconds(moment))
+
+
+def _in_place_of(known: CronRecord, row: CronRecord, spec: CronSpec) -> CronRecord:
+    """The row of a cron task that is to replace a known one.
+
+    With the same plan it stands where that one stands: a tick that came while
+    the service was being replaced is still to be decided, by the new
+    definition. With another one its first tick is the next from now. Either
+    way an `@every` counts from when the name was added, as it will when the
+    row is read; counted from each change, one that is changed more often than
+    its period would never fire.
+    """
+    assert row.last_slot is not None
+    spec = _anchored(spec, known.created_at)
+    if known.definition == row.definition or _plan(known) == spec:
+        return attrs.evolve(row, last_slot=None, next_slot=known.next_slot)
+    return attrs.evolve(row, next_slot=_next(spec, row.last_slot))
+
+
+def _plan(record: CronRecord) -> CronSpec | None:
+    try:
+        return read_definition(record.definition, record.created_at)[0]
+    except Exception:  # noqa: BLE001 - a broken row is replaced like any other
+        return None
 
 
 def _abandoned_at(entry: StoredEntry) -> float:

@@ -485,7 +485,9 @@ class CronStore(ABC):
         """Add an entry; the same definition and template is SAME, another CONFLICT unless replacing.
 
         SAME renews `seen_at`; REPLACED keeps the counters, a pause, and the
-        later of the two last slots, so that no tick is decided twice. Rings CRON.
+        later of the two last slots, so that no tick is decided twice: the
+        stored one where the entry brings none. `next_slot` is the entry's.
+        Rings CRON.
         """
 
     @abstractmethod

@@ -363,6 +363,19 @@ class CronCases:
         [entry] = await storage.crons("c")
         assert (entry.last_slot, entry.next_slot, entry.paused_reason) == (180.0, 999.0, None)
 
+    async def test_an_entry_that_replaces_without_a_last_slot_stands_where_that_one_stood(
+        self, bench: Workbench
+    ) -> None:
+        await bench.declare()
+        await bench.storage.put_cron(self.entry(bench, last_slot=50.0))
+        for number, stands_at in enumerate((50.0, 100.0)):
+            same_place = self.entry(bench, definition=f"{number}", next_slot=stands_at + 50.0)
+            assert await bench.storage.put_cron(same_place, replace=True) is PutAnswer.REPLACED
+            [entry] = await bench.storage.crons("c")
+            assert (entry.last_slot, entry.next_slot) == (stands_at, stands_at + 50.0)
+            assert await self.tick(bench, stands_at, 100.0 * (number + 1), f"t{number}") is AdvanceAnswer.ADVANCED
+        assert await bench.ids() == ["t0", "t1"]
+
     async def test_a_replaced_entry_stays_paused(self, bench: Workbench) -> None:
         await bench.storage.put_cron(self.entry(bench))
         await bench.storage.alter_cron("c", paused_reason="holidays")

@@ -6,6 +6,7 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
+import attrs
 import pytest
 import trio
 
@@ -23,7 +24,7 @@ from dispatch import (
 )
 from dispatch.cron.stored import ABANDONED
 
-from .work import JOB, Job, Script, working
+from .work import JOB, Job, Script, nothing, working
 
 FAIL_AFTER_S = 1_000_000.0
 START = datetime(2026, 3, 2, 12, 0, 30, tzinfo=UTC)
@@ -284,3 +285,94 @@ async def test_a_start_that_is_cancelled_has_declared_each_entry_or_not(
             raise AssertionError("the block began")
     async with working(storage=storage, cron=declared) as dispatcher:
         assert len(await dispatcher.cron.tasks()) == 200
+
+
+# ---- its place, when another definition takes over ------------------------------
+
+
+def hours_and_minutes(slots: list[float]) -> list[str]:
+    return [f"{datetime.fromtimestamp(slot, UTC):%H:%M}" for slot in slots]
+
+
+@pytest.mark.parametrize("changed", [{"description": "new words"}, {"n": 7}, {"overlap": "skip"}])
+async def test_a_tick_that_comes_during_a_deploy_is_published_by_the_new_definition(
+    autojump_clock: object, storage: MemoryStorage, changed: dict[str, Any]
+) -> None:
+    handler = Script()
+    async with working(handler, storage=storage, cron=[entry("0 13 * * *")]):
+        await trio.sleep(55 * 60)
+    await trio.sleep(10 * 60)
+    async with working(handler, storage=storage, cron=[entry("0 13 * * *", **changed)]) as dispatcher:
+        await trio.sleep(60)
+        task = await dispatcher.cron.get_task("hourly")
+        assert (task.total, task.next) == (1, datetime(2026, 3, 3, 13, tzinfo=UTC))
+        await dispatcher.drain()
+    assert [task.payload.n for task in handler.seen] == [changed.get("n", 0)]
+    assert hours_and_minutes(await slots_of(storage)) == ["13:00"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"text": "0 13 1-31 * *"},
+        {"zone": "Africa/Abidjan"},
+        {"dst": "robfig"},
+        {"start": START.replace(year=2020)},
+        {"end": START.replace(year=2030)},
+    ],
+)
+async def test_with_another_plan_a_tick_that_comes_during_a_deploy_is_dropped(
+    autojump_clock: object, storage: MemoryStorage, changed: dict[str, Any]
+) -> None:
+    async with working(storage=storage, cron=[entry("0 13 * * *")]):
+        await trio.sleep(55 * 60)
+    await trio.sleep(10 * 60)
+    other: dict[str, Any] = {"text": "0 13 * * *", "misfire": "all", **changed}
+    async with working(nothing, storage=storage, cron=[entry(**other)]) as dispatcher:
+        await trio.sleep(60)
+        task = await dispatcher.cron.get_task("hourly")
+        assert (task.total, task.next) == (0, datetime(2026, 3, 3, 13, tzinfo=UTC))
+    assert await slots_of(storage) == []
+
+
+async def test_deploys_more_frequent_than_its_period_do_not_starve_an_every(
+    autojump_clock: object, storage: MemoryStorage
+) -> None:
+    for number in range(6):
+        words = entry("@every 90m", description=f"deploy {number}")
+        async with working(nothing, storage=storage, cron=[words]) as dispatcher:
+            task = await dispatcher.cron.get_task("hourly")
+            assert await dispatcher.cron.preview("hourly", 1) == [task.next]
+            await trio.sleep(HOUR_S + 60)
+    assert hours_and_minutes(await slots_of(storage)) == ["13:30", "15:00", "16:30", "18:00"]
+
+
+async def test_an_every_of_another_period_counts_from_when_its_name_was_added(
+    autojump_clock: object, storage: MemoryStorage
+) -> None:
+    for number, minutes in enumerate((90, 50, 90, 50), 1):
+        async with working(nothing, storage=storage, cron=[entry(f"@every {minutes}m")]) as dispatcher:
+            task = await dispatcher.cron.get_task("hourly")
+            assert await dispatcher.cron.preview("hourly", 1) == [task.next]
+            await trio.sleep(number * HOUR_S + 60 - (storage.now() - START.timestamp()))
+    assert hours_and_minutes(await slots_of(storage)) == ["13:40", "15:00", "15:20"]
+
+
+async def test_replacing_at_run_time_shifts_no_every(autojump_clock: object, storage: MemoryStorage) -> None:
+    async with working(nothing, storage=storage) as dispatcher:
+        for number in range(6):
+            task = await dispatcher.cron.add_with_name("@every 90m", "e", JOB(Job(number)), replace=True)
+            assert await dispatcher.cron.preview("e", 1) == [task.next]
+            await trio.sleep(HOUR_S + 60)
+    assert hours_and_minutes(await slots_of(storage)) == ["13:30", "15:00", "16:30", "18:00"]
+
+
+async def test_a_row_that_cannot_be_read_is_replaced_by_the_next_deploy(
+    autojump_clock: object, storage: MemoryStorage
+) -> None:
+    async with working(storage=storage, cron=[entry()]):
+        [record] = await storage.crons()
+    await storage.put_cron(attrs.evolve(record, definition="[" * 100_000), replace=True)
+    async with working(nothing, storage=storage, cron=[entry()]) as dispatcher:
+        await trio.sleep(HOUR_S)
+        assert (await dispatcher.cron.get_task("hourly")).total == 1
