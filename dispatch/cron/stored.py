@@ -479,11 +479,13 @@ class StoredEntries:
         record, task = entry.record, entry.task
         name = record.name
         assert task.spec is not None
+        # What this decides by: others may read the entry again while this one waits.
+        expected = entry.last_slot
         decision = entry.slots.decide(task.spec, task.policy, now, late=entry.late)
         run: Sequence[float] = decision.run
         if run and task.policy.overlap != "allow" and await self._goes_on(name):
             if task.policy.overlap != "skip":
-                await self._wait_for_previous(entry, now)
+                await self._wait_for_previous(entry, expected, now)
                 return
             log.info("cron task %s: the previous task has not ended; tick skipped", name)
             run = ()
@@ -500,7 +502,7 @@ class StoredEntries:
         ]
         answer = await self._storage.advance_cron(
             name,
-            expected=entry.last_slot,
+            expected=expected,
             last_slot=decision.last_slot,
             next_slot=decision.next_slot,
             tasks=tasks,
@@ -554,19 +556,27 @@ class StoredEntries:
         count = await self._storage.count(_unended(name), bound=1)
         return bool(sum(count.values()))
 
-    async def _wait_for_previous(self, entry: StoredEntry, now: float) -> None:
+    async def _wait_for_previous(self, entry: StoredEntry, expected: float | None, now: float) -> None:
         """Leave the tick undecided until the previous task has ended."""
-        name = entry.record.name
+        record = entry.record
+        found = [task.id for task in (await self._storage.find(_unended(record.name))).records]
+        # Another process may have decided this very tick, and its task be among those
+        # found: it is not to be waited for, let alone cancelled. If the entry still
+        # stands where it stood after they were found, all are of earlier ticks.
+        there = await self._storage.crons(record.name)
+        if not there or there[0].last_slot != expected or there[0].definition != record.definition:
+            entry.late = False
+            self.moved.add(record.name)
+            return
         entry.late = True
         if entry.task.policy.overlap == "cancel_running":
             reason = "its cron task's next tick came"
-            await self._storage.alter(_unended(name), Change(action="cancel", reason=reason))
-        page = await self._storage.find(_unended(name), limit=1)
-        if not page.records or self.nursery is None:
+            await self._storage.alter(Ids(*found), Change(action="cancel", reason=reason))
+        if not found or self.nursery is None:
             self._schedule(entry, now)
             return
         entry.awaited = True
-        self.nursery.start_soon(self._when_ended, entry, page.records[0].id)
+        self.nursery.start_soon(self._when_ended, entry, found[0])
 
     async def _when_ended(self, entry: StoredEntry, task_id: str) -> None:
         with suppress(DispatchError):  # pruned meanwhile, so it has ended; or the loop sees for itself

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -420,6 +421,33 @@ async def test_a_tick_that_waits_for_the_previous_task_waits_once(
             assert 7 <= len(tasks) <= 9
         await dispatcher.cron.cancel("a", running=True)
     assert len(set(await stage.slots("a"))) == len(tasks)
+
+
+@pytest.mark.parametrize("overlap", ["skip", "queue_one", "cancel_running"])
+async def test_a_process_that_comes_second_to_a_tick_leaves_its_task_alone(
+    autojump_clock: object, stage: Stage, overlap: Any
+) -> None:
+    handler = Script(10.0)
+    async with AsyncExitStack() as stack:
+        services = [await stack.enter_async_context(working(handler, storage=stage)) for _ in range(3)]
+        await services[0].cron.add_with_name("* * * * *", "a", JOB(Job()), overlap=overlap)
+        await trio.sleep(630)
+        found = (await services[0].control.find()).tasks
+        assert [task.status.value for task in found] == ["succeeded"] * 10
+
+
+async def test_a_tick_cancels_every_task_of_those_before_it(autojump_clock: object, stage: Stage) -> None:
+    handler = Script(1_000.0)
+    async with AsyncExitStack() as stack:
+        services = [await stack.enter_async_context(working(handler, storage=stage)) for _ in range(3)]
+        await services[0].cron.add_with_name("* * * * *", "a", JOB(Job()), overlap="cancel_running")
+        triggered = [await services[0].cron.trigger("a") for _ in range(5)]
+        await trio.sleep(100)
+        found = (await services[0].control.find()).tasks
+        assert [task.status.value for task in found] == ["cancelled"] * 6 + ["running"]
+        assert {task.last_error for task in found[:6]} == {"its cron task's next tick came"}
+        assert {task.id for task in triggered if task is not None} < {task.id for task in found}
+        await services[0].cron.cancel("a", running=True)
 
 
 def test_enqueue_answers_that_are_no_refusal_are_known() -> None:
