@@ -22,6 +22,7 @@ __all__ = [
     "Slots",
     "decide",
     "delay_s",
+    "one_at_a_time",
     "read_definition",
     "shared",
     "tick_id",
@@ -60,7 +61,9 @@ class CronPolicy:
       runs each within `misfire_window` seconds, at most the 100 latest.
     - `overlap`, when the previous run still goes on: `"allow"` runs beside it,
       `"skip"` drops the tick, `"queue_one"` runs once when it has ended,
-      `"cancel_running"` cancels it and runs when it has ended.
+      `"cancel_running"` cancels it and runs when it has ended. Ticks that
+      misfire "all" makes up overlap each other, too: "skip" runs the first of
+      them, "queue_one" the first and then the latest, "cancel_running" the latest.
     - `jitter`: a run starts up to this many seconds after its tick, evenly
       spread by name and tick, the same every time it is computed.
     """
@@ -131,6 +134,27 @@ def decide(
             run = ()
     missed = 0 if run and run[0] == first else 1
     return Decision(run, newest, upcoming, missed=missed)
+
+
+def one_at_a_time(decision: Decision, policy: CronPolicy) -> Decision:
+    """What `overlap` makes of several ticks that are to run now, while no run goes on.
+
+    A function that takes them one by one begins the first and meets its run at
+    each of the others: `"skip"` drops those, `"queue_one"` runs once when it
+    has ended, `"cancel_running"` ends it at once in favour of the latest. So
+    with "queue_one" the latest stays undecided, and waits like any tick that
+    comes during a run; with "cancel_running" it is the only one begun.
+    """
+    if policy.overlap == "allow" or len(decision.run) < 2:
+        return decision
+    first, before_latest, latest = decision.run[0], *decision.run[-2:]
+    match policy.overlap:
+        case "skip":
+            return attrs.evolve(decision, run=(first,))
+        case "queue_one":
+            return attrs.evolve(decision, run=(first,), last_slot=before_latest, next_slot=latest)
+        case "cancel_running":
+            return attrs.evolve(decision, run=(latest,))
 
 
 class Slots:

@@ -32,6 +32,7 @@ from dispatch.cron.policy import (
     Decision,
     Slots,
     delay_s,
+    one_at_a_time,
     read_definition,
     tick_id,
     write_definition,
@@ -489,6 +490,9 @@ class StoredEntries:
                 return
             log.info("cron task %s: the previous task has not ended; tick skipped", name)
             run = ()
+        else:
+            decision = one_at_a_time(decision, task.policy)
+            run = decision.run
         if run:
             await self._need_queue(record.template.queue)
         tasks = [

@@ -15,6 +15,7 @@ from dispatch import CronPolicy, CronSpec, InvalidConfigError
 from dispatch.cron.policy import (
     Slots,
     decide,
+    one_at_a_time,
     read_definition,
     tick_id,
     write_definition,
@@ -187,6 +188,26 @@ def test_a_misfire_window_bounds_how_much_is_made_up() -> None:
     everything = CronPolicy(misfire="all", misfire_window=86_400.0)
     run = decide(MINUTELY, everything, NOON - 86_400, NOON).run
     assert (len(run), run[-1], run[0]) == (100, NOON, NOON - 99 * 60)
+
+
+@given(misfires, st.sampled_from(["allow", "skip", "queue_one", "cancel_running"]), st.integers(0, 20_000))
+def test_of_several_ticks_at_once_overlap_leaves_one_and_perhaps_the_latest(
+    misfire: Literal["latest", "skip", "all"],
+    overlap: Literal["allow", "skip", "queue_one", "cancel_running"],
+    passed_s: int,
+) -> None:
+    policy = CronPolicy(misfire=misfire, overlap=overlap, misfire_grace=600.0, misfire_window=7_200.0)
+    whole = decide(MINUTELY, policy, NOON, NOON + passed_s)
+    decision = one_at_a_time(whole, policy)
+    if overlap == "allow" or len(whole.run) < 2:
+        assert decision is whole
+        return
+    latest = whole.run[-1]
+    assert decision.run == (latest if overlap == "cancel_running" else whole.run[0],)
+    rest = decide(MINUTELY, policy, decision.last_slot, NOON + passed_s)
+    assert rest.run == ((latest,) if overlap == "queue_one" else ())
+    assert (rest.last_slot, rest.next_slot) == (whole.last_slot, whole.next_slot)
+    assert decision.next_slot == (latest if overlap == "queue_one" else whole.next_slot)
 
 
 def test_the_grace_of_skip_is_one_period_and_at_least_a_minute() -> None:

@@ -24,6 +24,7 @@ from dispatch import (
     QueueTask,
     StorageError,
     TaskEvent,
+    TaskQueueConfig,
     Unique,
     open_dispatcher,
 )
@@ -448,6 +449,49 @@ async def test_a_tick_cancels_every_task_of_those_before_it(autojump_clock: obje
         assert {task.last_error for task in found[:6]} == {"its cron task's next tick came"}
         assert {task.id for task in triggered if task is not None} < {task.id for task in found}
         await services[0].cron.cancel("a", running=True)
+
+
+class Busy:
+    """Takes 10 s, as a handler and as a function, and counts how many go on at once."""
+
+    def __init__(self) -> None:
+        self.ended = self.now = self.most = 0
+
+    async def __call__(self, task: object = None) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await trio.sleep(10)
+            self.ended += 1
+        finally:
+            self.now -= 1
+
+
+@pytest.mark.parametrize("overlap", ["skip", "queue_one", "cancel_running"])
+@pytest.mark.parametrize("kind", ["stored", "function"])
+@pytest.mark.parametrize("others", [0, 2])
+async def test_ticks_made_up_at_once_do_not_overlap_unless_allowed(
+    autojump_clock: object, overlap: Any, kind: str, others: int
+) -> None:
+    busy, ahead_s = Busy(), 0.0
+    storage = MemoryStorage(Clock(wall=lambda: START.timestamp() + trio.current_time() + ahead_s))
+    async with AsyncExitStack() as stack:
+        config = TaskQueueConfig(concurrency=20)
+        services = [
+            await stack.enter_async_context(working(busy, config, storage=storage)) for _ in range(1 + others)
+        ]
+        what = busy if kind == "function" else JOB(Job())
+        await services[0].cron.add_with_name("* * * * *", "a", what, misfire="all", overlap=overlap)
+        await trio.sleep(1)
+        ahead_s = 600.0
+        await trio.sleep(60)
+    # The clock jumped from 12:00:31 to 12:10:31, and the tick of 12:11 found nothing going on.
+    assert busy.most == 1
+    assert busy.ended == (3 if overlap == "queue_one" else 2)
+    if kind == "stored":
+        slots = [record.slot for record in (await storage.find(Crons("a"))).records]
+        minutes = {"skip": [1, 11], "queue_one": [1, 10, 11], "cancel_running": [10, 11]}
+        assert sorted(datetime.fromtimestamp(slot or 0, UTC).minute for slot in slots) == minutes[overlap]
 
 
 def test_enqueue_answers_that_are_no_refusal_are_known() -> None:
