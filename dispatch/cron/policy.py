@@ -34,6 +34,9 @@ FUTURE_S: Final = 3 * 3_600.0
 ALL_LIMIT: Final = 100
 ALL_WINDOW_S: Final = 86_400.0
 LEAST_GRACE_S: Final = 60.0
+ON_TIME_S: Final = 5.0
+"""A tick decided so soon is on time, whatever the policy: the loop looks at the clock every 5 s,
+and never in the very moment of a tick."""
 
 
 class CronOptions(TypedDict, total=False):
@@ -58,7 +61,8 @@ class CronPolicy:
     - `misfire`, for ticks missed while nothing ran or the clock stood:
       `"latest"` runs once, for the latest; `"skip"` runs none of those later
       than `misfire_grace` seconds (None: one period, at least 60 s); `"all"`
-      runs each within `misfire_window` seconds, at most the 100 latest.
+      runs each within `misfire_window` seconds, at most the 100 latest. Of
+      both, less than 5 s counts as 5 s: no tick is decided in its very moment.
     - `overlap`, when the previous run still goes on: `"allow"` runs beside it,
       `"skip"` drops the tick, `"queue_one"` runs once when it has ended,
       `"cancel_running"` cancels it and runs when it has ended. Ticks that
@@ -129,7 +133,7 @@ def decide(
     run: tuple[float, ...] = (newest,)
     if not late:
         if policy.misfire == "all":
-            run = _within(spec, first, newest, now - policy.misfire_window)
+            run = _within(spec, first, newest, now - max(policy.misfire_window, ON_TIME_S))
         elif policy.misfire == "skip" and now - newest > _grace_s(policy, newest, upcoming):
             run = ()
     missed = 0 if run and run[0] == first else 1
@@ -206,7 +210,7 @@ def _within(spec: CronSpec, first: float, newest: float, since: float) -> tuple[
 
 def _grace_s(policy: CronPolicy, newest: float, upcoming: float | None) -> float:
     if policy.misfire_grace is not None:
-        return policy.misfire_grace
+        return max(policy.misfire_grace, ON_TIME_S)
     return max(LEAST_GRACE_S, upcoming - newest if upcoming is not None else LEAST_GRACE_S)
 
 

@@ -221,6 +221,21 @@ def test_the_grace_of_skip_is_one_period_and_at_least_a_minute() -> None:
     assert decide(yearly, skip, slot - 10, slot + 61).run == ()
 
 
+@pytest.mark.parametrize("least", [0.0, 4.9])
+def test_a_tick_decided_within_five_seconds_is_on_time_whatever_the_policy(least: float) -> None:
+    skip = CronPolicy(misfire="skip", misfire_grace=least)
+    everything = CronPolicy(misfire="all", misfire_window=least)
+    for policy in (skip, everything):
+        for late_s in (0.0, 0.000_001, 4.9):
+            decision = decide(MINUTELY, policy, NOON - 60, NOON + late_s)
+            assert (decision.run, decision.missed) == ((NOON,), 0)
+        for late_s in (5.1, 59.0):
+            decision = decide(MINUTELY, policy, NOON - 60, NOON + late_s)
+            assert (decision.run, decision.missed) == ((), 1)
+    # Of an hour away, what is on time runs, and nothing that was missed before it.
+    assert decide(MINUTELY, everything, NOON - 3_600, NOON + 1).run == (NOON,)
+
+
 @pytest.mark.parametrize(
     "options", [{"misfire": "never"}, {"overlap": "maybe"}, {"jitter": -1.0}, {"misfire_grace": float("nan")}]
 )

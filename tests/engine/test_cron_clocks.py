@@ -6,12 +6,14 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import trio
 
 from dispatch import Clock, Dispatcher, MemoryStorage, QueueTask
+from dispatch.cron.policy import CronOptions
 from dispatch.cron.spec import jitter_s
 from dispatch.records import TaskRecord, from_seconds
 from dispatch.storage.query import All
@@ -234,3 +236,24 @@ async def test_a_run_starts_at_its_tick_and_its_jitter_even_if_it_is_decided_lat
         for moment in moments:
             slot = moment // 60 * 60  # a jitter of 50 s stays in its minute
             assert moment - slot == pytest.approx(jitter_s(name, from_seconds(slot), 50.0), abs=0.01)
+
+
+async def test_an_entry_without_any_grace_fires(autojump_clock: object) -> None:
+    ran: list[str] = []
+
+    async def run(name: str) -> None:
+        ran.append(name)
+
+    # A wall clock that is a little faster than trio's: each tick is decided after its moment.
+    clock = Clock(wall=lambda: NOON + 1.001 * trio.current_time())
+    storage = MemoryStorage(clock, keep_finished=100)
+    async with working(nothing, storage=storage, clock=clock) as dispatcher:
+        for name, options in {
+            "skip": CronOptions(misfire="skip", misfire_grace=0.0),
+            "all": CronOptions(misfire="all", misfire_window=0.0),
+        }.items():
+            await dispatcher.cron.add_with_name("* * * * * *", name, partial(run, name), **options)
+            await dispatcher.cron.add_with_name("* * * * * *", f"stored-{name}", JOB(Job()), **options)
+        await trio.sleep(4)
+        ran += [record.cron or "" for record in (await storage.find(All())).records]
+        assert {name: ran.count(name) for name in ran} == dict.fromkeys(("skip", "all", "stored-skip", "stored-all"), 4)
