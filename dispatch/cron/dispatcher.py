@@ -212,10 +212,7 @@ class CronTaskDispatcher:
             if known.definition == definition and known.task.func == task.func:
                 return known.task
             raise taken(task.name)
-        now = self._now()
-        if task.spec.anchor is None:
-            task.spec = task.spec.with_anchor(from_seconds(now))
-        self._functions.put(task, definition, now)
+        self._functions.put(task, definition, self._now())
         self._wake_if_earlier()
         return task
 

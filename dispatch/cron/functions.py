@@ -25,11 +25,13 @@ THREADS: Final = 40
 
 @attrs.define(eq=False)
 class FunctionEntry:
-    """One function: its live `CronTask`, where it stands, and its runs."""
+    """The function of one name: its live `CronTask`, where it stands, and its runs."""
 
     task: CronTask
     definition: str
     slots: Slots
+    begun: float
+    """Since when there is one of that name: what an `@every` counts from."""
     scopes: set[trio.CancelScope] = attrs.field(factory=set[trio.CancelScope], init=False)
     queued: bool = attrs.field(default=False, init=False)
     """A tick waits for the run that goes on."""
@@ -55,13 +57,26 @@ class Functions:
         self._limiter = trio.CapacityLimiter(THREADS)
 
     def put(self, task: CronTask, definition: str, now: float) -> None:
-        """Add a function, or put it in place of the one of that name, whose counters it keeps."""
-        known = self.entries.get(task.name)
-        if known is not None:
-            self._schedule(known, None)
-            known.queued = False
-            task.total, task.err_count = known.task.total, known.task.err_count
-        entry = self.entries[task.name] = FunctionEntry(task, definition, Slots(now))
+        """Add a function, or put it in place of the one of that name.
+
+        That one's counters, pause and runs are then its own, and, if its plan
+        is the same, its place in time, too.
+        """
+        assert task.spec is not None
+        entry = self.entries.get(task.name)
+        begun = now if entry is None else entry.begun
+        if task.spec.anchor is None:
+            task.spec = task.spec.with_anchor(from_seconds(begun))
+        if entry is None:
+            entry = self.entries[task.name] = FunctionEntry(task, definition, Slots(now), begun)
+        else:
+            before, entry.task, entry.definition = entry.task, task, definition
+            task.total, task.err_count = before.total, before.err_count
+            task.paused_reason, task.last = before.paused_reason, before.last
+            task.running, before.running = before.running, 0
+            if before.spec != task.spec:
+                entry.slots = Slots(now)
+                entry.queued = False
         self._plan(entry)
 
     def remove(self, name: str, *, running: bool) -> bool:
@@ -80,6 +95,8 @@ class Functions:
         """Pause with a reason, or resume from now on with None."""
         if reason is None and entry.task.paused:
             entry.slots.skip_to(now)
+        if reason is not None:
+            entry.queued = False  # a tick that waits has passed, and is not made up
         entry.task.paused_reason = reason
         self._plan(entry)
 
@@ -127,14 +144,16 @@ class Functions:
         self.nursery.start_soon(self._run, entry, scope, wait_s, name=f"cron task {entry.task.name}")
 
     async def _run(self, entry: FunctionEntry, scope: trio.CancelScope, wait_s: float) -> None:
-        """One run. Counts are changed here and nowhere else, on the trio thread."""
-        task = entry.task
+        """One run. Counts are changed here and nowhere else, on the trio thread.
+
+        The entry's `CronTask` is asked for each time: another may be put in its place.
+        """
         try:
             with scope:
                 if wait_s:
                     await trio.sleep(wait_s)
-                task.total += 1
-                function = task.func
+                entry.task.total += 1
+                function = entry.task.func
                 assert function is not None
                 try:
                     if is_async(function):
@@ -147,6 +166,7 @@ class Functions:
                     raise
                 except BaseException as exc:  # noqa: BLE001 - a function cannot take the loop down
                     passing = parted(exc)[0]
+                    task = entry.task
                     task.err_count += 1
                     task.last_error = describe(exc)
                     log.error(  # noqa: TRY400 - its own bounded traceback
@@ -160,11 +180,11 @@ class Functions:
                         raise passing from None
         finally:
             self.active -= 1
-            task.running -= 1
+            entry.task.running -= 1
             entry.scopes.discard(scope)
             if self.closing:
                 self._wake()
-            if entry.queued and not task.running:
+            if entry.queued and not entry.task.running:
                 entry.queued = False
-                if not self.closing and self.entries.get(task.name) is entry:
+                if not self.closing and self.entries.get(entry.task.name) is entry:
                     self.launch(entry)

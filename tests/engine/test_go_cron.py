@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import trio
@@ -210,6 +211,91 @@ async def test_pausing_keeps_it_and_resuming_goes_on_from_now(autojump_clock: ob
             await dispatcher.cron.resume(name)
         await trio.sleep(10)
         assert (len(ticks.times), len(handler.seen)) == (1, 1)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("stored", [False, True])
+async def test_a_tick_that_waits_for_a_run_is_dropped_by_a_pause(
+    autojump_clock: object, resumed: bool, stored: bool
+) -> None:
+    ticks, handler = Ticks(15.0), Script(15.0)
+    async with working(handler) as dispatcher:
+        what = JOB(Job()) if stored else ticks
+        await dispatcher.cron.add_with_name("@every 10s", "a", what, overlap="queue_one")
+        await trio.sleep(21)  # a run goes on from 10 to 25 s, and the tick of 20 s waits
+        await dispatcher.cron.pause("a")
+        if resumed:
+            await dispatcher.cron.resume("a")
+        await trio.sleep(8)
+        assert len(handler.seen if stored else ticks.times) == 1
+        await trio.sleep(2)
+        assert len(handler.seen if stored else ticks.times) == 1 + resumed
+        await dispatcher.cron.cancel("a", running=True)
+
+
+async def test_resuming_what_is_not_paused_drops_no_waiting_tick(autojump_clock: object) -> None:
+    ticks = Ticks(15.0)
+    async with open_dispatcher() as dispatcher:
+        await dispatcher.cron.add_with_name("@every 10s", "a", ticks, overlap="queue_one")
+        await trio.sleep(21)
+        await dispatcher.cron.resume("a")
+        await trio.sleep(5)
+        assert len(ticks.times) == 2
+        await dispatcher.cron.cancel("a", running=True)
+
+
+async def test_a_function_put_in_place_of_another_keeps_its_pause(autojump_clock: object) -> None:
+    ticks = Ticks()
+    async with open_dispatcher() as dispatcher:
+        await dispatcher.cron.add_with_name("@every 10s", "a", ticks)
+        await dispatcher.cron.pause("a", "maintenance")
+        for text in ("@every 10s", "@every 7s"):
+            entry = await dispatcher.cron.add_with_name(text, "a", Ticks(), replace=True, description=text)
+            await trio.sleep(95)
+            assert (entry.paused_reason, entry.total, entry.next) == ("maintenance", 0, None)
+        await dispatcher.cron.resume("a")
+        await trio.sleep(8)
+        assert entry.total == 1
+
+
+async def test_a_function_put_in_place_of_another_knows_its_runs(autojump_clock: object) -> None:
+    first, second = Ticks(35.0), Ticks(1.0)
+    async with open_dispatcher() as dispatcher:
+        before = await dispatcher.cron.add_with_name("@every 10s", "a", first, overlap="skip")
+        await trio.sleep(11)
+        entry = await dispatcher.cron.add_with_name("@every 10s", "a", second, overlap="skip", replace=True)
+        assert (entry.running, entry.total, before.running) == (1, 1, 0)
+        await trio.sleep(33)
+        assert (len(second.times), entry.running) == (0, 1)  # the run of 10 s goes on until 45 s
+        await trio.sleep(10)
+        assert (len(second.times), entry.running, entry.total) == (1, 0, 2)
+
+
+@pytest.mark.parametrize("overlap", ["skip", "cancel_running"])
+async def test_a_function_put_in_place_of_another_cancels_its_runs(autojump_clock: object, overlap: Any) -> None:
+    first, second = Ticks(1_000.0), Ticks()
+    async with open_dispatcher() as dispatcher:
+        await dispatcher.cron.add_with_name("@every 10s", "a", first)
+        await trio.sleep(21)
+        entry = await dispatcher.cron.add_with_name("@every 10s", "a", second, overlap=overlap, replace=True)
+        assert entry.running == 2
+        if overlap == "cancel_running":
+            await trio.sleep(10)
+            assert (entry.running, len(second.times)) == (0, 1)
+        else:
+            await dispatcher.cron.cancel("a", running=True)
+            await trio.sleep(1)
+            assert (entry.running, len(second.times)) == (0, 0)
+
+
+async def test_functions_replaced_more_often_than_their_period_still_run(autojump_clock: object) -> None:
+    ticks = Ticks()
+    async with open_dispatcher() as dispatcher:
+        for number in range(9):
+            words = f"change {number}"
+            await dispatcher.cron.add_with_name("@every 10s", "a", ticks, description=words, replace=True)
+            await trio.sleep(6)
+    assert [round(moment - ticks.times[0]) for moment in ticks.times] == [0, 10, 20, 30, 40]
 
 
 async def test_trigger_runs_it_now(autojump_clock: object) -> None:
