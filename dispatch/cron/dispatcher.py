@@ -32,6 +32,8 @@ from dispatch.cron.entries import (
     What,
     check_cron_name,
     check_function,
+    check_not_over,
+    check_template,
     made_spec,
     made_task,
     taken,
@@ -163,9 +165,11 @@ class CronTaskDispatcher:
 
         `spec` is a cron text (see `CronSpec` for its fields) or a `CronSpec`;
         the options are `zone`, `dst`, `start`, `end`, `description`, and those
-        of `CronPolicy`. The first tick is the next one from now.
+        of `CronPolicy`. The first tick is the next one from now. A task's `id`
+        and `available_at` cannot be given: each tick has its own.
 
-        Raises InvalidCronSpecError (1014), CronNameConflictError (1015),
+        Raises InvalidCronSpecError (1014), also if no tick is left before its
+        `end`, CronNameConflictError (1015), InvalidConfigError (1012),
         InvalidTaskHandlerError (1009), ClosedError (1013), and what `publish`
         raises for a bad task. A checkpoint; cancelled, it has added all or nothing.
         """
@@ -180,6 +184,8 @@ class CronTaskDispatcher:
         check_cron_name(task.name)
         if task.task is None:
             check_function(task.name, task.func)
+        else:
+            check_template(task.name, task.task)
         task.spec = made_spec(spec, task.name, {})
         try:
             return await self._add(task, replace=replace)
@@ -200,7 +206,7 @@ class CronTaskDispatcher:
         self._wake_if_earlier()
         return added
 
-    async def _add_function(self, task: CronTask, *, replace: bool) -> CronTask:
+    async def _add_function(self, task: CronTask, *, replace: bool, declared: bool = False) -> CronTask:
         if await self._storage.crons(task.name):
             raise CronNameConflictError(
                 f"cron task {task.name!r} is a stored entry that publishes a task; cancel it first"
@@ -212,7 +218,10 @@ class CronTaskDispatcher:
             if known.definition == definition and known.task.func == task.func:
                 return known.task
             raise taken(task.name)
-        self._functions.put(task, definition, self._now())
+        now = self._now()
+        if not declared:
+            check_not_over(task.spec, from_seconds(now))
+        self._functions.put(task, definition, now)
         self._wake_if_earlier()
         return task
 
@@ -368,7 +377,7 @@ class CronTaskDispatcher:
         tasks = [entry.task() for entry in self._declared]
         for task in tasks:
             if task.task is None:
-                await self._add_function(task, replace=False)
+                await self._add_function(task, replace=False, declared=True)
         await self._stored.declare(task for task in tasks if task.task is not None)
         await self._reload()
         if self._stored.declares:

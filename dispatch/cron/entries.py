@@ -10,6 +10,7 @@ from typing import Any, Unpack, cast
 
 import attrs
 
+from dispatch.cron.fields import refuse
 from dispatch.cron.policy import CronOptions, CronPolicy, shared
 from dispatch.cron.spec import CronSpec
 from dispatch.errors import CronNameConflictError, InvalidConfigError, InvalidTaskHandlerError
@@ -21,6 +22,8 @@ __all__ = [
     "What",
     "check_cron_name",
     "check_function",
+    "check_not_over",
+    "check_template",
     "is_async",
     "made_spec",
     "made_task",
@@ -81,6 +84,7 @@ class CronEntry:
     queue task becomes a stored entry that belongs to the code: a new
     definition replaces the stored one when a process with it starts, living
     processes renew it, and one that none has declared for an hour is paused.
+    One whose `end` has passed is kept, and does not fire: no deploy fails for it.
 
     Raises InvalidCronSpecError (1014), InvalidTaskHandlerError (1009) and
     InvalidConfigError (1012).
@@ -142,6 +146,8 @@ def made_task(spec: str | CronSpec, name: str, what: What, options: CronOptions)
     func, task = _parted(what)
     if task is None:
         check_function(name, func)
+    else:
+        check_template(name, task)
     return CronTask(name, func, description, task, spec=made_spec(spec, name, given), policy=policy)
 
 
@@ -192,6 +198,27 @@ def check_function(name: str, function: object) -> None:
             f"cron task {name!r}: its function must need no arguments, but needs ({', '.join(needed)}); "
             "bind them with functools.partial"
         )
+
+
+def check_template(name: str, task: QueueTask[Any, Any]) -> None:
+    """Raise InvalidConfigError for a task with options that cannot hold for every tick's."""
+    if task.id:
+        raise InvalidConfigError(
+            f"cron task {name!r}: its task has the id {task.id!r}, but each tick publishes one with an id "
+            "of its own; leave the id out"
+        )
+    if task.available_at is not None:
+        raise InvalidConfigError(
+            f"cron task {name!r}: its task has available_at={task.available_at.isoformat()}, but each tick "
+            "has its own moment; leave it out, or give a delay after the tick"
+        )
+
+
+def check_not_over(spec: CronSpec, now: datetime) -> None:
+    """Raise InvalidCronSpecError for a spec that has no moment after `now`."""
+    if spec.next(now) is None:
+        field = None if spec.end is None else "end"
+        refuse(spec.text, field, f"it never fires any more: no moment of it lies after {now.isoformat(sep=' ')}")
 
 
 def is_async(function: Callable[..., Any]) -> bool:

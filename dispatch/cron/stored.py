@@ -26,7 +26,7 @@ import attrs
 import trio
 
 from dispatch.bell import Bell
-from dispatch.cron.entries import CronTask, taken
+from dispatch.cron.entries import CronTask, check_not_over, taken
 from dispatch.cron.policy import (
     CronPolicy,
     Decision,
@@ -279,6 +279,10 @@ class StoredEntries:
 
     async def _put(self, record: CronRecord, like: Added, *, replace: bool) -> CronTask:
         name = record.name
+        if record.next_slot is None:
+            there = await self._storage.crons(name)
+            if not there or there[0].definition != record.definition:  # the same again stays a no-op
+                check_not_over(like.spec, from_seconds(self._now()))
         if await self._storage.put_cron(record) is PutAnswer.CONFLICT:
             known = await self._storage.crons(name)
             if known and known[0].declared:
@@ -291,10 +295,10 @@ class StoredEntries:
             if known:
                 record = _in_place_of(known[0], record, like.spec)
             await self._storage.put_cron(record, replace=True)
-        there = await self.read(name, like)
-        if there is None:
+        entry = await self.read(name, like)
+        if entry is None:
             raise CronTaskNotFoundError(f"cron task {name!r} was cancelled as soon as it was added")
-        return there.task
+        return entry.task
 
     async def _row(self, task: CronTask, *, known: bool) -> CronRecord:
         """The row of a cron task, whose queue has to be `known`."""
@@ -382,6 +386,7 @@ class StoredEntries:
             if known is None:
                 self._declared[row.name] = row
             elif known.declared:
+                assert task.spec is not None
                 self._declared[row.name] = _in_place_of(known, row, task.spec)
             elif known.definition != row.definition:
                 raise CronNameConflictError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import attrs
@@ -16,6 +16,7 @@ from dispatch import (
     CronNameConflictError,
     CronPolicy,
     CronSpec,
+    CronTask,
     InvalidConfigError,
     InvalidCronSpecError,
     InvalidTaskHandlerError,
@@ -285,6 +286,68 @@ async def test_a_start_that_is_cancelled_has_declared_each_entry_or_not(
             raise AssertionError("the block began")
     async with working(storage=storage, cron=declared) as dispatcher:
         assert len(await dispatcher.cron.tasks()) == 200
+
+
+@pytest.mark.parametrize("what", [JOB(Job()), print])
+async def test_one_that_is_over_is_kept_if_declared_and_refused_at_run_time(
+    autojump_clock: object, storage: MemoryStorage, what: Any
+) -> None:
+    over = START - timedelta(days=1)
+    async with working(storage=storage, cron=[CronEntry("@hourly", "declared", what, end=over)]) as dispatcher:
+        assert (await dispatcher.cron.get_task("declared")).next is None
+        for text, field, options in (
+            ("@hourly", " end:", {"end": over}),
+            ("@hourly", " end:", {"end": START + timedelta(minutes=10)}),
+            ("@every 90m", " end:", {"end": START + timedelta(minutes=10)}),
+            ("0 0 0 1 1 * 2026", "", {}),
+        ):
+            with pytest.raises(InvalidCronSpecError) as caught:
+                await dispatcher.cron.add_with_name(text, "late", what, replace=True, **options)
+            assert str(caught.value) == (
+                f"[1014] cron text {text!r}:{field} it never fires any more: "
+                "no moment of it lies after 2026-03-02 12:00:30+00:00"
+            )
+        assert [task.name for task in await dispatcher.cron.tasks()] == ["declared"]
+
+
+@pytest.mark.parametrize("what", [JOB(Job()), print])
+async def test_adding_the_same_again_is_a_no_op_when_it_is_over(
+    autojump_clock: object, storage: MemoryStorage, what: Any
+) -> None:
+    soon: dict[str, Any] = {"end": START + timedelta(hours=1)}
+    async with working(storage=storage) as dispatcher:
+        added = await dispatcher.cron.add_with_name("@hourly", "soon", what, **soon)
+        await trio.sleep(2 * HOUR_S)
+        assert await dispatcher.cron.add_with_name("@hourly", "soon", what, **soon) is added
+        assert added.next is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"id": "fixed"}, "its task has the id 'fixed', but each tick publishes one with an id of its own; leave the id out"),
+        (
+            {"available_at": START},
+            "its task has available_at=2026-03-02T12:00:30+00:00, but each tick has its own moment; "
+            "leave it out, or give a delay after the tick",
+        ),
+    ],
+)
+async def test_what_cannot_hold_for_every_tick_is_refused_of_a_task(
+    storage: MemoryStorage, options: dict[str, Any], said: str
+) -> None:
+    task = JOB(Job(), **options)
+    async with working(storage=storage) as dispatcher:
+        for add in (
+            lambda: dispatcher.cron.add_with_name("@hourly", "a", task),
+            lambda: dispatcher.cron.add_task("@hourly", CronTask("a", task=task)),
+        ):
+            with pytest.raises(InvalidConfigError) as caught:
+                await add()
+            assert str(caught.value) == f"[1012] cron task 'a': {said}"
+        with pytest.raises(InvalidConfigError, match="'a': its task has "):
+            CronEntry("@hourly", "a", task)
+        assert await storage.crons() == []
 
 
 # ---- its place, when another definition takes over ------------------------------
