@@ -47,8 +47,12 @@ def described_times(fields: Fields) -> str:
             for hour, minute, second in product(hours, minutes, seconds)
         ]
         return f"At {_joined(clock)}"
-    pieces = [] if seconds == (0,) else [_within("second", seconds, 60)]
-    pieces += [_within("minute", minutes, 60), _within("hour", hours, 24)]
+    if seconds == (0,):
+        pieces = [_within("minute", minutes, 60)]
+    else:
+        # Seconds "of every 5 minutes" would read as those of all of them, not of each fifth.
+        pieces = [_within("second", seconds, 60), _within("minute", minutes, 60, steps=False)]
+    pieces.append(_within("hour", hours, 24, steps=False))
     # "Every 5 minutes of every hour" says no more than "every 5 minutes".
     said = [
         this
@@ -82,12 +86,12 @@ def described_dst(*, recurring: bool) -> str:
     )
 
 
-def _within(unit: str, values: tuple[int, ...], size: int) -> str:
-    """Seconds, minutes or hours: `every 5 minutes`, `minutes 5 and 10`, `hour 3`."""
+def _within(unit: str, values: tuple[int, ...], size: int, *, steps: bool = True) -> str:
+    """Seconds, minutes or hours: `every 5 minutes`, unless without `steps`, `minutes 5 and 10`, `hour 3`."""
     if len(values) == size:
         return f"every {unit}"
     step = values[1] - values[0] if len(values) > 1 else 0
-    if unit != "hour" and step and size % step == 0 and values == tuple(range(0, size, step)):
+    if steps and step and size % step == 0 and values == tuple(range(0, size, step)):
         return f"every {step} {unit}s"
     return f"{unit}{'s' if len(values) > 1 else ''} {_numbers(values)}"
 
