@@ -23,7 +23,7 @@ always out of date, and one bad plan would stop the work.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from math import inf
@@ -107,8 +107,18 @@ class _Job:
     caller: trio.lowlevel.Task
     taken: bool = False
     """From here on its caller waits for the answer, cancelled or not."""
-    results: list[EnqueueResult] = attrs.field(factory=list[EnqueueResult])
+    results: list[EnqueueResult | None] = attrs.field(
+        default=attrs.Factory(lambda job: [None] * len(job.tasks), takes_self=True)
+    )
+    """One for each task, None as long as it is not decided."""
     error: DispatchError | None = None
+    answered: bool = False
+
+    def answer(self, error: DispatchError | None = None) -> None:
+        """Wake the caller: with `error`, or the results, which are all there."""
+        self.error = error
+        self.answered = True
+        trio.lowlevel.reschedule(self.caller)
 
 
 class PostgresStorage(Storage):
@@ -386,7 +396,7 @@ class PostgresStorage(Storage):
         await trio.lowlevel.wait_task_rescheduled(abort)
         if job.error is not None:
             raise job.error
-        return job.results
+        return [result for result in job.results if result is not None]
 
     async def _enqueue_by(
         self,
@@ -449,66 +459,78 @@ class PostgresStorage(Storage):
         return taken
 
     async def _publish(self, jobs: list[_Job]) -> None:
-        """Store these, and wake their callers."""
+        """Store these, and wake each caller when its own tasks are stored.
+
+        First plain ones, by one statement that waits for nobody; what that leaves, and others,
+        in one transaction, which may wait for a user's that has the same unique key.
+        """
+        bounded = jobs[0].bounded
         try:
-            await self._store(jobs)
+            plain = [job for job in jobs if self._tasks.are_plain(job.tasks, bounded=bounded)]
+            await self._attempt(plain, self._store_plain)
+            await self._attempt([job for job in jobs if not job.answered], self._store_others)
+        except BaseException:
+            for job in jobs:
+                if not job.answered:
+                    job.answer(StorageError(f"{redacted(self._dsn)}: closed while it was storing"))
+            raise
+
+    async def _attempt(
+        self, jobs: list[_Job], store: Callable[[list[_Job]], Awaitable[None]]
+    ) -> None:
+        """Store jobs together, or one by one where one of them is the trouble."""
+        if not jobs:
+            return
+        try:
+            await store(jobs)
         except Exception as exc:  # noqa: BLE001 - each caller is told; the next ones go on
             away = isinstance(exc.__cause__, psycopg.OperationalError | None)
             if len(jobs) > 1 and not (isinstance(exc, StorageError) and away):
                 # It is about what one of them brought: that must stay its own trouble.
                 for job in jobs:
-                    await self._publish([job])
+                    await self._attempt([job], store)
                 return
             for job in jobs:
-                job.error = _as_storage_error(exc, redacted(self._dsn))
-        except BaseException:
-            for job in jobs:
-                job.error = StorageError(f"{redacted(self._dsn)}: closed while it was storing")
-                trio.lowlevel.reschedule(job.caller)
-            raise
-        for job in jobs:
-            trio.lowlevel.reschedule(job.caller)
+                job.answer(_as_storage_error(exc, redacted(self._dsn)))
 
-    async def _store(self, jobs: list[_Job]) -> None:
-        """Store plain tasks by one statement, and others in one transaction: each job in one of them."""
-        bounded = jobs[0].bounded
-        jobs.sort(key=lambda job: not self._tasks.are_plain(job.tasks, bounded=bounded))
+    async def _store_plain(self, jobs: list[_Job]) -> None:
         tasks = [new for job in jobs for new in job.tasks]
-        plain = [
-            new
-            for job in jobs
-            if self._tasks.are_plain(job.tasks, bounded=bounded)
-            for new in job.tasks
-        ]
-        stored: list[EnqueueResult | None] = []
-        if plain:
-            stored = await self._step(
+        stored = iter(
+            await self._step(
                 lambda connection, outcome: self._tasks.enqueue_plain(
-                    connection, plain, outcome, bounded=bounded
+                    connection, tasks, outcome, bounded=jobs[0].bounded
                 ),
                 atomic=False,
             )
-        stored += [None] * (len(tasks) - len(plain))
-        left = [new for new, result in zip(tasks, stored, strict=True) if result is None]
-        decided: Iterator[EnqueueResult] = iter(())
-        if left:
-            decided = iter(
-                await self._step(
-                    lambda connection, outcome: self._tasks.enqueue(
-                        connection, left, outcome, bounded=bounded
-                    )
+        )
+        for job in jobs:
+            job.results = [next(stored) for _ in job.tasks]
+            if None not in job.results:
+                job.answer()
+
+    async def _store_others(self, jobs: list[_Job]) -> None:
+        left = [
+            new
+            for job in jobs
+            for new, result in zip(job.tasks, job.results, strict=True)
+            if result is None
+        ]
+        decided = iter(
+            await self._step(
+                lambda connection, outcome: self._tasks.enqueue(
+                    connection, left, outcome, bounded=jobs[0].bounded
                 )
             )
-        answers = iter([next(decided) if result is None else result for result in stored])
+        )
         for job in jobs:
-            job.results = [next(answers) for _ in job.tasks]
+            job.results = [next(decided) if result is None else result for result in job.results]
+            job.answer()
 
     def _fail_jobs(self, why: str) -> None:
         """Wake who waits for a statement that will not be made."""
         jobs, self._jobs = self._jobs, []
         for job in jobs:
-            job.error = StorageError(f"{redacted(self._dsn)}: {why}; nothing was stored")
-            trio.lowlevel.reschedule(job.caller)
+            job.answer(StorageError(f"{redacted(self._dsn)}: {why}; nothing was stored"))
 
     # ---- runs ------------------------------------------------------------
 

@@ -219,6 +219,40 @@ async def test_one_callers_bad_task_is_not_the_others_trouble(stage: Stage) -> N
         assert sorted(record.id for record in found.records) == ["better", "first", "good"]
 
 
+async def test_a_key_that_a_transaction_holds_is_not_the_others_trouble(
+    stage: Stage, connection: psycopg.Connection[Any]
+) -> None:
+    async with stage.open() as (storage, advance):
+        bench = Workbench(storage, advance)
+        await bench.publish("first")  # of its type, which that transaction would else be making
+        storage.enqueue_in(connection, [new("theirs", unique=unique())])
+        began, answered = trio.current_time(), dict[str, float]()
+
+        async def plain(id_: str) -> None:
+            [result] = await storage.enqueue([new(id_)])
+            assert result.answer is EnqueueAnswer.CREATED
+            answered[id_] = trio.current_time() - began
+
+        async def held() -> None:
+            with pytest.raises(StorageError, match="no answer within 4 s"):
+                await storage.enqueue([new("beside it"), new("ours", unique=unique())])
+            answered["ours"] = trio.current_time() - began
+
+        async with trio.open_nursery() as nursery:  # all before the first statement: one batch
+            nursery.start_soon(plain, "a")
+            nursery.start_soon(held)
+            nursery.start_soon(plain, "b")
+        assert max(answered["a"], answered["b"]) < 3 < answered["ours"]
+        assert sorted(await bench.ids()) == ["a", "b", "first"]
+        connection.rollback()
+        results = await storage.enqueue([new("beside it"), new("ours", unique=unique()), new("a")])
+        assert [result.answer for result in results] == [
+            EnqueueAnswer.CREATED,
+            EnqueueAnswer.CREATED,
+            EnqueueAnswer.EXISTING,
+        ]
+
+
 async def test_a_publisher_that_is_cancelled_while_it_waits_its_turn_stores_nothing(
     stage: Stage,
 ) -> None:
