@@ -119,24 +119,24 @@ async def preview(
 ) -> None:
     """Say in plain English what a cron text means, when it fires next, and what clock changes do.
 
-    Needs no store, unless a stored cron task is named.
+    Needs no store, unless --name is given without a text.
 
     Parameters
     ----------
     text
         A cron text, such as "30 2 * * *" or "@daily"; or give --name.
     name
-        Preview this stored cron task.
+        Preview this stored cron task; with a text, the name that its H is drawn from.
     count
         So many moments, up to 10000.
     after
         From this ISO 8601 moment on instead of from now.
     """
-    if (text is None) == (name is None):
+    if text is None and name is None:
         raise CommandError('preview wants a cron text, such as "30 2 * * *", or --name', 2)
     start = None if after is None else values.moment(after, "--after")
     if text is not None:
-        spec = CronSpec(text, zone, dst)
+        spec = CronSpec(text, zone, dst, name=name)
         now = Clock().utc()
     else:
         assert name is not None
@@ -165,7 +165,7 @@ async def preview(
     shell.print(spec.describe())
     for moment in moments:
         shell.print(f"{moment:%a %Y-%m-%d %H:%M:%S %Z}  {ago(moment.timestamp(), now.timestamp())}")
-    if not moments:
+    if spec.next(start) is None:
         shell.print("It does not fire any more.")
     if changes:
         shell.print("When clocks change:")

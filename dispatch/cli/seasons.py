@@ -17,6 +17,9 @@ __all__ = ["ClockChange", "clock_changes", "told"]
 AHEAD: Final = timedelta(days=400)
 """How far to look for changes: a bit more than a year holds both of an ordinary zone."""
 _DAY: Final = timedelta(days=1)
+_FIRST: Final = datetime.min.replace(tzinfo=UTC) + 10 * _DAY
+_LAST: Final = datetime.max.replace(tzinfo=UTC) - 10 * _DAY
+"""Where a look around in any zone stays within the calendar."""
 _SECOND: Final = timedelta(seconds=1)
 _NAMED: Final = 4
 """So many moments of one day are written out; more are counted."""
@@ -49,8 +52,8 @@ def clock_changes(spec: CronSpec, after: datetime) -> list[ClockChange]:
 
 def _seams(zone: ZoneInfo, after: datetime) -> Generator[tuple[datetime, timedelta]]:
     """The first moments under a new offset, with the old one; by days, then by bisection."""
-    low = after.astimezone(UTC).replace(microsecond=0)
-    end = low + AHEAD
+    low = max(after.astimezone(UTC).replace(microsecond=0), _FIRST)
+    end = low + min(AHEAD, _LAST - low)
     while low < end:
         high = low + _DAY
         before = _offset(zone, low)

@@ -104,6 +104,37 @@ def test_a_text_that_fires_no_more_says_so(terminal: Terminal) -> None:
     )
 
 
+def test_no_moments_asked_for_does_not_mean_that_there_are_none(terminal: Terminal) -> None:
+    assert preview(terminal, "30 2 * * *", "-n", "0") == "At 02:30, every day, in UTC.\n"
+    assert preview(terminal, "0 0 0 1 1 * 2020", "-n", "0").endswith("It does not fire any more.\n")
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Pacific/Kiritimati"])
+@pytest.mark.parametrize(
+    "after", ["9999-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z"]
+)
+def test_a_preview_at_the_ends_of_the_calendar_is_no_error(
+    terminal: Terminal, zone: str, after: str
+) -> None:
+    out = preview(terminal, "0 9 * * *", "--zone", zone, "-n", "1", "--after", after)
+    assert out.startswith("At 09:00, every day, in ")
+
+
+def test_the_last_year_of_the_calendar_has_its_clock_changes_told(terminal: Terminal) -> None:
+    out = preview(
+        terminal, "0 9 * * *", "--zone", "Europe/Berlin", "--after", "9999-01-01T00:00:00Z"
+    )
+    assert "9999-03-28: clocks go forward by 1 h" in out
+
+
+def test_a_name_beside_a_text_is_what_its_hash_is_drawn_from(terminal: Terminal) -> None:
+    for name in ("nightly", "other"):
+        out = preview(terminal, "H 3 * * *", "--name", name, "--json", *AFTER)
+        spec = CronSpec("H 3 * * *", name=name)
+        expected = spec.preview(5, after=datetime(2026, 3, 27, 12, tzinfo=UTC))
+        assert json.loads(out)["moments"] == [moment.isoformat() for moment in expected]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -116,7 +147,7 @@ def test_a_text_that_fires_no_more_says_so(terminal: Terminal) -> None:
         (("0 0 * * *", "--after", "now"), "--after wants a moment"),
         (("0 0 * * *", "--dst", "none"), "--dst"),
         ((), "wants a cron text"),
-        (("0 0 * * *", "--name", "x"), "wants a cron text"),
+        (("H 3 * * *",), "'H' is drawn from the cron task's name"),
     ],
 )
 def test_a_text_that_makes_no_sense_is_refused(
