@@ -11,7 +11,7 @@ from typing import Final, cast
 
 from dispatch.errors import InvalidConfigError
 
-__all__ = ["MAX_DELAY_S", "check_choice", "check_count", "check_duration", "check_flag", "check_names", "shown"]
+__all__ = ["MAX_DELAY_S", "check_choice", "check_count", "check_duration", "check_flag", "check_names", "check_within", "shown"]
 
 MAX_DELAY_S: Final = 10 * 365 * 86_400.0
 """Ten years. A longer delay, timeout or retention is a mistake of units."""
@@ -41,6 +41,12 @@ def check_duration(
             f"{what} must be at most {most:g} seconds{ten_years}, got {shown(value)}; "
             "durations are seconds, not milliseconds"
         )
+
+
+def check_within(what: str, value: object, least: float, most: float, unit: str = " seconds") -> None:
+    """Refuse anything that is not a number in [least, most]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise InvalidConfigError(f"{what} must be within {least:g} and {most:g}{unit}, got {shown(value)}")
 
 
 def check_count(what: str, value: object, least: int) -> None:

@@ -14,7 +14,7 @@ import attrs
 import trio
 
 from dispatch.actors import ASKED_S, SETTLE_DEADLINE_S, QueueActors, QueueStatistics
-from dispatch.checks import check_names
+from dispatch.checks import check_names, check_within, shown
 from dispatch.codec import Codec
 from dispatch.errors import (
     ClosedError,
@@ -27,7 +27,7 @@ from dispatch.errors import (
 )
 from dispatch.events import Observers
 from dispatch.execution import Executor, Stop
-from dispatch.handlers import Middleware, bind, payload_class
+from dispatch.handlers import Middleware, bind, check_middleware, payload_class
 from dispatch.pruning import Pruning
 from dispatch.publisher import TaskQueuePublisher, inside_handler
 from dispatch.records import TaskRecord
@@ -99,10 +99,10 @@ class TaskQueueConsumer:
         prune: Sequence[PruneSpec] = (),
         prune_every: float = 600.0,
     ) -> None:
-        if not 0.05 <= lease <= 86_400:
-            raise InvalidConfigError(f"lease must be within 0.05 and 86400 seconds, got {lease!r}")
-        if not 0 <= grace <= 86_400:
-            raise InvalidConfigError(f"grace must be within 0 and 86400 seconds, got {grace!r}")
+        check_within("lease", lease, 0.05, 86_400)
+        check_within("grace", grace, 0, 86_400)
+        if worker is not None and not (isinstance(worker, str) and worker):
+            raise InvalidConfigError(f"worker must be a str or None for one made up, got {shown(worker)}")
         self._storage = storage
         self.worker: str = worker if worker is not None else _worker_id()
         self._queues = None if queues is None else check_names("queues", queues)
@@ -112,7 +112,10 @@ class TaskQueueConsumer:
         self._codec = codec if codec is not None else Codec()
         self._registry = registry if registry is not None else Registry()
         self._observers = observers if observers is not None else Observers()
-        self._middleware: tuple[Middleware, ...] = (*self._observers.offered("middleware"), *middleware)
+        self._middleware: tuple[Middleware, ...] = (
+            *self._observers.offered("middleware"),
+            *check_middleware(middleware),
+        )
         self._publisher = (
             publisher
             if publisher is not None
@@ -124,7 +127,7 @@ class TaskQueueConsumer:
         self._upkeep = Upkeep(
             storage, self.worker, lease, self._actors.values, self._observers
         )
-        self._pruning = Pruning(storage, tuple(prune), prune_every)
+        self._pruning = Pruning(storage, prune, prune_every)
         self._nursery: trio.Nursery | None = None
         self._closing = trio.Event()
         self._base: contextvars.Context | None = None

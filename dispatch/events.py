@@ -19,6 +19,7 @@ It may offer more, under these names; what is not offered costs nothing:
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -27,6 +28,8 @@ from typing import Any, Final, Literal
 
 import attrs
 
+from dispatch.checks import shown
+from dispatch.errors import InvalidConfigError
 from dispatch.tasks import NO_HEADERS, FailureReason, QueueTask
 
 __all__ = ["EventKind", "Observer", "Observers", "Operation", "TaskEvent"]
@@ -86,16 +89,32 @@ Publishing = Callable[
 ]
 
 
+def _checked(observer: Observer) -> Observer:
+    if not callable(observer):
+        raise InvalidConfigError(f"an observer is a function of one TaskEvent, got {shown(observer)}")
+    if inspect.iscoroutinefunction(observer) or inspect.iscoroutinefunction(
+        getattr(observer, "__call__", None)  # noqa: B004 - not a test of callability: its kind is asked
+    ):
+        raise InvalidConfigError(
+            f"an observer is called at once and cannot wait, got the async {shown(observer)}; "
+            "for async code read the events of subscribe()"
+        )
+    return observer
+
+
 class Observers:
     """The observers of one dispatcher, in the order they were added."""
 
     __slots__ = ("_interests", "_observers", "around_publishing")
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
-        self._set(tuple(observers))
+        if not isinstance(observers, Iterable):
+            raise InvalidConfigError(f"observers must be a collection of functions, got {shown(observers)}")
+        self._set(tuple(map(_checked, observers)))
 
     def add(self, observer: Observer) -> None:
-        """Call `observer` for every event from now on."""
+        """Call `observer` for every event from now on. Raises InvalidConfigError for an async one."""
+        _checked(observer)
         self._set((*self._observers, observer))
 
     def remove(self, observer: Observer) -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
-from dispatch.errors import InvalidTaskHandlerError
+from dispatch.checks import shown
+from dispatch.errors import InvalidConfigError, InvalidTaskHandlerError
 from dispatch.tasks import QueueTask, TaskType
 
 if TYPE_CHECKING:
     from dispatch.run import Run
 
-__all__ = ["Handler", "HandlerEntry", "Middleware", "bind", "payload_class"]
+__all__ = ["Handler", "HandlerEntry", "Middleware", "bind", "check_middleware", "payload_class"]
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -55,6 +56,19 @@ def bind(task_type: TaskType[Any, Any], function: object) -> HandlerEntry:
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise InvalidTaskHandlerError(f"{where}: {name} is a generator; a handler must not yield")
     return HandlerEntry(task_type, function, _is_async(function), _wants_run(function, where, name), name)
+
+
+def check_middleware(middleware: Iterable[Middleware]) -> tuple[Middleware, ...]:
+    """The middleware, outermost first. Raises InvalidConfigError for what is no async function."""
+    if not isinstance(middleware, Iterable):
+        raise InvalidConfigError(
+            f"middleware must be a collection of async functions, got {shown(middleware)}; write [{shown(middleware)}]"
+        )
+    several = tuple(middleware)
+    for each in several:
+        if not callable(each) or not _is_async(each):
+            raise InvalidConfigError(f"middleware must be async functions of (task, run, call_next), got {shown(each)}")
+    return several
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -19,6 +19,7 @@ from typing import Any, Final, cast
 import attrs
 import trio
 
+from dispatch.checks import check_within
 from dispatch.errors import ClosedError, InvalidConfigError, InvalidTaskHandlerError, QueueFullError
 from dispatch.failures import describe, parted
 
@@ -100,6 +101,7 @@ class TaskDispatcher:
     def __init__(self, size: int = POOL_SIZE, *, buffer_size: int = 65_536, grace: float = 10.0) -> None:
         self._size = _positive("size", size)
         self._buffer_size = _positive("buffer_size", buffer_size)
+        check_within("grace", grace, 0, 86_400)
         self._grace = grace
         self._queue: deque[Task] = deque()
         self._running: set[Task] = set()

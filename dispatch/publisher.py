@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar, cast
 
@@ -134,7 +134,7 @@ class TaskQueuePublisher:
             raise error
         return answer
 
-    async def publish_many(self, tasks: Sequence[QueueTask[Any, Any]]) -> list[Published]:
+    async def publish_many(self, tasks: Iterable[QueueTask[Any, Any]]) -> list[Published]:
         """Store many tasks in as few steps as there is room for; an answer per item, in order.
 
         A bad item has its error in its answer and does not spoil the others.
@@ -143,11 +143,14 @@ class TaskQueuePublisher:
         A checkpoint. Cancelled while it waits for room, what found room before
         stays stored: publish again with the same ids to learn which.
         """
+        if not isinstance(tasks, Iterable):
+            raise InvalidQueueTaskError(f"publish_many takes several tasks, got {type(tasks).__name__}; publish takes one")
+        given = tasks if isinstance(tasks, Sequence) else tuple(tasks)
         try:
             if self._observers.around_publishing:
-                with self._observers.publishing(tasks, "send") as marked:
+                with self._observers.publishing(given, "send") as marked:
                     return await self._publish_many(marked)
-            return await self._publish_many(tasks)
+            return await self._publish_many(given)
         except StorageError as exc:
             self._observers.tell("storage_failed", "publish", exc)
             raise

@@ -7,20 +7,40 @@ them with the task: a process that rescues it may not know its queue.
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
-from math import inf, isfinite
+from math import inf
 from typing import Any, Final, Literal, cast
 
 import attrs
 
+from dispatch.checks import check_within, shown
 from dispatch.errors import Cancel, InvalidConfigError, PermanentError, RetryAfter, Snooze
 
 __all__ = ["RetryPolicy", "Verdict", "VerdictKind", "judge"]
 
 Growth = Literal["fixed", "linear", "exponential"]
+_Classes = type[BaseException] | Iterable[type[BaseException]]
 LONGEST_S: Final = 10 * 365 * 86_400.0
+
+
+def _classes(what: str, given: object) -> tuple[type[BaseException], ...]:
+    # A tuple, which isinstance takes and a list is not.
+    several = tuple(cast("Iterable[Any]", given)) if isinstance(given, Iterable) else (cast("Any", given),)
+    for each in several:
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise InvalidConfigError(f"RetryPolicy: {what} must be exception classes, got {shown(cast('Any', each))}")
+    return several
+
+
+def _permanent(given: _Classes) -> tuple[type[BaseException], ...]:
+    return _classes("permanent", given)
+
+
+def _retry_on(given: _Classes | None) -> tuple[type[BaseException], ...] | None:
+    return None if given is None else _classes("retry_on", given)
 
 
 @attrs.frozen(kw_only=True)
@@ -39,7 +59,7 @@ class RetryPolicy:
     shorter or longer.
 
     `permanent` are exception classes that are never retried. `retry_on`, if
-    given, are the only ones that are. `decide`, if given, is asked first: it
+    given, are the only ones that are; either may be any collection. `decide`, if given, is asked first: it
     takes the exception and the attempt and returns a wait in seconds, False
     for permanent, or None for what the policy says otherwise. In an exception
     group every leaf is judged and the most restrictive verdict wins.
@@ -50,8 +70,8 @@ class RetryPolicy:
     factor: float = 2.0
     max_delay: float = 3_600.0
     jitter: float = 0.0
-    permanent: tuple[type[BaseException], ...] = ()
-    retry_on: tuple[type[BaseException], ...] | None = None
+    permanent: tuple[type[BaseException], ...] = attrs.field(default=(), converter=_permanent)
+    retry_on: tuple[type[BaseException], ...] | None = attrs.field(default=None, converter=_retry_on)
     decide: Callable[[BaseException, int], float | Literal[False] | None] | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -65,9 +85,11 @@ class RetryPolicy:
             ("max_delay", 0.0, LONGEST_S),
             ("jitter", 0.0, 1.0),
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                raise InvalidConfigError(f"RetryPolicy: {name} must be within {low:g} and {high:g}, got {value!r}")
+            check_within(f"RetryPolicy: {name}", getattr(self, name), low, high, unit="")
+        if self.decide is not None and (not callable(self.decide) or inspect.iscoroutinefunction(self.decide)):
+            raise InvalidConfigError(
+                f"RetryPolicy: decide must be a sync function of (exception, attempt), got {shown(self.decide)}"
+            )
 
     @classmethod
     def fixed(cls, delay: float = 1.0, **rest: Any) -> RetryPolicy:
@@ -170,11 +192,11 @@ def _judge_leaf(
         if decided is False:
             return Verdict(VerdictKind.PERMANENT)
         if decided is not None:
-            if not (isfinite(decided) and 0 <= decided <= LONGEST_S):
+            if decided is True or not 0 <= decided <= LONGEST_S:
                 raise InvalidConfigError(
                     f"RetryPolicy: decide must return seconds of at least 0, False or None, got {decided!r}"
                 )
-            return Verdict(VerdictKind.RETRY, decided)
+            return Verdict(VerdictKind.RETRY, float(decided))
     if isinstance(error, policy.permanent):
         return Verdict(VerdictKind.PERMANENT)
     if policy.retry_on is not None and not isinstance(error, policy.retry_on):

@@ -30,7 +30,14 @@ from typing import (
 import attrs
 from typing_extensions import TypeAliasType, TypeVar
 
-from dispatch.checks import check_choice, check_count, check_duration, check_names, shown
+from dispatch.checks import (
+    check_choice,
+    check_count,
+    check_duration,
+    check_flag,
+    check_names,
+    shown,
+)
 from dispatch.errors import (
     InvalidConfigError,
     InvalidQueueNameError,
@@ -191,6 +198,7 @@ class Unique:
     def __attrs_post_init__(self) -> None:
         if self.key is not None and not (isinstance(self.key, str) and 0 < len(self.key) <= 1_000):
             raise InvalidConfigError(f"Unique: key must be 1 to 1000 characters, got {shown(self.key)}")
+        check_flag("Unique: by_payload", self.by_payload)
         check_choice("Unique: scope", self.scope, ("type", "queue", "storage"))
         if self.within is not None:
             check_duration("Unique: within", self.within)
@@ -274,6 +282,11 @@ class TaskQueueConfig:
         check_count(f"{where} max_retry", self.max_retry, 0)
         check_count(f"{where} buffer_size", self.buffer_size, 1)
         check_duration(f"{where} retry_delay", self.retry_delay)
+        if self.retry is not None and not isinstance(self.retry, RetryPolicy):
+            raise InvalidConfigError(
+                f"{where} retry must be a RetryPolicy or None, got {shown(self.retry)}; "
+                "how often is said by max_retry, a fixed wait by retry_delay"
+            )
         if self.retry is not None and self.retry_delay != 1.0:
             raise InvalidConfigError(
                 f"{where} give either retry_delay or retry, got both ({self.retry_delay!r} and {self.retry!r})"
@@ -288,6 +301,7 @@ class TaskQueueConfig:
             check_count(f"{where} max_running", self.max_running, 1)
         if self.rate_limit is not None and not isinstance(self.rate_limit, RateLimit):
             raise InvalidConfigError(f"{where} rate_limit must be a RateLimit or None, got {self.rate_limit!r}")
+        check_flag(f"{where} keyed", self.keyed)
         check_choice(f"{where} overflow", self.overflow, ("wait", "raise"))
         check_choice(f"{where} on_retry", self.on_retry, ("hold", "yield"))
         check_choice(f"{where} on_interrupt", self.on_interrupt, ("retry", "fail"))

@@ -6,14 +6,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from math import nan
 from typing import Any
 
 import pytest
 
-from dispatch import Dispatcher, InvalidConfigError, MemoryStorage, TaskQueueConsumer, Unique
-from dispatch.storage.query import Tags
+from dispatch import (
+    Dispatcher,
+    InvalidConfigError,
+    InvalidQueueTaskError,
+    MemoryStorage,
+    RetryPolicy,
+    TaskDispatcher,
+    TaskQueueConfig,
+    TaskQueueConsumer,
+    Unique,
+)
+from dispatch.checks import shown
+from dispatch.storage.query import PruneSpec, Tags
 
-from .work import working
+from .work import JOB, Job, Script, nothing, working
 
 
 def refusal(make: Callable[[], object]) -> str:
@@ -46,6 +59,117 @@ def test_one_name_in_place_of_several_is_refused(option: str) -> None:
 )
 def test_what_holds_no_names_is_refused(make: Any, message: str) -> None:
     assert refusal(make) == message
+
+
+async def wait(*given: object) -> None:
+    """Of the right kind for a middleware, of the wrong one for what is called at once."""
+
+
+class Waiting:
+    async def __call__(self, *given: object) -> None:
+        """As `wait`."""
+
+
+def plain(*given: object) -> None:
+    """The other way round."""
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: TaskQueueConfig(retry=5),
+            "TaskQueueConfig: retry must be a RetryPolicy or None, got 5; "
+            "how often is said by max_retry, a fixed wait by retry_delay",
+        ),
+        (lambda: TaskQueueConfig(keyed="no"), "TaskQueueConfig: keyed must be True or False, got 'no'"),
+        (lambda: Unique(by_payload="no"), "Unique: by_payload must be True or False, got 'no'"),
+        (lambda: RetryPolicy(permanent=["x"]), "RetryPolicy: permanent must be exception classes, got 'x'"),
+        (lambda: RetryPolicy(retry_on=int), "RetryPolicy: retry_on must be exception classes, got <class 'int'>"),
+        (
+            lambda: RetryPolicy(decide=wait),
+            f"RetryPolicy: decide must be a sync function of (exception, attempt), got {wait!r}",
+        ),
+        (lambda: RetryPolicy(delay="1"), "RetryPolicy: delay must be within 0 and 3.1536e+08, got '1'"),
+        (lambda: Dispatcher(lease="1"), "lease must be within 0.05 and 86400 seconds, got '1'"),
+        (lambda: Dispatcher(grace=None), "grace must be within 0 and 86400 seconds, got None"),
+        (lambda: Dispatcher(grace=nan), "grace must be within 0 and 86400 seconds, got nan"),
+        (lambda: TaskDispatcher(grace="1"), "grace must be within 0 and 86400 seconds, got '1'"),
+        (lambda: Dispatcher(worker=5), "worker must be a str or None for one made up, got 5"),
+        (lambda: Dispatcher(prune=5), "prune must be a collection of PruneSpec values, got 5"),
+        (lambda: Dispatcher(prune_every="1"), "prune_every must be within 1 second and 30 days, got '1'"),
+    ],
+)
+def test_a_setting_that_would_fail_later_is_refused(make: Any, message: str) -> None:
+    assert refusal(make) == message
+
+
+def test_one_in_place_of_several_is_refused() -> None:
+    assert refusal(lambda: Dispatcher(prune=PruneSpec(keep=1))).endswith("; write it in brackets")
+    assert refusal(lambda: Dispatcher(middleware=wait)) == (
+        f"middleware must be a collection of async functions, got {shown(wait)}; write [{shown(wait)}]"
+    )
+    assert refusal(lambda: Dispatcher(observers=plain)) == (
+        f"observers must be a collection of functions, got {shown(plain)}"
+    )
+
+
+@pytest.mark.parametrize("given", [plain, "x", None])
+def test_a_middleware_that_is_not_async_is_refused(given: Any) -> None:
+    assert refusal(lambda: Dispatcher(middleware=[given])) == (
+        f"middleware must be async functions of (task, run, call_next), got {shown(given)}"
+    )
+    assert Dispatcher(middleware=[wait, Waiting(), partial(wait, 1)])
+
+
+@pytest.mark.parametrize("given", [wait, Waiting()])
+def test_an_observer_that_is_async_is_refused(given: Any) -> None:
+    wanted = (
+        f"an observer is called at once and cannot wait, got the async {shown(given)}; "
+        "for async code read the events of subscribe()"
+    )
+    assert refusal(lambda: Dispatcher().observe(given)) == wanted
+    assert refusal(lambda: Dispatcher(observers=[given])) == wanted
+
+
+def test_what_is_no_function_is_no_observer() -> None:
+    given: Any = "x"
+    assert refusal(lambda: Dispatcher().observe(given)) == "an observer is a function of one TaskEvent, got 'x'"
+
+
+def test_any_collection_of_exceptions_is_taken() -> None:
+    given: Any = [ValueError, OSError]
+    assert RetryPolicy(permanent=given).permanent == (ValueError, OSError)
+    assert RetryPolicy(retry_on=iter(given)).retry_on == (ValueError, OSError)
+    assert RetryPolicy(permanent=ValueError) == RetryPolicy(permanent=(ValueError,))
+
+
+async def test_permanent_errors_in_a_list_are_permanent(autojump_clock: object) -> None:
+    policy = RetryPolicy(permanent=[ValueError])
+    async with working(Script(ValueError("x")), TaskQueueConfig(max_retry=3, retry=policy)) as dispatcher:
+        task = await dispatcher.publisher.wait(await dispatcher.publisher.publish(JOB(Job())))
+    assert (task.attempt, task.failure_reason) == (1, "permanent")
+
+
+async def test_a_decision_of_true_is_no_second(autojump_clock: object, caplog: pytest.LogCaptureFixture) -> None:
+    handler = Script(ValueError("x"), None)
+    policy = RetryPolicy(delay=7.0, decide=lambda error, attempt: True)
+    async with working(handler, TaskQueueConfig(max_retry=3, retry=policy)) as dispatcher:
+        await dispatcher.publisher.wait(await dispatcher.publisher.publish(JOB(Job())))
+    assert handler.gaps == pytest.approx([7], abs=0.01)
+    assert "decide must return seconds of at least 0, False or None, got True" in caplog.text
+
+
+async def test_many_are_published_from_any_iterable(autojump_clock: object) -> None:
+    seen: list[object] = []
+    async with working(nothing, observers=[seen.append]) as dispatcher:
+        answers = await dispatcher.publisher.publish_many(JOB(Job(n)) for n in range(3))
+        assert [answer.task is not None for answer in answers] == [True] * 3
+        assert await dispatcher.publisher.publish_many(iter(())) == []
+        one: Any = JOB(Job())
+        with pytest.raises(InvalidQueueTaskError) as caught:
+            await dispatcher.publisher.publish_many(one)
+    assert caught.value.detail == "publish_many takes several tasks, got QueueTask; publish takes one"
 
 
 def test_any_collection_of_names_is_taken() -> None:
