@@ -207,12 +207,11 @@ class Statuses(_Names):
     __slots__ = ()
 
     def __init__(self, *values: str) -> None:
-        super().__init__(*values)
         known = {*(status.value for status in TaskStatus), "later", "due"}
         for value in values:
-            if value not in known:
+            if not isinstance(value, str) or value not in known:
                 raise InvalidConfigError(f"Statuses: expected some of {', '.join(sorted(known))}; got {shown(value)}")
-        self.values = frozenset(map(str, values))  # of a TaskStatus its value alone
+        super().__init__(*(str(value) for value in values))
 
 
 def _all_of(given: Iterable[str]) -> frozenset[str]:

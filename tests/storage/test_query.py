@@ -91,7 +91,10 @@ def test_only_names_that_there_are_reach_a_statement() -> None:
         (lambda: Queues(["a"]), "Queues: wanted strings, as in Queues('a', 'b'); got ['a']"),
         (lambda: Ids(7), "Ids: wanted strings, as in Ids('a', 'b'); got 7"),
         (lambda: Keys(None), "Keys: wanted strings, as in Keys('a', 'b'); got None"),
-        (lambda: Statuses({}), "Statuses: wanted strings, as in Statuses('a', 'b'); got {}"),
+        (
+            lambda: Statuses({}),
+            "Statuses: expected some of cancelled, due, failed, held, later, pending, retrying, running, succeeded; got {}",
+        ),
         (lambda: All("a"), "not a query: 'a'; build one from dispatch.storage.query"),
         (lambda: Not([]), "not a query: []; build one from dispatch.storage.query"),
         (lambda: AnyOf(Queues("a"), "b"), "not a query: 'b'; build one from dispatch.storage.query"),
