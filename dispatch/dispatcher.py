@@ -273,16 +273,11 @@ class Dispatcher:
         """Whether a task is stored that can still run here, or may have come while looking."""
         await self._registry.declare(self.storage)
         paused = {record.name for record in await self.storage.queues() if record.paused}
-        by_queue: dict[str, list[str]] = {}
-        consumed = self.consumer.queue_names
-        for queue, type_name in self._registry.handlers:
-            if queue in consumed and queue not in paused:
-                by_queue.setdefault(queue, []).append(type_name)
-        waiting = AnyOf(
-            *(
-                All(Queues(queue), Types(*types), Statuses("pending"))
-                for queue, types in by_queue.items()
-            )
+        unpaused = {*self.consumer.queue_names} - paused
+        here = [address for address in self._registry.handlers if address[0] in unpaused]
+        # Three conditions, however many queues there are: a tree of databases has a bound.
+        waiting = All(
+            Queues(*(queue for queue, _ in here)), Types(*(name for _, name in here)), Statuses("pending")
         )
         running = All(Queues(*self.consumer.queue_names), Statuses("running"))
         if not await self._any(AnyOf(waiting, running)):
