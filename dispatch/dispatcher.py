@@ -34,7 +34,7 @@ from dispatch.registry import Registry
 from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.opening import open_storage
 from dispatch.storage.protocol import Storage, Topic, TopicKind
-from dispatch.storage.query import All, AnyOf, PruneSpec, Queues, Statuses, Types, Where
+from dispatch.storage.query import All, AnyOf, Order, PruneSpec, Queues, Statuses, Types, Where
 
 __all__ = ["Dispatcher", "DispatcherStatistics", "EventStream", "open_dispatcher"]
 
@@ -282,22 +282,22 @@ class Dispatcher:
         running = All(Queues(*self.consumer.queue_names), Statuses("running"))
         if not await self._any(AnyOf(waiting, running)):
             return False
-        # Something is left. Whether this worker may take it is asked of each task, and so only
-        # when none runs; what changed while page after page was read has rung, and is looked at.
-        return await self._any(running) or await self._any_takeable(waiting) or bell.is_rung
+        # Something is left. Whether this worker may take it is asked of each task, page after
+        # page; what began to run meanwhile is seen then, and what came has rung.
+        return await self._any_takeable(waiting) or await self._any(running) or bell.is_rung
 
     async def _any(self, where: Where) -> bool:
         return bool(sum((await self.storage.count(where, bound=1)).values()))
 
     async def _any_takeable(self, waiting: Where) -> bool:
-        after: str | None = None
+        after, limit = None, 1  # mostly the first one looked at may be taken
         while True:
-            page = await self.storage.find(waiting, after=after)
+            page = await self.storage.find(waiting, order=Order.NEWEST, limit=limit, after=after)
             if any(map(self.consumer.takes, page.records)):
                 return True
             if page.cursor is None:
                 return False
-            after = page.cursor
+            after, limit = page.cursor, 100
 
     # -- looking --------------------------------------------------------------
 
