@@ -213,7 +213,7 @@ def test_a_cancellation_at_any_sampled_step_loses_nothing(
     last = one_run(seeded, victim, 1, NEVER)
     assert one_run(seeded, victim, 1, NEVER) == last, "the schedule is not repeatable"
     assert 60 < last <= 300
-    for k in range(1, last + 1, max(1, last // 40)):
+    for k in range(1, last + 1, max(1, last // 20)):
         one_run(seeded, victim, 1, k)
     gc.collect()
 

@@ -64,7 +64,13 @@ def test_every_example_is_listed_here() -> None:
     assert {path.name for path in (scripts.ROOT / "examples").glob("*.py")} == set(TELLING)
 
 
-@pytest.mark.parametrize("name", TELLING)
+SLOW = "fleet_postgres.py"
+"""A server, three processes, and a lease that has to run out."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.battery] if name == SLOW else []) for name in TELLING]
+)
 def test_an_example_prints_what_it_shows(name: str) -> None:
     printed = scripts.output(name)
     for line in TELLING[name]:
