@@ -29,11 +29,11 @@ WITHIN = 1_000
 """Seeds within which each planted bug must be found."""
 
 
-@pytest.mark.parametrize("seeds", [range(start, start + 5) for start in range(0, 20, 5)], ids=str)
+@pytest.mark.parametrize("seeds", [range(start, start + 10) for start in range(0, 50, 10)], ids=str)
 def test_every_promise_is_kept(seeds: range) -> None:
     runs = [simulate(seed, length=25) for seed in seeds]
     assert all(run.runs >= run.published for run in runs)
-    assert sum(run.redelivered for run in runs) > 5
+    assert sum(run.redelivered for run in runs) > 10
     assert sum(run.rescued for run in runs) > 0
 
 
@@ -62,7 +62,7 @@ def test_a_jump_that_nobody_notices_costs_leases() -> None:
 
 
 @pytest.mark.battery
-@pytest.mark.parametrize("seeds", [range(start, start + 53) for start in range(20, 550, 53)], ids=str)
+@pytest.mark.parametrize("seeds", [range(start, start + 50) for start in range(50, 550, 50)], ids=str)
 def test_every_promise_is_kept_for_longer(seeds: range) -> None:
     for seed in seeds:
         simulate(seed)
