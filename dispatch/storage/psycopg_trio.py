@@ -153,6 +153,17 @@ class _Uncut:
             return await self._inner.__aexit__(kind, error, trace)
 
 
+def _close(gen: PQGen[Any]) -> None:
+    """End a generator where it waits, with what it does at its end; one that then waits again, too."""
+    for _ in range(3):
+        with suppress(psycopg.Error):
+            try:
+                gen.close()
+            except RuntimeError:  # it ignored it, to read what the server still says
+                continue
+        return
+
+
 @contextmanager
 def _cancelled_at_its_end() -> Generator[None]:
     token = _to_its_end.set(True)
@@ -182,6 +193,8 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         # psycopg uses it as an asynchronous context manager, and in no other way.
         self.lock: Any = _Lock()  # pyright: ignore[reportIncompatibleVariableOverride]
         self._turns = 0
+        self._gone = False
+        """Closed from here: libpq has freed what it was."""
 
     async def execute_raw(self, query: bytes, values: Sequence[Any]) -> psycopg.AsyncCursor[Any]:
         """`execute` of a statement with `$1` for its first value, and so on; binary. A checkpoint."""
@@ -248,7 +261,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
                     if ended is None:
                         raise
                     return ended[0]
-                want = gen.send(ready)
+                want = self._go_on(gen, ready)
         except StopIteration as end:
             result: RV = end.value
             if not waited:
@@ -282,7 +295,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
                             await self.cancel_safe(timeout=self.grace_s)
                     with trio.move_on_after(AGAIN_S):
                         while True:  # interrupted only in waiting: `want` stays the last wish
-                            want = gen.send(await self._ready(want))
+                            want = self._go_on(gen, await self._ready(want))
         except StopIteration as end:
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE and not self._pipelined():
                 self._drop()  # one step of a COPY or a stream, the rest of which nobody will read
@@ -352,22 +365,33 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         )
 
     def _break_off(self, gen: PQGen[Any]) -> None:
-        """Close the connection amid an exchange, and let the generator find that out."""
+        """Give up an exchange, and close the connection: in this order, see `_go_on`."""
+        _close(gen)
         self._drop()
-        with suppress(StopIteration, psycopg.Error, ValueError):
-            while True:
-                gen.send(Ready.RW)
+
+    def _go_on(self, gen: PQGen[Any], ready: int) -> Wait:
+        """The generator's next step, and what it then waits for.
+
+        Not on a connection that was closed meanwhile: psycopg's generators in C
+        would read memory that libpq has freed, and take the process with them.
+        """
+        if self._gone:
+            _close(gen)
+            raise psycopg.OperationalError("the connection is closed")
+        return gen.send(ready)
 
     def _drop(self) -> None:
         if not self.closed:
             trio.lowlevel.notify_closing(self.pgconn.socket)
             self.pgconn.finish()
+            self._gone = True
 
     async def close(self) -> None:
         """Close the connection; a statement of another trio task on it fails. No checkpoint."""
         if not self.closed:
             # epoll forgets a closed descriptor silently: whoever waits for it is woken first.
             trio.lowlevel.notify_closing(self.pgconn.socket)
+            self._gone = True
             await super().close()
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - psycopg's

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import random
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from psycopg.waiting import Wait
 
 from dispatch.errors import ClosedError, MissingExtraError, StorageError
 from dispatch.storage.psycopg_trio import (
@@ -333,6 +334,49 @@ async def test_a_commit_without_an_answer_costs_the_connection(database: str) ->
                 scope.deadline = trio.current_time() + 0.05
         assert scope.cancelled_caught
         assert connection.closed
+
+
+class Exchange:
+    """An exchange that never ends, and what it was made to do on a connection that is gone."""
+
+    def __init__(self, connection: TrioConnection[Any]) -> None:
+        self.connection = connection
+        self.stepped_when_gone = 0
+        self.ended: list[bool] = []
+
+    def steps(self) -> Generator[Wait, int, None]:
+        self.connection.pgconn.send_query(b"SELECT pg_sleep(30)")
+        try:
+            while True:
+                yield Wait.R
+                self.stepped_when_gone += self.connection.closed
+        finally:
+            self.ended.append(self.connection.closed)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "closed"])
+async def test_no_exchange_goes_on_on_memory_that_was_freed(how: str, dsn: str) -> None:
+    """psycopg's generators in C would: a segmentation fault, now and then."""
+    async with await TrioConnection.connect(dsn, autocommit=True) as connection:
+        connection.grace_s = 0.1
+        exchange = Exchange(connection)
+        if how == "cancelled":
+            with trio.move_on_after(0.05) as scope:
+                await connection.wait(exchange.steps())
+            assert scope.cancelled_caught
+        else:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(refused, connection, exchange)
+                await trio.testing.wait_all_tasks_blocked()
+                await connection.close()
+        assert connection.closed
+    assert exchange.stepped_when_gone == 0
+    assert exchange.ended == [how == "closed"], "given up before it was freed, where it was for us to say"
+
+
+async def refused(connection: TrioConnection[Any], exchange: Exchange) -> None:
+    with pytest.raises(psycopg.OperationalError, match="the connection is closed"):
+        await connection.wait(exchange.steps())
 
 
 async def test_closing_a_connection_wakes_who_waits_on_it(dsn: str) -> None:
