@@ -4,8 +4,8 @@ A thread cannot be cancelled. `trio.to_thread.run_sync` either waits for it come
 what may or abandons it at the first cancellation; a sync handler needs both, in
 turn: asked when its attempt is cancelled (`trio.from_thread.check_cancelled`
 raises in it), waited for while its lease is renewed, abandoned if it has not
-ended a moment after the grace. So the wait here is abandonable, and the end of the thread is reported
-through the trio token instead.
+ended a moment after the grace. So the wait here is abandonable, and the end of
+the thread is reported through the trio token instead.
 """
 
 from __future__ import annotations
