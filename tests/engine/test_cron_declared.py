@@ -17,10 +17,12 @@ from dispatch import (
     CronPolicy,
     CronSpec,
     CronTask,
+    CronTaskNotFoundError,
     InvalidConfigError,
     InvalidCronSpecError,
     InvalidTaskHandlerError,
     MemoryStorage,
+    Unique,
     open_dispatcher,
 )
 from dispatch.cron.stored import ABANDONED
@@ -428,6 +430,26 @@ async def test_replacing_at_run_time_shifts_no_every(autojump_clock: object, sto
             assert await dispatcher.cron.preview("e", 1) == [task.next]
             await trio.sleep(HOUR_S + 60)
     assert hours_and_minutes(await slots_of(storage)) == ["13:30", "15:00", "16:30", "18:00"]
+
+
+async def test_a_changed_entry_keeps_what_was_not_edited(autojump_clock: object, storage: MemoryStorage) -> None:
+    unique = Unique(key="report", on_clash="replace")
+    async with working(nothing, storage=storage, cron=[entry("@daily")]) as dispatcher:
+        task = await dispatcher.cron.add_with_name("@every 90m", "e", JOB(Job(7), unique=unique, delay=5), jitter=9.0)
+        await trio.sleep(2 * HOUR_S)
+        [before] = await storage.crons("e")
+        assert task.spec is not None
+        changed = await dispatcher.cron.change("e", task.spec, task.policy, "new words", before.template)
+        [after] = await storage.crons("e")
+        assert (changed.description, changed.policy, changed.total) == ("new words", task.policy, 1)
+        assert attrs.evolve(after, definition=before.definition, seen_at=before.seen_at) == before
+        # A new period counts from where the old one did.
+        hourly = await dispatcher.cron.change("e", CronSpec("@every 60m"), CronPolicy(), "", before.template)
+        assert hourly.next is not None
+        assert hourly.next - START == timedelta(hours=3)
+        for name, error in (("nobody", CronTaskNotFoundError), ("hourly", CronNameConflictError)):
+            with pytest.raises(error):
+                await dispatcher.cron.change(name, task.spec, task.policy, "mine", before.template)
 
 
 async def test_a_row_that_cannot_be_read_is_replaced_by_the_next_deploy(
