@@ -613,10 +613,7 @@ def settled(tables: Tables, transition: Transition, now: float) -> SettleResult:
     if row is None or answer is not SettleAnswer.APPLIED:
         return SettleResult(transition.id, transition.epoch, answer)
     tables.runs[row.id].append(lifecycle.settle(row, transition, now))
-    spawned = [store(tables, new, now) for new in transition.spawn]
-    return SettleResult(
-        row.id, row.epoch, answer, row.status, row.available_at, row.failure_reason, spawned
-    )
+    return SettleResult.applied(row, [store(tables, new, now) for new in transition.spawn])
 
 
 def holds(tables: Tables, task_id: str, epoch: int) -> bool:

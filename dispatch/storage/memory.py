@@ -437,17 +437,7 @@ class MemoryStorage(MemoryRegistry):
             row.last = lifecycle.settle(record, transition, now)
             self._run_ended(row, now)
             spawned = [self._store(new, now) for new in transition.spawn] if transition.spawn else ()
-            results.append(
-                SettleResult(
-                    record.id,
-                    record.epoch,
-                    answer,
-                    record.status,
-                    record.available_at,
-                    record.failure_reason,
-                    spawned,
-                )
-            )
+            results.append(SettleResult.applied(record, spawned))
         if self._touched:
             self._ring_queues()
         return results

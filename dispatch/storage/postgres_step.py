@@ -504,15 +504,7 @@ class Step:
             return SettleResult(transition.id, transition.epoch, answer)
         with self._changing(stored):
             self._ended(stored, lifecycle.settle(record, transition, self.now))
-        return SettleResult(
-            record.id,
-            record.epoch,
-            answer,
-            record.status,
-            record.available_at,
-            record.failure_reason,
-            [self.store(new) for new in transition.spawn],
-        )
+        return SettleResult.applied(record, [self.store(new) for new in transition.spawn])
 
     def rescue(self, stored: Stored) -> TaskRecord:
         """End a run whose lease ran out."""

@@ -177,6 +177,19 @@ class SettleResult:
     failure_reason: FailureReason | None = None
     spawned: Sequence[EnqueueResult] = ()
 
+    @classmethod
+    def applied(cls, record: TaskRecord, spawned: Sequence[EnqueueResult]) -> SettleResult:
+        """The answer to a run's end that was written to this record."""
+        return cls(
+            record.id,
+            record.epoch,
+            SettleAnswer.APPLIED,
+            record.status,
+            record.available_at,
+            record.failure_reason,
+            spawned,
+        )
+
 
 @attrs.define
 class Rescued:

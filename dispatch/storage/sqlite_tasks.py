@@ -420,15 +420,7 @@ class SqliteTasks(SqlitePlaces):
             return SettleResult(transition.id, transition.epoch, answer)
         self.write_attempt(record.seq, lifecycle.settle(record, transition, now))
         self.run_ended(record, now)
-        return SettleResult(
-            record.id,
-            record.epoch,
-            answer,
-            record.status,
-            record.available_at,
-            record.failure_reason,
-            [self.store(new, now) for new in transition.spawn],
-        )
+        return SettleResult.applied(record, [self.store(new, now) for new in transition.spawn])
 
     def run_ended(self, record: TaskRecord, now: float) -> None:
         """Write back a row whose run has ended, and let the next of its key step forward."""
