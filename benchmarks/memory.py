@@ -6,7 +6,8 @@ Both sides hand the same payloads to ten workers that do nothing. The channel
 hands over the object itself: it is the limit of the runtime, without codec,
 retries, timeouts, leases or a record of what happened. The dispatcher does all
 of its work: checks and encodes each payload, stores the task, claims, decodes,
-runs the handler in its scope and context, and settles.
+runs the handler in its scope and context, and settles. Where orjson is installed
+it runs both with it and without.
 
 Rounds alternate, so that a drifting machine hits both alike; the medians of
 jobs per second and of their ratio are printed, then publish-to-start latency on
@@ -20,7 +21,8 @@ import cProfile
 import platform
 import pstats
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from statistics import median, quantiles
@@ -29,7 +31,7 @@ from time import perf_counter
 import trio
 from attrs import frozen
 
-from dispatch import QueueTask, TaskQueueConfig, TaskType, open_dispatcher
+from dispatch import QueueTask, TaskQueueConfig, TaskType, jsontext, open_dispatcher
 
 WORKERS = 10
 LATENCY_SAMPLES = 500
@@ -48,6 +50,7 @@ class Order:
     note: str | None
 
 
+Throughput = Callable[[int], Awaitable[float]]
 ORDER = TaskType("orders", "ship", Order)
 
 
@@ -150,9 +153,19 @@ async def dispatcher_latency() -> list[float]:
     return [start - at for start, at in zip(starts, sent, strict=True)]
 
 
+@contextmanager
+def json_by(fast: jsontext.Fast | None) -> Iterator[None]:
+    """JSON by orjson, or by the standard library."""
+    before, jsontext.fast = jsontext.fast, fast
+    try:
+        yield
+    finally:
+        jsontext.fast = before
+
+
 def percentiles(name: str, runs: list[float]) -> float:
     cuts = quantiles(runs, n=100)
-    print(f"{name:<12} publish to start, idle: p50 {cuts[49] * 1e3:.3f} ms, p99 {cuts[98] * 1e3:.3f} ms")
+    print(f"{name:<18} publish to start, idle: p50 {cuts[49] * 1e3:.3f} ms, p99 {cuts[98] * 1e3:.3f} ms")
     return cuts[49]
 
 
@@ -174,21 +187,29 @@ def main() -> None:
         f"cattrs {version('cattrs')}, {platform.machine()}; {options.tasks} tasks, {WORKERS} workers, "
         f"median of {options.rounds} rounds"
     )
-    sides: dict[str, Callable[[int], Awaitable[float]]] = {
-        "channel": channel_throughput,
-        "one by one": dispatcher_throughput,
-        "in bulk": partial(dispatcher_throughput, bulk=BULK),
+    in_bulk = partial(dispatcher_throughput, bulk=BULK)
+    sides: dict[str, tuple[Throughput, jsontext.Fast | None]] = {
+        "channel": (channel_throughput, None),
+        "one by one": (dispatcher_throughput, None),
+        "in bulk": (in_bulk, None),
     }
+    if jsontext.fast is not None:
+        sides["one by one, orjson"] = dispatcher_throughput, jsontext.fast
+        sides["in bulk, orjson"] = in_bulk, jsontext.fast
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.rounds):
-        for name, run in sides.items():
-            rates[name].append(trio.run(run, options.tasks))
+        for name, (run, fast) in sides.items():
+            with json_by(fast):
+                rates[name].append(trio.run(run, options.tasks))
     for name, found in rates.items():
         ratio = median(ours / bare for ours, bare in zip(found, rates["channel"], strict=True))
-        print(f"{name:<12} {median(found):>10,.0f} jobs/s {ratio:>8.3f} of the bare channel")
+        print(f"{name:<18} {median(found):>10,.0f} jobs/s {ratio:>8.3f} of the bare channel")
     bare = percentiles("channel", trio.run(channel_latency))
-    ours = percentiles("dispatcher", trio.run(dispatcher_latency))
-    print(f"{'ratio':<12} {ours / bare:>10.2f} times the channel's p50")
+    for name, fast in {"dispatcher": None, "dispatcher, orjson": jsontext.fast}.items():
+        if name == "dispatcher" or fast is not None:
+            with json_by(fast):
+                ours = percentiles(name, trio.run(dispatcher_latency))
+            print(f"{'':<18} {ours / bare:>10.2f} times the channel's p50")
 
 
 if __name__ == "__main__":

@@ -15,17 +15,16 @@ with such a field itself says, in a validator for instance, is withheld.
 from __future__ import annotations
 
 import json
-import json.encoder
-from collections import Counter
 from hashlib import blake2b
-from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import attrs
 from cattrs import Converter
 
+from dispatch import jsontext
 from dispatch.admission import Admission, Limits
 from dispatch.errors import InvalidTaskTypeError, UsageError
+from dispatch.jsontext import UNREAD
 from dispatch.records import UniqueKey
 from dispatch.refusals import (
     TOO_DEEP,
@@ -87,10 +86,8 @@ class Codec:
 
     __slots__ = (
         "_converter",
-        "_decoder",
         "_known",
         "_plans",
-        "_write",
         "check_task",
         "limits",
     )
@@ -102,10 +99,6 @@ class Codec:
         self.limits: Limits = limits if limits is not None else Limits()
         self.check_task = Admission(self.limits).check
         self._converter = Converter(forbid_extra_keys=True, detailed_validation=True)
-        self._decoder = json.JSONDecoder(
-            object_pairs_hook=_object, parse_float=_float, parse_constant=_constant
-        )
-        self._write = _writer()
         self._plans: dict[Any, Plan] = {}
         self._known: dict[Any, ClassFacts] = {}
 
@@ -133,17 +126,15 @@ class Codec:
         except UnsupportedType as exc:
             raise InvalidTaskTypeError(f"{where}: {exc}") from None
         tree: Any = _NOTHING
-        read: Any = _NOTHING
+        read: Any = UNREAD
         try:
             tree = plan.out(value)
-            text = self._write(tree)
-            data = text.encode()
+            data, read = jsontext.write(tree)
             if len(data) > (self.limits.payload_bytes if limit is None else limit):
                 raise _too_large(len(data), self.limits.payload_bytes if limit is None else limit)
-            # Data this plain reads back from its JSON as it is, so only a copy is due; a "\\u"
-            # may hide a NUL, and its decoding finds it.
-            plain = _plain_copy(tree) if plan.faithful and "\\u" not in text else None
-            read = plain if plain is not None else self._parse(text, plan.secret)
+            if read is UNREAD:
+                read = jsontext.read(data)
+            self._check_tree(read, data, plan.secret)
             copy: T = plan.back(read, cls)
             if plan.faithful:
                 # Every shape's `back` undoes its `out`, and here each class's own
@@ -183,12 +174,14 @@ class Codec:
         refused unread.
         """
         plan = _NO_PLAN
-        read: Any = _NOTHING
+        read: Any = UNREAD
         try:
             if len(data) > (self.limits.payload_bytes if limit is None else limit):
                 raise _too_large(len(data), self.limits.payload_bytes if limit is None else limit)
             plan = self._plans.get(cls) or self._plan(cls)
-            read = self._parse(str(data, "utf-8"), plan.secret)
+            found = jsontext.read(data)
+            self._check_tree(found, data, plan.secret)
+            read = found
             if task_type is not None and version != task_type.version:
                 read = _upcast(read, version, task_type, hidden=bool(plan.secret))
             value: T = plan.back(read, cls)
@@ -212,10 +205,11 @@ class Codec:
             limit = max(self.limits.payload_bytes, self.limits.result_bytes)
             if len(data) > limit:
                 raise _too_large(len(data), limit)
-            tree = self._parse(str(data, "utf-8"), secret)
+            tree = jsontext.read(data)
+            self._check_tree(tree, data, secret)
             return masked(tree, secret) if secret else tree
         except Exception as exc:  # noqa: BLE001 - a display never fails
-            _, reason = self._why_not_read(_NO_PLAN, _NOTHING, exc, "")
+            _, reason = self._why_not_read(_NO_PLAN, UNREAD, exc, "")
         if secret:
             return Undecodable("***", reason)
         return Undecodable(bytes(data[:PLAIN_TEXT]).decode("utf-8", "backslashreplace"), reason)
@@ -260,32 +254,18 @@ class Codec:
             found = self._plans[cls] = Plan(shape.out, back, secret, derived, faithful)
         return found
 
-    def _parse(self, text: str, secret: frozenset[str]) -> Any:
-        tree: Any = None
-        try:
-            tree, end = self._decoder.raw_decode(text)
-        except json.JSONDecodeError:
-            end = -1
-        if end != len(text):  # white space around it, or not JSON: this tells
-            tree = self._decoder.decode(text)
-        if text.count("[") + text.count("{") > self.limits.depth:
+    def _check_tree(self, tree: Any, data: bytes, secret: frozenset[str]) -> None:
+        """Raise Refused if `tree`, which `data` stands for, is too deep or has bad text."""
+        if data.count(b"[") + data.count(b"{") > self.limits.depth:
             _check_shape(tree, self.limits)
-        if "\\u" in text and self._has_bad_text(tree):  # there is no other way to one
+        if b"\\u" in data and _has_bad_text(tree):  # there is no other way to one
             found = bad_json(tree, "$", self.limits.depth, secret)
             if found is not None:
                 raise Refused(*found)
-        return tree
-
-    def _has_bad_text(self, tree: Any) -> bool:
-        """Whether there may be a NUL or a lone surrogate, told at the encoder's speed."""
-        try:
-            return b"\\u0000" in self._write(tree).encode()
-        except UnicodeEncodeError:
-            return True
 
     def _why_not_stored(self, plan: Plan, tree: Any, read: Any, exc: Exception) -> tuple[str, str]:
         """Path and problem of a failed publish."""
-        if read is not _NOTHING or isinstance(exc, Refused | json.JSONDecodeError):
+        if read is not UNREAD or isinstance(exc, Refused | json.JSONDecodeError):
             return self._why_not_read(plan, read, exc, ADVICE)
         hidden = bool(plan.secret)
         if tree is _NOTHING:
@@ -306,7 +286,7 @@ class Codec:
     def _why_not_read(self, plan: Plan, read: Any, exc: Exception, advice: str) -> tuple[str, str]:
         if isinstance(exc, Refused):
             return exc.path, exc.problem
-        if read is not _NOTHING:
+        if read is not UNREAD:
             return explain(exc, read, plan.secret, advice)
         if isinstance(exc, RecursionError):
             return "$", TOO_DEEP.format(self.limits.depth)
@@ -328,6 +308,15 @@ def _too_large(size: int, limit: int) -> Refused:
         "$",
         f"it is {size} bytes as JSON, at most {limit} are stored; store where the data is instead",
     )
+
+
+def _has_bad_text(tree: Any) -> bool:
+    """Whether there may be a NUL or a lone surrogate, told at the encoder's speed."""
+    try:
+        data, _ = jsontext.write(tree)
+    except UnicodeEncodeError:
+        return True
+    return b"\\u0000" in data
 
 
 def _check_shape(tree: Any, limits: Limits) -> None:
@@ -353,32 +342,6 @@ def _check_shape(tree: Any, limits: Limits) -> None:
     raise Refused("$", TOO_DEEP.format(limits.depth))
 
 
-_SCALARS: Final = frozenset({str, int, float, bool, type(None)})
-
-
-def _plain_copy(tree: Any) -> dict[str, Any] | None:
-    """A copy of an object of scalars and lists of scalars; None of anything else.
-
-    JSON gives exactly these back: the writer has refused what is not finite,
-    encoding to UTF-8 has refused lone surrogates.
-    """
-    if tree.__class__ is not dict:
-        return None
-    copy: dict[str, Any] = {}
-    for key, value in tree.items():
-        if key.__class__ is not str:
-            return None
-        if value.__class__ in _SCALARS:
-            copy[key] = value
-        elif value.__class__ is list:
-            if not _SCALARS.issuperset([each.__class__ for each in value]):
-                return None
-            copy[key] = value.copy()
-        else:
-            return None
-    return copy
-
-
 def _quick_first(quick: Back, back: Back) -> Back:
     """Read quickly; if that fails, read again to learn where. For a whole payload only:
     in a nested class the second reading would double with each level.
@@ -393,28 +356,6 @@ def _quick_first(quick: Back, back: Back) -> Back:
         return back(value, tp)
 
     return read
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise Refused(
-            "$",
-            f"it is not JSON as we write it: the key {twice[:60]!r} is there twice in one object",
-        )
-    return found
-
-
-def _float(text: str) -> float:
-    found = float(text)
-    if not isfinite(found):
-        raise Refused("$", f"it has the number {text[:60]}, which is too large for a float")
-    return found
-
-
-def _constant(text: str) -> float:
-    raise Refused("$", f"it is not JSON: {text} is no JSON number")
 
 
 def _upcast(tree: Any, version: int, task_type: TaskType[Any, Any], *, hidden: bool) -> Any:
@@ -436,19 +377,3 @@ def _upcast(tree: Any, version: int, task_type: TaskType[Any, Any], *, hidden: b
         if not isinstance(found, dict):
             raise Refused("$", f"{step} must return a dict, got {type_name(type(found))}")
     return cast("Any", found)
-
-
-def _writer() -> Callable[[Any], str]:
-    """`JSONEncoder.encode`, which builds its C encoder anew for each call, without doing so."""
-    encoder = json.JSONEncoder(
-        ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False
-    )
-    make: Callable[..., Callable[[Any, int], tuple[str, ...]]] | None = getattr(
-        json.encoder, "c_make_encoder", None
-    )
-    quote: object = getattr(json.encoder, "encode_basestring", None)
-    if make is None or quote is None:  # an interpreter without the C part
-        return encoder.encode
-    write = make(None, encoder.default, quote, None, ":", ",", False, False, False)
-    join = "".join
-    return lambda tree: join(write(tree, 0))

@@ -7,7 +7,19 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from dispatch import jsontext
 from tests.conclusive import AGAIN, InconclusiveError
+
+# As after an install without extras; the tests of the codec have it both ways, and the
+# processes that batteries start have it installed.
+ORJSON, jsontext.fast = jsontext.fast, None
+
+
+@pytest.fixture(scope="session")
+def orjson() -> jsontext.Fast:
+    """To be put into `jsontext.fast`, and taken out again."""
+    assert ORJSON is not None, "orjson is missing; it is in the group `test`"
+    return ORJSON
 
 
 @pytest.fixture

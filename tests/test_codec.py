@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import time as clock
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, IntEnum, IntFlag, StrEnum
@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import TypeVar
 
+from dispatch import jsontext
 from dispatch.codec import Codec, Limits, Undecodable
 from dispatch.errors import (
     InvalidConfigError,
@@ -42,6 +43,16 @@ from dispatch.tasks import (
 )
 
 T = TypeVar("T")
+
+
+@pytest.fixture(autouse=True, scope="module", params=["json", "orjson"])
+def json_by(request: pytest.FixtureRequest, orjson: jsontext.Fast) -> Iterator[None]:
+    """All of it is true of both ways to JSON, in the same words."""
+    jsontext.fast = orjson if request.param == "orjson" else None
+    yield
+    jsontext.fast = None
+
+
 WHERE = "payload of q/t"
 
 

@@ -37,6 +37,11 @@ def all_aims(found: Found) -> Iterator[tuple[Aim, float | None]]:
             Aim(f"in memory, of the bare channel, {cell}", 0.2),
             found.ratio(cell, "dispatch-memory", "trio-channel", "rate"),
         )
+    for cell in (at_10, at_100):
+        yield (
+            Aim(f"in memory with orjson, of the bare channel, {cell}", 0.33),
+            found.ratio(cell, "dispatch-orjson", "trio-channel", "rate"),
+        )
     for name, row in found.contestants.items():
         if row["family"] == "memory" and row["role"] == "peer" and row["retries"]:
             for cell in (at_10, at_100):

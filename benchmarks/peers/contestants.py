@@ -56,8 +56,12 @@ CONTESTANTS: tuple[Contestant, ...] = (
         "buffer_size=128, publish_many of 100, no observers", "ours", (*ALL, "memory", "idle"), bulk=True,
     ),
     Contestant(
+        "dispatch-orjson", "dispatch, in memory, orjson", "memory", "dispatch_queue:Dispatch",
+        (OURSELVES, "orjson==3.13.0"), "as above, with orjson", "ours", ("throughput", "latency"), bulk=True,
+    ),
+    Contestant(
         "dispatch-loaded", "dispatch, all switched on", "memory", "dispatch_queue:Loaded", (OURSELVES,),
-        "as above, with two observers, 1,000 keys, four priorities, timeouts and retries",
+        "without orjson, with two observers, 1,000 keys, four priorities, timeouts and retries",
         "ours", ("throughput", "latency"), bulk=True,
     ),
     Contestant(

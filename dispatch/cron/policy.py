@@ -13,6 +13,7 @@ import attrs
 
 from dispatch.cron.spec import CronSpec, jitter_s
 from dispatch.errors import InvalidConfigError
+from dispatch.jsontext import canonical
 from dispatch.records import NewTask, from_seconds, to_seconds
 
 __all__ = [
@@ -287,6 +288,8 @@ def read_definition(text: str, anchor: float) -> tuple[CronSpec, CronPolicy, str
 
 
 def _fingerprint(template: NewTask) -> str:
+    # Whether orjson is installed must not make one entry two.
+    template = attrs.evolve(template, payload=canonical(template.payload))
     text = json.dumps(attrs.asdict(template), sort_keys=True, default=_plain)
     return blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -18,7 +18,7 @@ ROOMS = """
     errors bell threads failures scalars cron.zones cron.timetable storage.limits
     checks
     refusals containers cron.fields retry pool storage.psycopg_trio
-    shapes cron.days cron.text tasks
+    shapes jsontext cron.days cron.text tasks
     admission cron.walls cron.describe events records
     clock codec cron.spec lifecycle run observe.logging storage.query storage.texts
     cron.policy handlers storage.protocol storage.sqlite_schema storage.postgres_schema storage.sqlite_writer
@@ -53,11 +53,11 @@ ROOMS = """
 
 WITHOUT_TRIO = """
     errors checks tasks retry lifecycle records codec storage.query
-    scalars shapes containers refusals admission
+    scalars shapes containers refusals admission jsontext
     cron.spec cron.policy cron.timetable cron.fields cron.days cron.text cron.walls cron.zones cron.describe
 """
 """Values and decisions. They may import only one another, the standard library, and these."""
-PURE_PACKAGES = {"attrs", "cattrs", "croniter", "typing_extensions"}
+PURE_PACKAGES = {"attrs", "cattrs", "croniter", "orjson", "typing_extensions"}
 
 MAY_ASK_THE_WALL_CLOCK = {"clock"}
 MAY_MEASURE_ITSELF = {"execution"}  # how long a handler blocked the loop: real time, also in a test
