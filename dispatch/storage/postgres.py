@@ -10,8 +10,9 @@ Statements of the ordinary flow are short. They run shielded from cancellation,
 with a deadline, so that what a cancelled caller did is done or not, never in
 doubt; reads and changes in bulk may be cancelled, and are then rolled back.
 
-The database's clock decides everything. `now()` is trio's clock plus the offset
-last seen between the two.
+The database's clock decides everything. `now()` is the machine's counter plus the
+offset last seen between the two: not trio's clock, which only its own thread may ask
+while `publish_in` is called on any.
 
 Reads that may take long (`find`, `count`, `history`, what is to be pruned) have
 connections of their own, with the planner as it is: however many wait there, work
@@ -23,6 +24,7 @@ always out of date, and one bad plan would stop the work.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -39,7 +41,7 @@ from dispatch.storage import postgres_query
 from dispatch.storage.postgres_bell import BellRope
 from dispatch.storage.postgres_joined import Joined
 from dispatch.storage.postgres_registry import PostgresRegistry
-from dispatch.storage.postgres_rows import Lanes, Sql
+from dispatch.storage.postgres_rows import Address, Lanes, Sql
 from dispatch.storage.postgres_schema import DEFAULT_SCHEMA, check_schema_name, check_version
 from dispatch.storage.postgres_step import Again, Outcome
 from dispatch.storage.postgres_tasks import PostgresTasks
@@ -64,7 +66,14 @@ from dispatch.storage.protocol import (
     Want,
     WorkerRecord,
 )
-from dispatch.storage.psycopg_trio import TrioConnection, TrioPool, listen, psycopg, redacted
+from dispatch.storage.psycopg_trio import (
+    TrioConnection,
+    TrioPool,
+    listen,
+    psycopg,
+    redacted,
+    with_options,
+)
 from dispatch.storage.query import Order, PruneSpec, Where
 
 __all__ = ["PostgresStorage"]
@@ -81,6 +90,9 @@ BATCH: Final = 1_000
 """Tasks that one statement stores at most."""
 POLL_S: Final = 30.0
 POLL_DEAF_S: Final = 1.0
+ISOLATION: Final = "default_transaction_isolation=read\\ committed"
+"""Whatever the database's default: what others have committed must be seen behind their locks."""
+ISOLATION_OPTION: Final = f"-c {ISOLATION}"
 FLOW_OPTIONS: Final = " ".join(
     f"-c {setting}"
     for setting in (
@@ -90,8 +102,14 @@ FLOW_OPTIONS: Final = " ".join(
         "enable_mergejoin=off",
         "jit=off",
         "plan_cache_mode=force_generic_plan",
+        ISOLATION,
     )
 )
+HELD: Final = (
+    "nothing was stored. If the server is well, a transaction that is still open holds what this "
+    "one needs: it published the same unique key or task id, or uses the same key of a keyed queue"
+)
+IMPATIENT: Final = b"SET LOCAL lock_timeout = '50ms'"
 ENDED: Final = (
     "SELECT g.id FROM unnest(%s::text[]) AS g (id) LEFT JOIN @.tasks t ON t.id = g.id"
     " WHERE t.id IS NULL OR t.state >= 5"
@@ -119,6 +137,43 @@ class _Job:
         self.error = error
         self.answered = True
         trio.lowlevel.reschedule(self.caller)
+
+
+class _Jobs:
+    """Those on their way to statements of one kind."""
+
+    def __init__(self) -> None:
+        self.waiting: list[_Job] = []
+        self._bell = Bell()
+
+    def put(self, job: _Job) -> None:
+        """Add one."""
+        self.waiting.append(job)
+        self._bell.ring()
+
+    async def take(self) -> list[_Job]:
+        """The next batch, once there is one: all bounded or none, since one statement is."""
+        while not self.waiting:
+            await self._bell.wait()
+        taken: list[_Job] = []
+        size = 0
+        while self.waiting and self.waiting[0].bounded == (taken or self.waiting)[0].bounded:
+            size += len(self.waiting[0].tasks)
+            if taken and size > BATCH:
+                break
+            job = self.waiting.pop(0)
+            job.taken = True
+            taken.append(job)
+        return taken
+
+    def clear(self) -> list[_Job]:
+        """Those that wait, and now no longer."""
+        jobs, self.waiting = self.waiting, []
+        return jobs
+
+
+class _LateError(StorageError):
+    """A step of the flow did not end in time: the server is silent, or somebody holds a lock."""
 
 
 class PostgresStorage(Storage):
@@ -149,7 +204,7 @@ class PostgresStorage(Storage):
         connections: int = 5,
         listen: bool = True,
         prepare: bool = True,
-        ticks: Callable[[], float] = trio.current_time,
+        ticks: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._dsn = dsn
         self._schema = check_schema_name(schema)
@@ -158,21 +213,25 @@ class PostgresStorage(Storage):
         self._tasks = PostgresTasks(self._sql, self._lanes)
         self._registry = PostgresRegistry(self._sql, self._lanes)
         self._flow = TrioPool(
-            _with_options(dsn, FLOW_OPTIONS), connections, prepare_threshold=0 if prepare else None
+            with_options(dsn, FLOW_OPTIONS),
+            connections,
+            prepare_threshold=0 if prepare else None,
+            isolation_level=psycopg.IsolationLevel.READ_COMMITTED,
         )
-        self._reads = TrioPool(dsn, 2, prepare_threshold=5 if prepare else None)
-        self._flow.where = redacted(
-            dsn
-        )  # in messages: not with settings that the user did not give
+        self._reads = TrioPool(
+            with_options(dsn, ISOLATION_OPTION), 2, prepare_threshold=5 if prepare else None
+        )
+        # In messages: not with settings that the user did not give.
+        self._flow.where = self._reads.where = redacted(dsn)
         self._listens = listen
         self._ticks = ticks
         self._offset = self._clock_error_s = 0.0
         self._rope = BellRope(self._notify, self._ended_of)
-        self._joined = Joined(self._sql, self._lanes, self._channel, redacted(dsn))
+        self._joined = Joined(self._sql, self._lanes, self._channel, dsn, self._make_lanes)
         self._relied_on: dict[str, float] = {}
         """Per worker watching LEASES: the earliest end of another's lease it was told of."""
-        self._jobs: list[_Job] = []
-        self._job_bell = Bell()
+        self._plain, self._others = _Jobs(), _Jobs()
+        """What needs no look at stored tasks, and what may have to wait for others to commit."""
         self._open = False
         self._background: trio.CancelScope | None = None
         self._ended = trio.Event()
@@ -222,7 +281,8 @@ class PostgresStorage(Storage):
         try:
             with scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._run_publishing)
+                    nursery.start_soon(self._run_plain)
+                    nursery.start_soon(self._run_others)
                     nursery.start_soon(self._rope.run_sender)
                     nursery.start_soon(self._rope.run_looker)
                     nursery.start_soon(self._run_poll)
@@ -311,7 +371,7 @@ class PostgresStorage(Storage):
             async with self._flow.connection() as connection:
                 with trio.CancelScope(deadline=until, shield=shielded):
                     return await self._tried(connection, action, atomic)
-        raise StorageError(f"{redacted(self._dsn)}: no answer within {DEADLINE_S:g} s")
+        raise _LateError(f"{redacted(self._dsn)}: no answer within {DEADLINE_S:g} s")
 
     async def _tried(
         self,
@@ -384,13 +444,13 @@ class PostgresStorage(Storage):
         if not tasks:
             return []
         job = _Job(tasks, bounded, trio.lowlevel.current_task())
-        self._jobs.append(job)
-        self._job_bell.ring()
+        jobs = self._plain if self._tasks.are_plain(tasks, bounded=bounded) else self._others
+        jobs.put(job)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             if job.taken:
                 return trio.lowlevel.Abort.FAILED
-            self._jobs.remove(job)
+            jobs.waiting.remove(job)
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
@@ -438,37 +498,37 @@ class PostgresStorage(Storage):
         self._check_open()
         return await self._joined.settle_async(connection, transition)
 
-    async def _run_publishing(self) -> None:
-        """Store what callers of `enqueue` bring, a batch at a time. Until cancelled."""
-        while True:
-            await self._job_bell.wait()
-            while self._jobs:
-                await self._publish(self._take_jobs())
+    async def _make_lanes(self, addresses: Sequence[Address]) -> None:
+        await self._step(
+            lambda connection, outcome: self._tasks.make_lanes(connection, addresses, outcome),
+            atomic=False,
+        )
 
-    def _take_jobs(self) -> list[_Job]:
-        """The next batch: of one kind, bounded or not, since one statement is."""
-        taken: list[_Job] = []
-        size = 0
-        while self._jobs and self._jobs[0].bounded == (taken or self._jobs)[0].bounded:
-            size += len(self._jobs[0].tasks)
-            if taken and size > BATCH:
-                break
-            job = self._jobs.pop(0)
-            job.taken = True
-            taken.append(job)
-        return taken
+    async def _run_plain(self) -> None:
+        """Store plain tasks, a batch at a time, by one statement that waits for nobody.
 
-    async def _publish(self, jobs: list[_Job]) -> None:
-        """Store these, and wake each caller when its own tasks are stored.
-
-        First plain ones, by one statement that waits for nobody; what that leaves, and others,
-        in one transaction, which may wait for a user's that has the same unique key.
+        What it leaves, since the queue has changed, goes with the others. Until cancelled.
         """
-        bounded = jobs[0].bounded
+        while True:
+            jobs = await self._plain.take()
+            with self._answered(jobs):
+                await self._attempt(jobs, self._store_plain)
+            for job in jobs:
+                if not job.answered:
+                    self._others.put(job)
+
+    async def _run_others(self) -> None:
+        """Store others, a batch in a transaction, which may have to wait for a user's. Until cancelled."""
+        while True:
+            jobs = await self._others.take()
+            with self._answered(jobs):
+                await self._attempt(jobs, self._store_others, may_wait=True)
+
+    @contextmanager
+    def _answered(self, jobs: Sequence[_Job]) -> Generator[None]:
+        """Whatever ends the block, the callers learn of it."""
         try:
-            plain = [job for job in jobs if self._tasks.are_plain(job.tasks, bounded=bounded)]
-            await self._attempt(plain, self._store_plain)
-            await self._attempt([job for job in jobs if not job.answered], self._store_others)
+            yield
         except BaseException:
             for job in jobs:
                 if not job.answered:
@@ -476,24 +536,49 @@ class PostgresStorage(Storage):
             raise
 
     async def _attempt(
-        self, jobs: list[_Job], store: Callable[[list[_Job]], Awaitable[None]]
+        self,
+        jobs: Sequence[_Job],
+        store: Callable[[Sequence[_Job]], Awaitable[None]],
+        *,
+        may_wait: bool = False,
     ) -> None:
         """Store jobs together, or one by one where one of them is the trouble."""
-        if not jobs:
-            return
         try:
             await store(jobs)
         except Exception as exc:  # noqa: BLE001 - each caller is told; the next ones go on
-            away = isinstance(exc.__cause__, psycopg.OperationalError | None)
-            if len(jobs) > 1 and not (isinstance(exc, StorageError) and away):
+            away = isinstance(exc, StorageError) and isinstance(
+                exc.__cause__, psycopg.OperationalError | None
+            )
+            error = _as_storage_error(exc, redacted(self._dsn))
+            if may_wait and isinstance(exc, _LateError):
+                error = StorageError(f"{redacted(self._dsn)}: no answer within {DEADLINE_S:g} s; {HELD}")
+                if len(jobs) > 1:
+                    await self._attempt_briefly(jobs, error)
+                    return
+            elif len(jobs) > 1 and not away:
                 # It is about what one of them brought: that must stay its own trouble.
                 for job in jobs:
-                    await self._attempt([job], store)
+                    await self._attempt([job], store, may_wait=may_wait)
                 return
             for job in jobs:
-                job.answer(_as_storage_error(exc, redacted(self._dsn)))
+                job.answer(error)
 
-    async def _store_plain(self, jobs: list[_Job]) -> None:
+    async def _attempt_briefly(self, jobs: Sequence[_Job], late: DispatchError) -> None:
+        """Store, one by one, those that need not wait for what somebody else holds."""
+        silent = False
+        for job in jobs:
+            error = late
+            if not silent:
+                try:
+                    await self._store_others([job], patient=False)
+                    continue
+                except Exception as exc:  # noqa: BLE001 - as above
+                    silent = isinstance(exc, _LateError)
+                    if not isinstance(exc.__cause__, psycopg.errors.LockNotAvailable):
+                        error = _as_storage_error(exc, redacted(self._dsn))
+            job.answer(error)
+
+    async def _store_plain(self, jobs: Sequence[_Job]) -> None:
         tasks = [new for job in jobs for new in job.tasks]
         stored = iter(
             await self._step(
@@ -508,28 +593,29 @@ class PostgresStorage(Storage):
             if None not in job.results:
                 job.answer()
 
-    async def _store_others(self, jobs: list[_Job]) -> None:
+    async def _store_others(self, jobs: Sequence[_Job], *, patient: bool = True) -> None:
         left = [
             new
             for job in jobs
             for new, result in zip(job.tasks, job.results, strict=True)
             if result is None
         ]
-        decided = iter(
-            await self._step(
-                lambda connection, outcome: self._tasks.enqueue(
-                    connection, left, outcome, bounded=jobs[0].bounded
-                )
-            )
-        )
+
+        async def store(
+            connection: TrioConnection[Any], outcome: Outcome
+        ) -> list[EnqueueResult]:
+            if not patient:
+                await connection.execute(IMPATIENT)
+            return await self._tasks.enqueue(connection, left, outcome, bounded=jobs[0].bounded)
+
+        decided = iter(await self._step(store))
         for job in jobs:
             job.results = [next(decided) if result is None else result for result in job.results]
             job.answer()
 
     def _fail_jobs(self, why: str) -> None:
         """Wake who waits for a statement that will not be made."""
-        jobs, self._jobs = self._jobs, []
-        for job in jobs:
+        for job in (*self._plain.clear(), *self._others.clear()):
             job.answer(StorageError(f"{redacted(self._dsn)}: {why}; nothing was stored"))
 
     # ---- runs ------------------------------------------------------------
@@ -769,12 +855,3 @@ def _as_storage_error(exc: Exception, where: str) -> DispatchError:
     error = StorageError(f"{where}: cannot be stored: {exc}")
     error.__cause__ = exc
     return error
-
-
-def _with_options(dsn: str, options: str) -> str:
-    """The connection string with settings of the session, its own coming after them."""
-    try:
-        given = psycopg.conninfo.conninfo_to_dict(dsn).get("options")
-        return psycopg.conninfo.make_conninfo(dsn, options=f"{options} {given or ''}".strip())
-    except psycopg.Error:
-        return dsn  # the pool's own attempt to connect says what is wrong with it

@@ -10,25 +10,35 @@ back; and its notifications are part of it, so that workers wake when it commits
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final, TypeVar, cast
 from weakref import WeakSet
 
 from psycopg.rows import tuple_row
 
-from dispatch.errors import InvalidConfigError
+from dispatch.errors import InvalidConfigError, StorageError
 from dispatch.records import NewTask, Transition
 from dispatch.storage.postgres_bell import payloads
-from dispatch.storage.postgres_rows import Lanes, Sql
-from dispatch.storage.postgres_step import Outcome
+from dispatch.storage.postgres_rows import Address, Lanes, Sql, address_of
+from dispatch.storage.postgres_step import Again, Outcome
 from dispatch.storage.postgres_tasks import PostgresTasks
-from dispatch.storage.protocol import EnqueueResult, SettleResult
-from dispatch.storage.psycopg_trio import TrioConnection, psycopg, storage_errors
+from dispatch.storage.protocol import EnqueueResult, SettleResult, Topic, TopicKind
+from dispatch.storage.psycopg_trio import (
+    TrioConnection,
+    connected,
+    psycopg,
+    redacted,
+    storage_errors,
+)
 
 __all__ = ["Joined"]
 
 T = TypeVar("T")
 
+Aside = Callable[[Sequence[Address]], Awaitable[None]]
+"""Makes lanes in a transaction of its own."""
+
+TRIES: Final = 5
 EVERYBODY: Final = "-"
 """Sent as the sender's name: also this process hears it, when it is committed."""
 
@@ -38,7 +48,6 @@ class _Results:
 
     def __init__(self, cursor: psycopg.Cursor[Any]) -> None:
         self._cursor = cursor
-        self.rowcount = cursor.rowcount
 
     async def fetchall(self) -> list[Any]:
         return self._cursor.fetchall()
@@ -89,11 +98,13 @@ def _finished(step: Coroutine[Any, Any, T]) -> T:
 class Joined:
     """What can be done in the user's transaction, for the storage of this schema and `identity`."""
 
-    def __init__(self, sql: Sql, lanes: Lanes, channel: str, where: str) -> None:
+    def __init__(self, sql: Sql, lanes: Lanes, channel: str, dsn: str, aside: Aside) -> None:
         self._sql = sql
         self._lanes = lanes
         self._channel = channel
-        self._where = where
+        self._dsn = dsn
+        self._where = redacted(dsn)
+        self._aside = aside
         self.identity = ""
         self._known: WeakSet[Any] = WeakSet()
         """Connections found to be of this database."""
@@ -105,14 +116,14 @@ class Joined:
         connection = _plain(given, "publish_in")
         with storage_errors(self._where):
             blocking = cast("TrioConnection[Any]", _Blocking(connection))
-            return _finished(self._enqueue(blocking, connection, tasks))
+            return _finished(self._enqueue(blocking, connection, tasks, self._blocking_aside))
 
     def settle(self, given: object, transition: Transition) -> SettleResult:
         """End a run in the transaction."""
         connection = _plain(given, "settle_in")
         with storage_errors(self._where):
             blocking = cast("TrioConnection[Any]", _Blocking(connection))
-            return _finished(self._settle(blocking, connection, transition))
+            return _finished(self._settle(blocking, connection, transition, self._blocking_aside))
 
     # ---- on a connection of ours -----------------------------------------
 
@@ -121,44 +132,102 @@ class Joined:
         connection = _ours(given, "publish_in")
         with storage_errors(self._where):
             waiting = cast("TrioConnection[Any]", _Waiting(connection))
-            return await self._enqueue(waiting, connection, tasks)
+            return await self._enqueue(waiting, connection, tasks, self._aside)
 
     async def settle_async(self, given: object, transition: Transition) -> SettleResult:
         """`settle` on a `TrioConnection`."""
         connection = _ours(given, "settle_in")
         with storage_errors(self._where):
             waiting = cast("TrioConnection[Any]", _Waiting(connection))
-            return await self._settle(waiting, connection, transition)
+            return await self._settle(waiting, connection, transition, self._aside)
 
     # ---- on either -------------------------------------------------------
 
     async def _enqueue(
-        self, connection: TrioConnection[Any], known_by: object, tasks: Sequence[NewTask]
+        self,
+        connection: TrioConnection[Any],
+        known_by: object,
+        tasks: Sequence[NewTask],
+        aside: Aside,
     ) -> list[EnqueueResult]:
         await self._check_database(connection, known_by)
+        await self._know_lanes(connection, tasks, aside)
         steps, outcome = PostgresTasks(self._sql, self._lanes.copy()), Outcome()
         results = await steps.enqueue_plain(connection, tasks, outcome, bounded=False)
         left = [new for new, result in zip(tasks, results, strict=True) if result is None]
         if left:
             await self._check_isolation(connection)
-            decided = iter(await steps.enqueue(connection, left, outcome, bounded=False))
+            decided = iter(
+                await self._again(
+                    connection, lambda: steps.enqueue(connection, left, outcome, bounded=False)
+                )
+            )
             results = [next(decided) if result is None else result for result in results]
         await self._tell(connection, outcome)
         return [result for result in results if result is not None]
 
     async def _settle(
-        self, connection: TrioConnection[Any], known_by: object, transition: Transition
+        self,
+        connection: TrioConnection[Any],
+        known_by: object,
+        transition: Transition,
+        aside: Aside,
     ) -> SettleResult:
         await self._check_database(connection, known_by)
         await self._check_isolation(connection)
+        await self._know_lanes(connection, transition.spawn, aside)
         steps, outcome = PostgresTasks(self._sql, self._lanes.copy()), Outcome()
-        [result] = await steps.settle(connection, [transition], outcome)
+        [result] = await self._again(
+            connection, lambda: steps.settle(connection, [transition], outcome)
+        )
+        # Of limits on the queue, within which there is room now, these steps know nothing.
+        over = [topic.name for topic in outcome.rings if topic.kind is TopicKind.DONE]
+        outcome.rings.update(Topic(TopicKind.QUEUE, queue) for queue in over)
         await self._tell(connection, outcome)
         return result
+
+    async def _again(
+        self, connection: TrioConnection[Any], step: Callable[[], Awaitable[T]]
+    ) -> T:
+        """A step that is made again where another transaction stored the same id meanwhile."""
+        for _ in range(TRIES):
+            await connection.execute(b"SAVEPOINT dispatch_step")
+            try:
+                result = await step()
+            except Again:
+                await connection.execute(b"ROLLBACK TO SAVEPOINT dispatch_step")
+                continue
+            await connection.execute(b"RELEASE SAVEPOINT dispatch_step")
+            return result
+        raise StorageError(f"{self._where}: {TRIES} times in conflict with others")
+
+    async def _know_lanes(
+        self, connection: TrioConnection[Any], tasks: Iterable[NewTask], aside: Aside
+    ) -> None:
+        """Have their lanes made beside the transaction: as part of it they would be locked until its end.
+
+        Then everybody who publishes such a task for the first time would wait for it. A
+        transaction that does not see what was committed since it began makes them itself.
+        """
+        missing = sorted({address_of(new) for new in tasks} - self._lanes.addresses)
+        if missing and await self._isolation(connection) == "read committed":
+            await aside(missing)
+
+    async def _blocking_aside(self, addresses: Sequence[Address]) -> None:
+        with connected(self._dsn) as own:
+            own.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+            blocking = cast("TrioConnection[Any]", _Blocking(own))
+            self._lanes.note((await self._lanes.make(blocking, addresses)).values())
 
     async def _check_database(self, connection: TrioConnection[Any], known_by: object) -> None:
         if known_by in self._known:
             return
+        encoding = connection.pgconn.parameter_status(b"client_encoding")
+        if encoding != b"UTF8":
+            raise InvalidConfigError(
+                "publish_in: needs a connection whose client_encoding is UTF8, got "
+                f"{'none' if encoding is None else encoding.decode()}; connect with client_encoding='UTF8'"
+            )
         table = f"{self._sql.schema}.identity"
         cursor = await connection.execute(b"SELECT to_regclass(%s) IS NOT NULL", (table,))
         there = await cursor.fetchone()
@@ -174,14 +243,19 @@ class Joined:
         self._known.add(known_by)
 
     async def _check_isolation(self, connection: TrioConnection[Any]) -> None:
-        cursor = await connection.execute(b"SELECT current_setting('transaction_isolation')")
-        row = await cursor.fetchone()
-        if row is None or row[0] != "read committed":
+        isolation = await self._isolation(connection)
+        if isolation != "read committed":
             # What another transaction has committed since must be seen behind its lock.
             raise InvalidConfigError(
                 "publish_in: unique tasks, keyed queues and settling need a transaction that is "
-                f"READ COMMITTED, this one is {row[0] if row else 'unknown'}"
+                f"READ COMMITTED, this one is {isolation}"
             )
+
+    async def _isolation(self, connection: TrioConnection[Any]) -> str:
+        cursor = await connection.execute(b"SELECT current_setting('transaction_isolation')")
+        row = await cursor.fetchone()
+        assert row is not None
+        return str(row[0])
 
     async def _tell(self, connection: TrioConnection[Any], outcome: Outcome) -> None:
         for payload in payloads(EVERYBODY, outcome.rings):

@@ -9,7 +9,8 @@ that did change are written.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 import attrs
@@ -29,10 +30,12 @@ __all__ = [
     "STATUS",
     "TYPES",
     "WRITTEN",
+    "Address",
     "Lane",
     "Lanes",
     "Sql",
     "Stored",
+    "address_of",
     "as_json",
     "attempt_of",
     "new_record",
@@ -150,6 +153,11 @@ Address = tuple[str, str, int, bool]
 """Queue, type, version, whether tagged."""
 
 
+def address_of(task: NewTask | TaskRecord) -> Address:
+    """Of the lane it belongs to."""
+    return task.queue, task.type, task.version, bool(task.tags)
+
+
 class Lanes:
     """The lanes known to this process. They never change, so knowing one is for ever."""
 
@@ -164,6 +172,11 @@ class Lanes:
         other._by_address = self._by_address.copy()
         other._by_id = self._by_id.copy()
         return other
+
+    @property
+    def addresses(self) -> AbstractSet[Address]:
+        """Of those that are known."""
+        return self._by_address.keys()
 
     def known(self, address: Address) -> Lane | None:
         """The lane, if this process has met it."""
@@ -197,10 +210,17 @@ class Lanes:
         """
         wanted = sorted(set(addresses))
         columns = [list(column) for column in zip(*wanted, strict=True)]
-        await connection.execute(self._sql(MAKE_LANES), columns)
-        cursor = await connection.execute(self._sql(FIND_LANES), columns)
-        found = [Lane(*row) for row in await cursor.fetchall()]
+        found = await self._find(connection, columns)
+        if len(found) < len(wanted):  # only then: each attempt uses up a number, also in vain
+            await connection.execute(self._sql(MAKE_LANES), columns)
+            found = await self._find(connection, columns)
         return {(lane.queue, lane.type, lane.version, lane.tagged): lane for lane in found}
+
+    async def _find(
+        self, connection: TrioConnection[Any], columns: Sequence[Sequence[Any]]
+    ) -> list[Lane]:
+        cursor = await connection.execute(self._sql(FIND_LANES), columns)
+        return [Lane(*row) for row in await cursor.fetchall()]
 
 
 LANES: Final = (
@@ -248,8 +268,7 @@ class Stored:
 
     def address(self) -> Address:
         """Of the lane it belongs to."""
-        record = self.record
-        return record.queue, record.type, record.version, bool(record.tags)
+        return address_of(self.record)
 
     def place(self, on_retry: str, now: float) -> None:
         """Find the state of a task that changed. Of its key's tasks the first is READY later on."""

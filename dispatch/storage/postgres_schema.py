@@ -217,7 +217,7 @@ def check_schema_name(name: str) -> str:
 def migration_sql(schema: str = DEFAULT_SCHEMA, *, since: int = 0) -> str:
     """The script that brings a schema from version `since` to this one, for psql or a DBA."""
     check_schema_name(schema)
-    parts = ["BEGIN;", f"SELECT pg_advisory_xact_lock({_lock_sql(schema)});"]
+    parts = ["BEGIN ISOLATION LEVEL READ COMMITTED;", f"SELECT pg_advisory_xact_lock({_lock_sql(schema)});"]
     if since == 0:
         parts.append(_foundation(schema))
     parts += (_step(schema, version) for version in range(since + 1, SCHEMA_VERSION + 1))
@@ -225,8 +225,9 @@ def migration_sql(schema: str = DEFAULT_SCHEMA, *, since: int = 0) -> str:
 
 
 def _foundation(schema: str) -> str:
+    # Not IF NOT EXISTS: that asks for the right to make schemas even where it is there.
     return (
-        f"CREATE SCHEMA IF NOT EXISTS {schema};\n"
+        f"DO $$ BEGIN IF to_regnamespace('{schema}') IS NULL THEN CREATE SCHEMA {schema}; END IF; END $$;\n"
         f"CREATE TABLE IF NOT EXISTS {schema}.migrations (version int PRIMARY KEY, "
         "oldest_code int NOT NULL, applied_at timestamptz NOT NULL DEFAULT now());"
     )
@@ -253,6 +254,8 @@ def migrate(dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[int, int]:
     """
     check_schema_name(schema)
     with storage_errors(redacted(dsn)), psycopg.connect(dsn) as connection:
+        # Behind the lock what the other has done must be seen.
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         connection.execute(f"SELECT pg_advisory_xact_lock({_lock_sql(schema)})".encode())
         _check_server(connection.info.server_version)
         found, _ = _versions(connection, schema)

@@ -605,11 +605,12 @@ class Step:
         cursor = await self._connection.execute(
             self._sql(
                 f"INSERT INTO @.tasks ({', '.join(names)}) SELECT {selected}"
-                f" FROM {insert_sql(names, ' ORDER BY ord')} ON CONFLICT (id) DO NOTHING"
+                f" FROM {insert_sql(names, ' ORDER BY ord')} ON CONFLICT (id) DO NOTHING RETURNING 1"
             ),
             list(map(as_array, names, _columns(rows))),
         )
-        if cursor.rowcount != len(rows):
+        # Not `rowcount`: in a user's pipeline that is not known yet.
+        if len(await cursor.fetchall()) != len(rows):
             raise Again
 
 

@@ -24,7 +24,7 @@ from dispatch.storage.postgres_query import (
     matching,
     sequences,
 )
-from dispatch.storage.postgres_rows import Lanes, Sql
+from dispatch.storage.postgres_rows import Address, Lane, Lanes, Sql, address_of
 from dispatch.storage.postgres_schema import State
 from dispatch.storage.postgres_step import (
     INSERTED,
@@ -113,6 +113,7 @@ class PostgresTasks:
             for names, holds in (
                 (self._keyed, queue.keyed),
                 (self._bounded, queue.max_waiting is not None),
+                (self.claims.limited, _is_limited(queue)),
             ):
                 if holds:
                     names.add(queue.name)
@@ -166,21 +167,24 @@ class PostgresTasks:
         self, connection: TrioConnection[Any], tasks: Sequence[NewTask], outcome: Outcome
     ) -> list[int | None]:
         """Their lanes, made where missing; None for unique tasks, and of undeclared queues."""
-        addresses = [
-            (new.queue, new.type, new.version, bool(new.tags)) if new.unique is None else None
-            for new in tasks
-        ]
+        addresses = [address_of(new) if new.unique is None else None for new in tasks]
         found = {each: self._lanes.known(each) for each in addresses if each is not None}
         missing = [each for each, lane in found.items() if lane is None]
         if missing:
-            made = await self._lanes.make(connection, missing)
-            found.update(made)
-            outcome.lanes += made.values()
+            found.update(await self.make_lanes(connection, missing, outcome))
         numbers: list[int | None] = []
         for each in addresses:
             lane = None if each is None else found[each]
             numbers.append(None if lane is None else lane.id)
         return numbers
+
+    async def make_lanes(
+        self, connection: TrioConnection[Any], addresses: Iterable[Address], outcome: Outcome
+    ) -> dict[Address, Lane]:
+        """The lanes of these addresses, made where missing."""
+        made = await self._lanes.make(connection, addresses)
+        outcome.lanes += made.values()
+        return made
 
     def _insert(
         self, tasks: Sequence[NewTask], numbers: Sequence[int], *, bounded: bool
@@ -498,3 +502,8 @@ def all_plain(transitions: Sequence[Transition]) -> bool:
         each.kind is TransitionKind.DONE and not each.spawn and each.error is None
         for each in transitions
     ) and len({each.id for each in transitions}) == len(transitions)
+
+
+def _is_limited(queue: QueueRecord | Queue) -> bool:
+    rate = queue.rate if isinstance(queue, QueueRecord) else queue.rate_count
+    return queue.max_running is not None or rate is not None

@@ -67,6 +67,7 @@ __all__ = [
     "psycopg",
     "redacted",
     "storage_errors",
+    "with_options",
 ]
 
 RV = TypeVar("RV")
@@ -523,14 +524,33 @@ async def _opened(conninfo: str, kwargs: dict[str, ConnParam]) -> psycopg.pq.abc
 
 def _parameters(conninfo: str, kwargs: dict[str, ConnParam]) -> ConnDict:
     given = _parsed(conninfo, kwargs)
-    # Those of the environment, and of a service that it names.
-    around: ConnDict = {
-        each.keyword.decode(): each.val.decode() for each in Conninfo.get_defaults() if each.val
-    }
+    around = _around()
     params: ConnDict = {name: around.get(name, value) for name, value in DEFAULTS.items()}
     params.update(given)
     params["options"] = f"{DEFAULT_OPTIONS} {given.get('options', around.get('options', ''))}"
     return params
+
+
+def _around() -> ConnDict:
+    """The parameters of the environment, and of a service that it names."""
+    return {
+        each.keyword.decode(): each.val.decode() for each in Conninfo.get_defaults() if each.val
+    }
+
+
+def with_options(conninfo: str, options: str) -> str:
+    """The connection string with settings of the session; those that it had win over them.
+
+    It had its own, or none, and then those of the environment (PGOPTIONS). A
+    string that cannot be read stays as it is: connecting says what is wrong.
+    """
+    try:
+        given = psycopg.conninfo.conninfo_to_dict(conninfo).get("options")
+        if given is None:
+            given = _around().get("options", "")
+        return psycopg.conninfo.make_conninfo(conninfo, options=f"{options} {given}".strip())
+    except psycopg.Error:
+        return conninfo
 
 
 def _parsed(conninfo: str, kwargs: dict[str, ConnParam]) -> ConnDict:
@@ -616,7 +636,8 @@ class TrioPool:
     Lent in the reverse order of their return, so that a burst's extra ones
     rest. Kept after use only if `reusable`, and still in the autocommit that
     they were lent in; all others are closed, and replaced when they are
-    needed, as are those whose server has gone.
+    needed, as are those whose server has gone. `isolation_level` is that of
+    their transactions, by default the server's.
     """
 
     def __init__(
@@ -626,6 +647,7 @@ class TrioPool:
         *,
         autocommit: bool = True,
         prepare_threshold: int | None = 5,
+        isolation_level: psycopg.IsolationLevel | None = None,
         patience_s: float = 3.0,
         random: Callable[[], float] = random_module.random,
     ) -> None:
@@ -634,6 +656,7 @@ class TrioPool:
         self._conninfo = conninfo
         self._autocommit = autocommit
         self._prepare_threshold = prepare_threshold
+        self._isolation_level = isolation_level
         self._patience_s = patience_s
         self._random = random
         self._size = size
@@ -686,11 +709,14 @@ class TrioPool:
             failures = 0
             while True:
                 try:
-                    return await TrioConnection.connect(
+                    connection = await TrioConnection.connect(
                         self._conninfo,
                         autocommit=self._autocommit,
                         prepare_threshold=self._prepare_threshold,
                     )
+                    if self._isolation_level is not None:
+                        await connection.set_isolation_level(self._isolation_level)
+                    return connection
                 except psycopg.Error as exc:
                     why = brief(exc)
                     if _is_hopeless(exc):

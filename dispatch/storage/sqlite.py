@@ -70,6 +70,7 @@ log: Final = logging.getLogger("dispatch.sqlite")
 
 T = TypeVar("T")
 
+TAKE_LOCK: Final = "DELETE FROM dispatch_tasks WHERE FALSE"
 QUICK_S: Final = 0.01
 SLOW_S: Final = 0.1
 """The shortest and the longest pause between two looks for what other processes wrote."""
@@ -306,7 +307,12 @@ class SqliteStorage(Storage):
 
     def _failed(self, exc: sqlite3.Error) -> StorageError:
         hint = ""
-        if "locked" in str(exc):
+        if exc.sqlite_errorcode == sqlite3.SQLITE_BUSY_SNAPSHOT:
+            hint = (
+                "; the transaction read before somebody else wrote, and so cannot write any more. Roll "
+                "back and begin it with BEGIN IMMEDIATE"
+            )
+        elif "locked" in str(exc):
             hint = (
                 "; somebody held the write lock for 5 s. A transaction of your own on this file, "
                 "open in this process, must end before you await a write of the dispatcher"
@@ -358,6 +364,9 @@ class SqliteStorage(Storage):
             )
         steps = SqliteTasks(plain)
         try:
+            # Before the first read: a deferred transaction that has read cannot write any more
+            # once somebody else has, while for the lock it waits.
+            plain.execute(TAKE_LOCK)
             steps.begin()
             results = steps.enqueue(tasks, self._clock.now(), bounded=False, by=None)
             ring(steps)

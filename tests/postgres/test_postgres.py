@@ -26,7 +26,7 @@ from dispatch.storage.postgres import PostgresStorage
 from dispatch.storage.postgres_claim import _values
 from dispatch.storage.postgres_schema import SCHEMA_VERSION, migrate, migration_sql
 from dispatch.storage.protocol import EnqueueAnswer, QueueRecord, Topic, TopicKind, Want
-from dispatch.storage.psycopg_trio import TrioConnection, psycopg
+from dispatch.storage.psycopg_trio import TrioConnection, psycopg, with_options
 from dispatch.storage.query import All, Ids, Order, Queues, Statuses, Types, Where
 from dispatch.testing.postgres import PostgresServer
 from dispatch.testing.workbench import LEASE_S, Workbench, unique
@@ -584,7 +584,7 @@ def plan(stage: Stage, storage: PostgresStorage, want: Want) -> tuple[str, int]:
     explain = psycopg.sql.SQL(
         "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF) EXECUTE claiming ({})"
     ).format(given)
-    settings = postgres._with_options(stage.dsn, postgres.FLOW_OPTIONS)
+    settings = with_options(stage.dsn, postgres.FLOW_OPTIONS)
     with psycopg.connect(settings, autocommit=True, prepare_threshold=None) as connection:
         connection.execute(b"PREPARE claiming AS " + statement.text)
         lines: list[str] = []

@@ -1,0 +1,321 @@
+"""Whatever the database, the role, the environment or the user's connection is set to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import pytest
+import trio
+import trio.testing
+from attrs import frozen
+
+from dispatch import (
+    Dispatcher,
+    InvalidConfigError,
+    QueueTask,
+    Run,
+    StorageError,
+    TaskQueueConfig,
+    TaskStatus,
+    TaskType,
+    Unique,
+    open_dispatcher,
+)
+from dispatch.storage import postgres
+from dispatch.storage.postgres import PostgresStorage
+from dispatch.storage.postgres_schema import SCHEMA_VERSION, migrate, migration_sql
+from dispatch.storage.psycopg_trio import TrioConnection
+from dispatch.testing.postgres import PostgresServer
+
+PATIENCE_S = 20.0
+
+
+@frozen
+class Job:
+    n: int = 0
+
+
+JOB = TaskType("q", "job", Job)
+OTHER = TaskType("q", "other", Job)
+
+
+def set_default(dsn: str, isolation: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as admin:
+        admin.execute(
+            f"ALTER DATABASE {admin.info.dbname} SET default_transaction_isolation = '{isolation}'".encode()
+        )
+
+
+@asynccontextmanager
+async def publishing(dsn: str, **settings: Any) -> AsyncGenerator[Dispatcher]:
+    async with PostgresStorage(dsn, **settings) as storage, open_dispatcher(storage, observers=()) as dispatcher:
+        dispatcher.consumer.register_queue("q", TaskQueueConfig(max_retry=2, retry_delay=0))
+        await dispatcher.publisher.declare()
+        yield dispatcher
+
+
+def stored(dsn: str) -> list[str]:
+    with psycopg.connect(dsn) as connection:
+        return [row[0] for row in connection.execute("SELECT id FROM dispatch.tasks ORDER BY seq")]
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+async def test_unique_tasks_stay_so_whatever_the_default_isolation(database: str, isolation: str) -> None:
+    migrate(database)
+    set_default(database, isolation)
+
+    async def publish(dispatcher: Dispatcher, key: str) -> None:
+        await dispatcher.publisher.publish(JOB(Job(), unique=Unique(key=key)))
+
+    async with publishing(database) as first, publishing(database) as second, trio.open_nursery() as nursery:
+        for number in range(40):
+            nursery.start_soon(publish, first, f"k{number}")
+            nursery.start_soon(publish, second, f"k{number}")
+    assert len(stored(database)) == 40
+
+
+def test_two_that_migrate_at_once_make_it_once_whatever_the_default_isolation(database: str) -> None:
+    set_default(database, "serializable")
+    found: list[object] = []
+
+    def make() -> None:
+        try:
+            found.append(migrate(database))
+        except StorageError as exc:
+            found.append(exc)
+
+    threads = [threading.Thread(target=make) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found, key=str) == [(0, SCHEMA_VERSION), *[(SCHEMA_VERSION, SCHEMA_VERSION)] * 2]
+
+
+def test_a_schema_made_for_the_role_is_enough(server: PostgresServer, database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute("DROP ROLE IF EXISTS plain")
+        admin.execute("CREATE ROLE plain LOGIN")
+        for name in ("dispatch", "scripted"):
+            admin.execute(f"CREATE SCHEMA {name} AUTHORIZATION plain".encode())
+    as_role = psycopg.conninfo.make_conninfo(database, user="plain")
+    assert migrate(as_role) == (0, SCHEMA_VERSION)
+    with psycopg.connect(as_role, autocommit=True) as connection:
+        connection.execute(migration_sql("scripted").encode())
+    assert migrate(as_role, schema="scripted") == (SCHEMA_VERSION, SCHEMA_VERSION)
+    with pytest.raises(StorageError, match="permission denied"):
+        migrate(as_role, schema="third")
+
+
+async def test_the_environments_options_reach_every_connection(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    migrate(database)
+    monkeypatch.setenv("PGOPTIONS", "-c work_mem=7MB")
+    shown: list[Any] = []
+    async with PostgresStorage(database) as storage:
+        for pool in (storage._flow, storage._reads):  # type: ignore[attr-defined]
+            async with pool.connection() as connection:
+                for name in ("work_mem", "default_transaction_isolation"):
+                    cursor = await connection.execute(f"SHOW {name}".encode())
+                    shown.append(await cursor.fetchone())
+    assert shown == [("7MB",), ("read committed",)] * 2
+
+
+async def test_publish_in_on_any_thread(database: str) -> None:
+    migrate(database)
+    ran: list[int] = []
+    both = trio.Event()
+
+    def work(task: QueueTask[Job], run: Run) -> None:
+        with psycopg.connect(database) as connection:
+            if task.payload.n == 1:
+                dispatcher.publisher.publish_in(connection, JOB(Job(2)))
+            run.complete_in(connection)
+        ran.append(task.payload.n)
+        if len(ran) == 2:
+            trio.from_thread.run_sync(both.set)
+
+    async with publishing(database) as dispatcher:
+        dispatcher.consumer.register_handler(JOB, work)
+
+        def publish() -> None:
+            with psycopg.connect(database) as connection:
+                dispatcher.publisher.publish_in(connection, JOB(Job(1)))
+
+        with trio.fail_after(PATIENCE_S):
+            await trio.to_thread.run_sync(publish)
+            await both.wait()
+            await dispatcher.drain()
+    assert ran == [1, 2]
+
+
+async def test_an_open_transaction_that_brings_a_new_type_keeps_nobody_waiting(database: str) -> None:
+    migrate(database)
+    async with publishing(database) as here, publishing(database) as there:
+        with psycopg.connect(database) as one, psycopg.connect(database) as two, trio.fail_after(3):
+            # In opposite order: neither waits for the other.
+            here.publisher.publish_in(one, JOB(Job(), id="a"))
+            there.publisher.publish_in(two, OTHER(Job(), id="b"))
+            here.publisher.publish_in(one, OTHER(Job(), id="c"))
+            there.publisher.publish_in(two, JOB(Job(), id="d"))
+            for dispatcher in (here, there):
+                await dispatcher.publisher.publish(JOB(Job()))
+                await dispatcher.publisher.publish(OTHER(Job()))
+            one.rollback()
+            two.commit()
+            async with await TrioConnection.connect(database) as ours:
+                third = TaskType("q", "third", Job)
+                await here.publisher.publish_in_async(ours, third(Job(), id="e"))
+                await there.publisher.publish(third(Job()))
+                await ours.rollback()
+    assert len(stored(database)) == 7
+    assert {"a", "c", "e"}.isdisjoint(stored(database))
+
+
+async def test_an_old_snapshot_may_bring_a_new_type(database: str) -> None:
+    migrate(database)
+    async with publishing(database) as dispatcher:
+        with psycopg.connect(database) as connection:
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            connection.execute("SELECT 1")
+            dispatcher.publisher.publish_in(connection, JOB(Job(), id="a"))
+    assert stored(database) == ["a"]
+
+
+async def test_joined_publishing_uses_up_no_numbers(database: str) -> None:
+    migrate(database)
+    async with publishing(database) as dispatcher:
+        with psycopg.connect(database) as connection:
+            for _ in range(3):
+                dispatcher.publisher.publish_in(connection, JOB(Job()))
+                dispatcher.publisher.publish_in(connection, JOB(Job(), unique=Unique(key="k")))
+            row = connection.execute("SELECT last_value FROM dispatch.lanes_id_seq").fetchone()
+    assert row == (1,)
+
+
+async def test_a_key_that_a_transaction_holds_is_one_publishers_trouble(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate(database)
+    monkeypatch.setattr(postgres, "DEADLINE_S", 0.5)
+    answered: dict[str, str] = {}
+
+    async def publish(name: str, key: str | None) -> None:
+        try:
+            await dispatcher.publisher.publish(JOB(Job(), id=name, unique=None if key is None else Unique(key=key)))
+            answered[name] = "stored"
+        except StorageError as exc:
+            answered[name] = str(exc)
+
+    async with publishing(database) as dispatcher:
+        with psycopg.connect(database) as connection:
+            dispatcher.publisher.publish_in(connection, JOB(Job(), unique=Unique(key="A")))
+            async with trio.open_nursery() as nursery:
+                # While the first is being stored, the others gather, and go together.
+                for name, key in (("first", "F"), ("a", "A"), ("b", "B"), ("c", "C")):
+                    nursery.start_soon(publish, name, key)
+                    await trio.testing.wait_all_tasks_blocked(0.0)
+                await trio.sleep(0.2)
+                await publish("plain", None)
+                assert set(answered) == {"first", "plain"}, "plain ones wait for nobody"
+            connection.rollback()
+        await publish("again", "A")
+    held = answered.pop("a")
+    assert "no answer within 0.5 s; nothing was stored" in held
+    assert "published the same unique key" in held
+    assert set(answered.values()) == {"stored"}
+    assert sorted(stored(database)) == ["again", "b", "c", "first", "plain"]
+
+
+async def test_unique_publishing_within_a_pipeline(database: str) -> None:
+    migrate(database)
+    ran: list[str] = []
+
+    def work(task: QueueTask[Job], run: Run) -> None:
+        trio.from_thread.run(run.publish, OTHER(Job(), id="child", unique=Unique(key="child")))
+        with psycopg.connect(database) as connection, connection.pipeline():
+            run.complete_in(connection)
+        ran.append(task.id)
+
+    async with publishing(database) as dispatcher:
+        dispatcher.consumer.register_handler(JOB, work)
+        with psycopg.connect(database) as connection, connection.pipeline():
+            for id_ in ("a", "b"):
+                dispatcher.publisher.publish_in(connection, OTHER(Job(), id=id_, unique=Unique(key="k")))
+        async with await TrioConnection.connect(database) as ours:
+            async with ours.pipeline():
+                await dispatcher.publisher.publish_in_async(ours, OTHER(Job(), id="c", unique=Unique(key="c")))
+            await ours.commit()
+        task = await dispatcher.publisher.publish(JOB(Job(), id="d"))
+        with trio.fail_after(PATIENCE_S):
+            ended = await dispatcher.publisher.wait(task)
+    assert (ended.status, ended.attempt, ran) == (TaskStatus.SUCCEEDED, 1, ["d"])
+    assert stored(database) == ["a", "c", "d", "child"]
+
+
+@pytest.mark.parametrize("keys", [("x", "y"), (None, "y"), ("x", None)], ids=str)
+async def test_one_id_in_two_transactions_is_stored_once(database: str, keys: tuple[str | None, str | None]) -> None:
+    migrate(database)
+    first, second = (JOB(Job(), id="a", unique=None if key is None else Unique(key=key)) for key in keys)
+
+    def publish() -> None:
+        with psycopg.connect(database) as connection:
+            dispatcher.publisher.publish_in(connection, second)
+
+    async with publishing(database) as dispatcher:
+        with psycopg.connect(database) as connection:
+            dispatcher.publisher.publish_in(connection, first)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, publish)
+                await trio.sleep(0.2)  # it waits for the first one's row by now
+                connection.commit()
+    assert stored(database) == ["a"]
+
+
+async def test_a_run_completed_in_a_transaction_makes_room_for_others(database: str) -> None:
+    migrate(database)
+    config = TaskQueueConfig(max_running=1)
+    running, started = trio.Event(), trio.Event()
+    go = threading.Event()
+
+    def first(_: QueueTask[Job], run: Run) -> None:
+        trio.from_thread.run_sync(running.set)
+        go.wait(PATIENCE_S)
+        with psycopg.connect(database) as connection:
+            run.complete_in(connection)
+
+    async def second(_: QueueTask[Job]) -> None:
+        started.set()
+
+    async with (
+        PostgresStorage(database) as one,
+        PostgresStorage(database) as two,
+        open_dispatcher(one, observers=()) as here,
+        open_dispatcher(two, observers=()) as there,
+    ):
+        here.consumer.register_queue("q", config)
+        here.consumer.register_handler(JOB, first)
+        there.consumer.register_queue("q", config)
+        there.consumer.register_handler(OTHER, second)
+        await here.publisher.publish(JOB(Job()))
+        await running.wait()
+        await there.publisher.publish(OTHER(Job()))
+        await trio.sleep(0.3)
+        assert not started.is_set()
+        go.set()
+        with trio.fail_after(5):  # the slow poll comes after 30 s
+            await started.wait()
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+async def test_a_connection_that_cannot_say_everything_is_refused(database: str, encoding: str) -> None:
+    migrate(database)
+    async with publishing(database) as dispatcher:
+        with (
+            psycopg.connect(database, client_encoding=encoding) as connection,
+            pytest.raises(InvalidConfigError, match=f"UTF8, got {encoding}; connect with"),
+        ):
+            dispatcher.publisher.publish_in(connection, JOB(Job(), headers={"a": "\u2192"}))
