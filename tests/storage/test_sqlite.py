@@ -503,6 +503,36 @@ async def test_a_transaction_that_cannot_take_the_task_says_why(path: Path, tmp_
         assert ids(path) == []
 
 
+async def test_a_deferred_transaction_waits_for_another_writer_unless_it_has_read(path: Path) -> None:
+    async with publishing(path) as (dispatcher, db, _):
+        publish = dispatcher.publisher.publish_in
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+
+            async def write() -> None:
+                other.execute("BEGIN IMMEDIATE")
+                other.execute("INSERT INTO orders VALUES (1)")
+                await trio.sleep(0.2)
+                other.execute("COMMIT")
+
+            def publish_meanwhile() -> str:
+                with closing(sqlite3.connect(path, isolation_level=None)) as db:
+                    db.execute("BEGIN")
+                    task = publish(db, JOB(Job(1)))
+                    db.execute("COMMIT")
+                return task.id
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(write)
+                await trio.testing.wait_all_tasks_blocked(0.0)
+                await dispatcher.publisher.wait(await trio.to_thread.run_sync(publish_meanwhile))
+            db.execute("BEGIN")
+            db.execute("SELECT count(*) FROM orders").fetchall()
+            other.execute("INSERT INTO orders VALUES (2)")
+            with pytest.raises(StorageError, match="it with BEGIN IMMEDIATE"):
+                publish(db, JOB(Job(1)))
+            db.execute("ROLLBACK")
+
+
 async def test_a_link_to_the_file_is_the_file(path: Path, tmp_path: Path) -> None:
     async with publishing(path) as (dispatcher, _, __):
         link = tmp_path / "link.db"
