@@ -9,7 +9,7 @@ from typing import Final, NoReturn, cast
 
 import attrs
 
-from dispatch.checks import MAX_DELAY_S, shown
+from dispatch.checks import MAX_COUNT, MAX_DELAY_S, shown
 from dispatch.errors import (
     InvalidConfigError,
     InvalidQueueNameError,
@@ -31,7 +31,6 @@ __all__ = ["Admission", "Limits"]
 
 KEY_CHARACTERS: Final = 512
 TAG_BYTES: Final = 128
-RETRIES: Final = 2**31 - 1
 """What a database's integer column holds."""
 CACHED_NAMES: Final = 4_096
 
@@ -221,7 +220,7 @@ def _check_numbers(task: QueueTask) -> None:
         _check_seconds(task, "timeout", task.timeout, above=True)
     retries = cast("object", task.max_retry)
     if retries is not None and (
-        isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= RETRIES
+        isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= MAX_COUNT
     ):
         _refuse(task, f"max_retry must be a whole number from 0, got {shown(retries)}")
     priority = cast("object", task.priority)

@@ -11,10 +11,12 @@ from typing import Final, cast
 
 from dispatch.errors import InvalidConfigError
 
-__all__ = ["MAX_DELAY_S", "check_choice", "check_count", "check_duration", "check_flag", "check_names", "check_within", "shown"]
+__all__ = ["MAX_COUNT", "MAX_DELAY_S", "check_choice", "check_count", "check_duration", "check_flag", "check_names", "check_within", "shown"]
 
 MAX_DELAY_S: Final = 10 * 365 * 86_400.0
 """Ten years. A longer delay, timeout or retention is a mistake of units."""
+MAX_COUNT: Final = 2**31 - 1
+"""Beyond it lies nothing that is counted here, and a sum of some of them still fits into 64 bits."""
 
 
 def shown(value: object, limit: int = 60) -> str:
@@ -50,11 +52,13 @@ def check_within(what: str, value: object, least: float, most: float, unit: str 
 
 
 def check_count(what: str, value: object, least: int) -> None:
-    """Refuse anything that is not a whole number from `least`."""
+    """Refuse anything that is not a whole number from `least` to `MAX_COUNT`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidConfigError(f"{what} must be a whole number, got {shown(value)}")
     if value < least:
         raise InvalidConfigError(f"{what} must be at least {least}, got {shown(value)}")
+    if value > MAX_COUNT:
+        raise InvalidConfigError(f"{what} must be at most {MAX_COUNT}, got {shown(value)}")
 
 
 def check_choice(what: str, value: object, allowed: Collection[str]) -> None:

@@ -236,7 +236,7 @@ class Codec:
         return UniqueKey(
             key=blake2b(text.encode(), digest_size=20).hexdigest(),
             statuses=unique.statuses,
-            within=unique.within,
+            within=None if unique.within is None else float(unique.within),
             on_clash=unique.on_clash,
             replace=unique.replace,
             replace_in=unique.replace_in,

@@ -424,7 +424,7 @@ class TaskQueuePublisher:
                 version=declared.version if declared is not None else 1,
                 key=task.key,
                 headers=task.headers,
-                delay=task.delay and float(task.delay),
+                delay=float(task.delay) if task.delay else 0.0,
                 available_at=None if task.available_at is None else to_seconds(task.available_at),
                 timeout=None if task.timeout is None else float(task.timeout),
                 max_retry=task.max_retry,

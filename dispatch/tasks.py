@@ -31,6 +31,7 @@ import attrs
 from typing_extensions import TypeAliasType, TypeVar
 
 from dispatch.checks import (
+    MAX_COUNT,
     check_choice,
     check_count,
     check_duration,
@@ -532,8 +533,10 @@ class TaskType(Generic[P, R]):
             raise InvalidTaskTypeError(
                 f"{where}: result must be a class, a type such as list[Receipt], or None, got {shown(result)}"
             )
-        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-            raise InvalidTaskTypeError(f"{where}: version must be a whole number from 1, got {shown(version)}")
+        if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= MAX_COUNT:
+            raise InvalidTaskTypeError(
+                f"{where}: version must be a whole number from 1 to {MAX_COUNT}, got {shown(version)}"
+            )
         self.payload = payload
         self.result = result
         self.version = version

@@ -613,7 +613,9 @@ def settled(tables: Tables, transition: Transition, now: float) -> SettleResult:
     if row is None or answer is not SettleAnswer.APPLIED:
         return SettleResult(transition.id, transition.epoch, answer)
     tables.runs[row.id].append(lifecycle.settle(row, transition, now))
-    return SettleResult.applied(row, [store(tables, new, now) for new in transition.spawn])
+    result = SettleResult.applied(row)
+    result.spawned = [store(tables, new, now) for new in transition.spawn]
+    return result
 
 
 def holds(tables: Tables, task_id: str, epoch: int) -> bool:

@@ -436,8 +436,10 @@ class MemoryStorage(MemoryRegistry):
                 self._leased -= 1
             row.last = lifecycle.settle(record, transition, now)
             self._run_ended(row, now)
-            spawned = [self._store(new, now) for new in transition.spawn] if transition.spawn else ()
-            results.append(SettleResult.applied(record, spawned))
+            result = SettleResult.applied(record)
+            if transition.spawn:
+                result.spawned = [self._store(new, now) for new in transition.spawn]
+            results.append(result)
         if self._touched:
             self._ring_queues()
         return results

@@ -1,10 +1,8 @@
 """Tasks in PostgreSQL: durable, for any number of processes on any number of machines.
 
 Theory of operation. Every method is one transaction, most are one statement (see
-`postgres_tasks`); what needs deciding goes through `postgres_step`. Publishing is
-gathered: while one statement is under way, further `enqueue` calls wait, and go
-together in the next. So one round trip and one flush to disk serve many callers,
-and there is no lingering when there is only one.
+`postgres_tasks`); what needs deciding goes through `postgres_step`; what is
+published goes through `postgres_publishing`, which gathers it.
 
 Statements of the ordinary flow are short. They run shielded from cancellation,
 with a deadline, so that what a cancelled caller did is done or not, never in
@@ -31,15 +29,15 @@ from functools import partial
 from math import inf
 from typing import Any, Final, Literal, TypeVar
 
-import attrs
 import trio
 
 from dispatch.bell import Bell
-from dispatch.errors import ClosedError, DispatchError, InvalidConfigError, StorageError
+from dispatch.errors import ClosedError, InvalidConfigError, StorageError
 from dispatch.records import AttemptRecord, NewTask, Transition
 from dispatch.storage import postgres_query
 from dispatch.storage.postgres_bell import BellRope
 from dispatch.storage.postgres_joined import Joined
+from dispatch.storage.postgres_publishing import LateError, PostgresPublishing
 from dispatch.storage.postgres_registry import PostgresRegistry
 from dispatch.storage.postgres_rows import Address, Lanes, Sql
 from dispatch.storage.postgres_schema import DEFAULT_SCHEMA, check_schema_name, check_version
@@ -86,8 +84,6 @@ DEADLINE_S: Final = 4.0
 """A step of the ordinary flow that takes longer has failed: less than the engine waits for it."""
 TRIES: Final = 5
 """How often a step that the server rolled back for the sake of others is made."""
-BATCH: Final = 1_000
-"""Tasks that one statement stores at most."""
 POLL_S: Final = 30.0
 POLL_DEAF_S: Final = 1.0
 ISOLATION: Final = "default_transaction_isolation=read\\ committed"
@@ -105,75 +101,10 @@ FLOW_OPTIONS: Final = " ".join(
         ISOLATION,
     )
 )
-HELD: Final = (
-    "nothing was stored. If the server is well, a transaction that is still open holds what this "
-    "one needs: it published the same unique key or task id, or uses the same key of a keyed queue"
-)
-IMPATIENT: Final = b"SET LOCAL lock_timeout = '50ms'"
 ENDED: Final = (
     "SELECT g.id FROM unnest(%s::text[]) AS g (id) LEFT JOIN @.tasks t ON t.id = g.id"
     " WHERE t.id IS NULL OR t.state >= 5"
 )
-
-
-@attrs.define(eq=False)
-class _Job:
-    """One `enqueue` on its way to the next statement."""
-
-    tasks: Sequence[NewTask]
-    bounded: bool
-    caller: trio.lowlevel.Task
-    taken: bool = False
-    """From here on its caller waits for the answer, cancelled or not."""
-    results: list[EnqueueResult | None] = attrs.field(
-        default=attrs.Factory(lambda job: [None] * len(job.tasks), takes_self=True)
-    )
-    """One for each task, None as long as it is not decided."""
-    error: DispatchError | None = None
-    answered: bool = False
-
-    def answer(self, error: DispatchError | None = None) -> None:
-        """Wake the caller: with `error`, or the results, which are all there."""
-        self.error = error
-        self.answered = True
-        trio.lowlevel.reschedule(self.caller)
-
-
-class _Jobs:
-    """Those on their way to statements of one kind."""
-
-    def __init__(self) -> None:
-        self.waiting: list[_Job] = []
-        self._bell = Bell()
-
-    def put(self, job: _Job) -> None:
-        """Add one."""
-        self.waiting.append(job)
-        self._bell.ring()
-
-    async def take(self) -> list[_Job]:
-        """The next batch, once there is one: all bounded or none, since one statement is."""
-        while not self.waiting:
-            await self._bell.wait()
-        taken: list[_Job] = []
-        size = 0
-        while self.waiting and self.waiting[0].bounded == (taken or self.waiting)[0].bounded:
-            size += len(self.waiting[0].tasks)
-            if taken and size > BATCH:
-                break
-            job = self.waiting.pop(0)
-            job.taken = True
-            taken.append(job)
-        return taken
-
-    def clear(self) -> list[_Job]:
-        """Those that wait, and now no longer."""
-        jobs, self.waiting = self.waiting, []
-        return jobs
-
-
-class _LateError(StorageError):
-    """A step of the flow did not end in time: the server is silent, or somebody holds a lock."""
 
 
 class PostgresStorage(Storage):
@@ -230,8 +161,7 @@ class PostgresStorage(Storage):
         self._joined = Joined(self._sql, self._lanes, self._channel, dsn, self._make_lanes)
         self._relied_on: dict[str, float] = {}
         """Per worker watching LEASES: the earliest end of another's lease it was told of."""
-        self._plain, self._others = _Jobs(), _Jobs()
-        """What needs no look at stored tasks, and what may have to wait for others to commit."""
+        self._publishing = PostgresPublishing(self._tasks, self._step, redacted(dsn))
         self._open = False
         self._background: trio.CancelScope | None = None
         self._ended = trio.Event()
@@ -281,8 +211,8 @@ class PostgresStorage(Storage):
         try:
             with scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._run_plain)
-                    nursery.start_soon(self._run_others)
+                    nursery.start_soon(self._publishing.run_plain)
+                    nursery.start_soon(self._publishing.run_others)
                     nursery.start_soon(self._rope.run_sender)
                     nursery.start_soon(self._rope.run_looker)
                     nursery.start_soon(self._run_poll)
@@ -293,7 +223,7 @@ class PostgresStorage(Storage):
             log.exception("%r: broken by a mistake of its own; every call fails from now on", self)
         finally:
             self._open = False
-            self._fail_jobs("the storage was closed")
+            self._publishing.fail("the storage was closed")
             self._rope.bells.ring_all()
             self._ended.set()
 
@@ -371,7 +301,7 @@ class PostgresStorage(Storage):
             async with self._flow.connection() as connection:
                 with trio.CancelScope(deadline=until, shield=shielded):
                     return await self._tried(connection, action, atomic)
-        raise _LateError(f"{redacted(self._dsn)}: no answer within {DEADLINE_S:g} s")
+        raise LateError(f"{redacted(self._dsn)}: no answer within {DEADLINE_S:g} s")
 
     async def _tried(
         self,
@@ -443,20 +373,7 @@ class PostgresStorage(Storage):
         await trio.lowlevel.checkpoint_if_cancelled()
         if not tasks:
             return []
-        job = _Job(tasks, bounded, trio.lowlevel.current_task())
-        jobs = self._plain if self._tasks.are_plain(tasks, bounded=bounded) else self._others
-        jobs.put(job)
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            if job.taken:
-                return trio.lowlevel.Abort.FAILED
-            jobs.waiting.remove(job)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
-        if job.error is not None:
-            raise job.error
-        return [result for result in job.results if result is not None]
+        return await self._publishing.enqueue(tasks, bounded)
 
     async def _enqueue_by(
         self,
@@ -503,120 +420,6 @@ class PostgresStorage(Storage):
             lambda connection, outcome: self._tasks.make_lanes(connection, addresses, outcome),
             atomic=False,
         )
-
-    async def _run_plain(self) -> None:
-        """Store plain tasks, a batch at a time, by one statement that waits for nobody.
-
-        What it leaves, since the queue has changed, goes with the others. Until cancelled.
-        """
-        while True:
-            jobs = await self._plain.take()
-            with self._answered(jobs):
-                await self._attempt(jobs, self._store_plain)
-            for job in jobs:
-                if not job.answered:
-                    self._others.put(job)
-
-    async def _run_others(self) -> None:
-        """Store others, a batch in a transaction, which may have to wait for a user's. Until cancelled."""
-        while True:
-            jobs = await self._others.take()
-            with self._answered(jobs):
-                await self._attempt(jobs, self._store_others, may_wait=True)
-
-    @contextmanager
-    def _answered(self, jobs: Sequence[_Job]) -> Generator[None]:
-        """Whatever ends the block, the callers learn of it."""
-        try:
-            yield
-        except BaseException:
-            for job in jobs:
-                if not job.answered:
-                    job.answer(StorageError(f"{redacted(self._dsn)}: closed while it was storing"))
-            raise
-
-    async def _attempt(
-        self,
-        jobs: Sequence[_Job],
-        store: Callable[[Sequence[_Job]], Awaitable[None]],
-        *,
-        may_wait: bool = False,
-    ) -> None:
-        """Store jobs together, or one by one where one of them is the trouble."""
-        try:
-            await store(jobs)
-        except Exception as exc:  # noqa: BLE001 - each caller is told; the next ones go on
-            away = isinstance(exc, StorageError) and isinstance(
-                exc.__cause__, psycopg.OperationalError | None
-            )
-            error = _as_storage_error(exc, redacted(self._dsn))
-            if may_wait and isinstance(exc, _LateError):
-                error = StorageError(f"{redacted(self._dsn)}: no answer within {DEADLINE_S:g} s; {HELD}")
-                if len(jobs) > 1:
-                    await self._attempt_briefly(jobs, error)
-                    return
-            elif len(jobs) > 1 and not away:
-                # It is about what one of them brought: that must stay its own trouble.
-                for job in jobs:
-                    await self._attempt([job], store, may_wait=may_wait)
-                return
-            for job in jobs:
-                job.answer(error)
-
-    async def _attempt_briefly(self, jobs: Sequence[_Job], late: DispatchError) -> None:
-        """Store, one by one, those that need not wait for what somebody else holds."""
-        silent = False
-        for job in jobs:
-            error = late
-            if not silent:
-                try:
-                    await self._store_others([job], patient=False)
-                    continue
-                except Exception as exc:  # noqa: BLE001 - as above
-                    silent = isinstance(exc, _LateError)
-                    if not isinstance(exc.__cause__, psycopg.errors.LockNotAvailable):
-                        error = _as_storage_error(exc, redacted(self._dsn))
-            job.answer(error)
-
-    async def _store_plain(self, jobs: Sequence[_Job]) -> None:
-        tasks = [new for job in jobs for new in job.tasks]
-        stored = iter(
-            await self._step(
-                lambda connection, outcome: self._tasks.enqueue_plain(
-                    connection, tasks, outcome, bounded=jobs[0].bounded
-                ),
-                atomic=False,
-            )
-        )
-        for job in jobs:
-            job.results = [next(stored) for _ in job.tasks]
-            if None not in job.results:
-                job.answer()
-
-    async def _store_others(self, jobs: Sequence[_Job], *, patient: bool = True) -> None:
-        left = [
-            new
-            for job in jobs
-            for new, result in zip(job.tasks, job.results, strict=True)
-            if result is None
-        ]
-
-        async def store(
-            connection: TrioConnection[Any], outcome: Outcome
-        ) -> list[EnqueueResult]:
-            if not patient:
-                await connection.execute(IMPATIENT)
-            return await self._tasks.enqueue(connection, left, outcome, bounded=jobs[0].bounded)
-
-        decided = iter(await self._step(store))
-        for job in jobs:
-            job.results = [next(decided) if result is None else result for result in job.results]
-            job.answer()
-
-    def _fail_jobs(self, why: str) -> None:
-        """Wake who waits for a statement that will not be made."""
-        for job in (*self._plain.clear(), *self._others.clear()):
-            job.answer(StorageError(f"{redacted(self._dsn)}: {why}; nothing was stored"))
 
     # ---- runs ------------------------------------------------------------
 
@@ -847,11 +650,3 @@ class PostgresStorage(Storage):
             finally:
                 for name in leases:
                     self._relied_on.pop(name, None)
-
-
-def _as_storage_error(exc: Exception, where: str) -> DispatchError:
-    if isinstance(exc, DispatchError):
-        return exc
-    error = StorageError(f"{where}: cannot be stored: {exc}")
-    error.__cause__ = exc
-    return error

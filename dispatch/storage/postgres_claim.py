@@ -38,6 +38,7 @@ from dispatch.storage.postgres_rows import Lane, Lanes, Sql
 from dispatch.storage.postgres_step import Outcome, Step, promote, transaction
 from dispatch.storage.protocol import Claimed, Topic, TopicKind, Want
 from dispatch.storage.psycopg_trio import TrioConnection
+from dispatch.storage.texts import storable
 
 __all__ = ["PostgresClaims"]
 
@@ -419,7 +420,7 @@ def _values(want: Want, worker: str, lease: float | None) -> dict[str, Any]:
         values["types"] = list(want.types)
         values["versions"] = list(want.types.values())
     if want.ids is not None:
-        values["ids"] = sorted(want.ids)
+        values["ids"] = sorted(filter(storable, want.ids))
     if want.tags or want.ids is not None:
         values["tags"] = None if want.tags is None else _json(want.tags)
     return values

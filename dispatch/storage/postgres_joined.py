@@ -153,7 +153,9 @@ class Joined:
         await self._check_database(connection, known_by)
         await self._know_lanes(connection, tasks, aside)
         steps, outcome = PostgresTasks(self._sql, self._lanes.copy()), Outcome()
-        results = await steps.enqueue_plain(connection, tasks, outcome, bounded=False)
+        results: list[EnqueueResult | None] = [None] * len(tasks)
+        if steps.are_plain(tasks, bounded=False):
+            results = await steps.enqueue_plain(connection, tasks, outcome, bounded=False)
         left = [new for new, result in zip(tasks, results, strict=True) if result is None]
         if left:
             await self._check_isolation(connection)

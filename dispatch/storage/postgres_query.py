@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 
 import attrs
 
+from dispatch.checks import MAX_COUNT
 from dispatch.errors import InvalidConfigError
 from dispatch.records import AttemptRecord, TaskRecord
 from dispatch.storage.changes import group_value
@@ -59,6 +60,7 @@ from dispatch.storage.query import (
     matches,
     place_of,
 )
+from dispatch.storage.texts import storable
 
 __all__ = [
     "CLOCK",
@@ -148,7 +150,7 @@ def _leaf(where: Where) -> Condition:
     match where:
         case Ids():
             return _among("t.id = ANY (%s)", where.values)
-        case Queues() if len(where.values) == 1 and all(map(_storable, where.values)):
+        case Queues() if len(where.values) == 1 and all(map(storable, where.values)):
             # No array, so that an index that begins with it is in the order of what follows.
             (name,) = where.values
             return Condition("t.queue = coalesce((SELECT id FROM @.queues WHERE name = %s), -1)", (name,))
@@ -167,7 +169,7 @@ def _leaf(where: Where) -> Condition:
         case Tags():
             return _tags(where)
         case Header(name, value):
-            if not _storable(name) or not (value is None or _storable(value)):
+            if not storable(name) or not (value is None or storable(value)):
                 return Condition(FALSE)
             if value is None:
                 return Condition("(t.headers IS NOT NULL AND t.headers ? %s)", (name,))
@@ -189,16 +191,8 @@ def _leaf(where: Where) -> Condition:
 
 
 def _among(sql: str, values: frozenset[str]) -> Condition:
-    wanted = sorted(filter(_storable, values))
+    wanted = sorted(filter(storable, values))
     return Condition(sql, (wanted,)) if wanted else Condition(FALSE)
-
-
-def _storable(text: str) -> bool:
-    """Whether PostgreSQL can hold the text at all: if not, no row has it, and asking would fail."""
-    try:
-        return b"\0" not in text.encode()
-    except UnicodeEncodeError:
-        return False
 
 
 def _statuses(values: frozenset[str], state: State | None) -> Condition:
@@ -219,7 +213,7 @@ def _statuses(values: frozenset[str], state: State | None) -> Condition:
 def _tags(where: Tags) -> Condition:
     terms: list[Condition] = []
     if where.all_of:
-        if not all(map(_storable, where.all_of)):
+        if not all(map(storable, where.all_of)):
             return Condition(FALSE)
         wanted = json.dumps(sorted(where.all_of), ensure_ascii=False)
         terms.append(Condition("(t.tags IS NOT NULL AND t.tags @> %s::jsonb)", (wanted,)))
@@ -312,6 +306,7 @@ async def find(
     """A page; see `TaskStore.find`."""
     if limit <= 0:
         return Page([], after)
+    limit = min(limit, MAX_COUNT)
     place = None if after is None else place_of(after)
     records: list[TaskRecord] = []
     chunk = limit + 1 if not looks_into_payload(where) else max(limit + 1, CHUNK)
@@ -403,8 +398,10 @@ async def count(
 ) -> dict[tuple[str, ...], int]:
     """Grouped counts; see `TaskStore.count`."""
     by = check_groups(by)
-    if bound is not None and bound <= 0:
-        return {}
+    if bound is not None:
+        bound = min(bound, MAX_COUNT)
+        if bound <= 0:
+            return {}
     if looks_into_payload(where):
         return await _count_looking(connection, sql, lanes, where, by, bound)
     each: list[str] = []

@@ -100,8 +100,11 @@ class PostgresRegistry:
         it holds are placed anew, with every other write kept out meanwhile.
         """
         known = {record.name: record for record in await self.queues(connection)}
+        wanted = {given.name: given for given in queues}  # of one that is given twice the last
         changed = [
-            given for given in queues if _declared(known.get(given.name)) != _declared(given)
+            given
+            for given in wanted.values()
+            if _declared(known.get(given.name)) != _declared(given)
         ]
         if not changed:
             return

@@ -35,7 +35,7 @@ import attrs
 from dispatch import lifecycle
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import AttemptRecord, NewTask, TaskRecord, Transition, UniqueKey
-from dispatch.storage.changes import patched, replacement
+from dispatch.storage.changes import patched, replacement, would_change
 from dispatch.storage.postgres_rows import (
     COLUMNS,
     LANE_AT,
@@ -469,6 +469,8 @@ class Step:
     def alter(self, stored: Stored, change: Change) -> bool:
         """Make one change by hand; whether anything changed."""
         record = stored.record
+        if not would_change(change, attrs.evolve(record), self.now):
+            return False
         if change.action == "patch":
             fields = patched(record, change)
             if fields:
@@ -504,7 +506,9 @@ class Step:
             return SettleResult(transition.id, transition.epoch, answer)
         with self._changing(stored):
             self._ended(stored, lifecycle.settle(record, transition, self.now))
-        return SettleResult.applied(record, [self.store(new) for new in transition.spawn])
+        result = SettleResult.applied(record)
+        result.spawned = [self.store(new) for new in transition.spawn]
+        return result
 
     def rescue(self, stored: Stored) -> TaskRecord:
         """End a run whose lease ran out."""

@@ -63,8 +63,17 @@ ENQUEUE: Final = (
     f"{CLOCK} INSERT INTO @.tasks (created_at, available_at, queue, state, {{columns}})"
     " SELECT c.now, coalesce(g.at, floor((c.now + g.delay) * 1e6 + 0.5) / 1e6), q.id, 0, {selected}"
     " FROM {given} JOIN @.lanes l ON l.id = g.lane JOIN @.queues q ON q.id = l.queue CROSS JOIN clock c"
-    " WHERE {fits} ORDER BY g.ord ON CONFLICT (id) DO NOTHING RETURNING id, created_at, available_at"
+    " ORDER BY g.ord ON CONFLICT (id) DO NOTHING RETURNING id, created_at, available_at"
 )
+ENQUEUE_ALL: Final = (
+    f"{CLOCK}, given AS MATERIALIZED (SELECT g.*, q.id AS of, coalesce({{fits}}, FALSE) AS fits"
+    "  FROM {given} JOIN @.lanes l ON l.id = g.lane JOIN @.queues q ON q.id = l.queue CROSS JOIN clock c)"
+    " INSERT INTO @.tasks (created_at, available_at, queue, state, {columns})"
+    " SELECT c.now, coalesce(g.at, floor((c.now + g.delay) * 1e6 + 0.5) / 1e6), g.of, 0, {selected}"
+    " FROM given g CROSS JOIN clock c WHERE (SELECT bool_and(fits) FROM given)"
+    " ORDER BY g.ord ON CONFLICT (id) DO NOTHING RETURNING id, created_at, available_at"
+)
+"""All of them or none: left behind, one would be stored after those that came after it."""
 
 RUNS_GIVEN: Final = (
     "unnest(%(ids)s::text[], %(epochs)s::int8[]) AS g (id, epoch)"
@@ -122,6 +131,8 @@ class PostgresTasks:
 
     def are_plain(self, tasks: Sequence[NewTask], *, bounded: bool) -> bool:
         """Whether these, as far as is known, depend on no stored task: `enqueue_plain` will do."""
+        if len({new.id for new in tasks}) < len(tasks):
+            return False  # the second of an id depends on what becomes of the first
         return not any(
             new.unique is not None
             or (new.key is not None and new.queue in self._keyed)
@@ -143,7 +154,7 @@ class PostgresTasks:
         *,
         bounded: bool,
     ) -> list[EnqueueResult | None]:
-        """Store those tasks that depend on no stored one; None for those that may."""
+        """Store these tasks if none depends on a stored one; None for those that were not stored."""
         numbers = await self._numbers(connection, tasks, outcome)
         fit = [new for new, number in zip(tasks, numbers, strict=True) if number is not None]
         stored: dict[str, tuple[float, float]] = {}
@@ -154,8 +165,8 @@ class PostgresTasks:
             )
             stored = {row[0]: (row[1], row[2]) for row in await cursor.fetchall()}
         results: list[EnqueueResult | None] = []
-        for new in tasks:
-            moments = stored.pop(new.id, None)
+        for new, number in zip(tasks, numbers, strict=True):
+            moments = None if number is None else stored.pop(new.id, None)
             if moments is None:
                 results.append(None)
                 continue
@@ -202,14 +213,16 @@ class PostgresTasks:
         selected = (
             f"g.{name}::jsonb" if name in ("headers", "tags") else f"g.{name}" for name in names
         )
-        fits = "(NOT q.keyed OR g.key IS NULL)" if "key" in names else "TRUE"
+        fits: list[str] = []
+        if "key" in names:
+            fits.append("(NOT q.keyed OR g.key IS NULL)")
         if bounded:
-            fits += " AND (q.max_waiting IS NULL OR g.at > c.now OR g.delay > 0)"
-        statement = ENQUEUE.format(
+            fits.append("(q.max_waiting IS NULL OR g.at > c.now OR g.delay > 0)")
+        statement = (ENQUEUE_ALL if fits else ENQUEUE).format(
             columns=", ".join(names),
             selected=", ".join(selected),
             given=insert_sql([*names, "at", "delay"], ""),
-            fits=fits,
+            fits=" AND ".join(fits),
         )
         columns["at"] = [new.available_at for new in tasks]
         columns["delay"] = [new.delay for new in tasks]

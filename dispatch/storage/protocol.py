@@ -178,8 +178,8 @@ class SettleResult:
     spawned: Sequence[EnqueueResult] = ()
 
     @classmethod
-    def applied(cls, record: TaskRecord, spawned: Sequence[EnqueueResult]) -> SettleResult:
-        """The answer to a run's end that was written to this record."""
+    def applied(cls, record: TaskRecord) -> SettleResult:
+        """The answer to a run's end that was written to this record, before anything is spawned."""
         return cls(
             record.id,
             record.epoch,
@@ -187,7 +187,6 @@ class SettleResult:
             record.status,
             record.available_at,
             record.failure_reason,
-            spawned,
         )
 
 

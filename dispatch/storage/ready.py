@@ -240,7 +240,6 @@ class ReadyQueue:
         """Start again from the queue's rows, under another declaration."""
         self.record = record
         self.limited = record.max_running is not None or record.rate is not None
-        self.tokens = None
         self.waiting = 0
         self.room = True
         self._last_free = -1 if record.max_waiting is None else record.max_waiting - 1

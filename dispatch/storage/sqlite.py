@@ -259,8 +259,8 @@ class SqliteStorage(Storage):
             return await self._writer.run(lambda: action(ledger))
         except (sqlite3.OperationalError, sqlite3.DatabaseError) as exc:
             raise self._failed(exc) from exc
-        except UnicodeEncodeError as exc:
-            raise InvalidConfigError(f"no text in the storage has a lone surrogate: {exc}") from exc
+        except (UnicodeEncodeError, OverflowError) as exc:
+            raise _unfit(exc) from exc
 
     async def _search(self, action: Callable[[sqlite3.Connection, float], T]) -> T:
         """Look at one state of the file, however long it takes."""
@@ -297,8 +297,8 @@ class SqliteStorage(Storage):
             raise
         except (sqlite3.OperationalError, sqlite3.DatabaseError) as exc:
             raise self._failed(exc) from exc
-        except UnicodeEncodeError as exc:
-            raise InvalidConfigError(f"no text in the storage has a lone surrogate: {exc}") from exc
+        except (UnicodeEncodeError, OverflowError) as exc:
+            raise _unfit(exc) from exc
 
     def _check_open(self) -> None:
         if not self._open:
@@ -615,3 +615,10 @@ class _Plain:
 
 def _plain(connection: sqlite3.Connection) -> Any:
     return _Plain(connection)
+
+
+def _unfit(exc: UnicodeEncodeError | OverflowError) -> InvalidConfigError:
+    what = "text in the storage has a lone surrogate"
+    if isinstance(exc, OverflowError):
+        what = "number in the storage has more than 64 bits"
+    return InvalidConfigError(f"no {what}: {exc}")

@@ -18,6 +18,7 @@ from itertools import product
 from typing import Any, Final, Literal
 
 from dispatch import lifecycle
+from dispatch.checks import MAX_COUNT
 from dispatch.errors import InvalidConfigError
 from dispatch.records import AttemptRecord, TaskRecord
 from dispatch.storage.protocol import Page
@@ -43,6 +44,7 @@ from dispatch.storage.query import (
     place_of,
 )
 from dispatch.storage.sqlite_rows import COLUMNS, attempt_of, record_of, success_of
+from dispatch.storage.texts import storable
 from dispatch.tasks import TaskStatus
 
 __all__ = ["condition", "count", "find", "history", "records", "sequences"]
@@ -86,10 +88,16 @@ def condition(where: Where, now: float) -> Sql:
         case Tags():
             return _tags(where)
         case Header(name, value):
+            if not storable(name) or not (value is None or storable(value)):
+                return "0", []
             sql = "EXISTS (SELECT 1 FROM json_each(coalesce(headers, '{}')) AS h WHERE h.key = ?"
             return (f"{sql})", [name]) if value is None else (f"{sql} AND h.value = ?)", [name, value])
         case Payload(path, value):
-            return "dispatch_payload_has(payload, ?, ?)", [json.dumps(path), json.dumps(value)]
+            try:
+                wanted = json.dumps(value)
+            except ValueError:  # an integer of more digits than any payload may have
+                return "0", []
+            return "dispatch_payload_has(payload, ?, ?)", [json.dumps(path), wanted]
         case Priorities(least, most):
             return "(priority BETWEEN ? AND ?)", [least, most]
         case Attempt(least, most):
@@ -127,9 +135,10 @@ def _chunks(terms: list[str]) -> Iterator[list[str]]:
 
 
 def _among(column: str, values: frozenset[str]) -> Sql:
-    if len(values) > MOST_LISTED:
-        return f"({column} IN (SELECT value FROM json_each(?)))", [json.dumps(sorted(values))]
-    return f"({column} IN ({', '.join('?' * len(values))}))", sorted(values)
+    wanted = sorted(filter(storable, values))  # of a text with a NUL json_each gives the beginning
+    if len(wanted) > MOST_LISTED:
+        return f"({column} IN (SELECT value FROM json_each(?)))", [json.dumps(wanted)]
+    return f"({column} IN ({', '.join('?' * len(wanted))}))", wanted
 
 
 def _statuses(values: frozenset[str], now: float) -> Sql:
@@ -154,6 +163,8 @@ def _tags(where: Tags) -> Sql:
     carried = "EXISTS (SELECT 1 FROM json_each(coalesce(tags, '[]')) AS t WHERE t.value"
     terms: list[str] = []
     values: list[Any] = []
+    if not all(map(storable, where.all_of)):
+        return "0", []
     if len(where.all_of) > MOST_LISTED:
         terms.append(f"NOT EXISTS (SELECT 1 FROM json_each(?) AS w WHERE NOT {carried} = w.value))")
         values.append(json.dumps(sorted(where.all_of)))
@@ -162,7 +173,7 @@ def _tags(where: Tags) -> Sql:
         values += sorted(where.all_of)
     if where.any_of is not None:
         terms.append(f"{carried} IN (SELECT value FROM json_each(?)))")
-        values.append(json.dumps(sorted(where.any_of)))
+        values.append(json.dumps(sorted(filter(storable, where.any_of))))
     return (f"({' AND '.join(terms)})" if terms else "1"), values
 
 
@@ -213,7 +224,8 @@ def _ranges(db: sqlite3.Connection, where: Where) -> list[tuple[str, str]] | Non
         if isinstance(part, Ids):
             return None
         if isinstance(part, Queues):
-            queues = part.values if queues is None else queues & part.values
+            named = frozenset(filter(storable, part.values))
+            queues = named if queues is None else queues & named
         elif isinstance(part, Statuses):
             shown = frozenset(
                 "pending" if value in ("due", "later", "retrying") else value for value in part.values
@@ -244,6 +256,7 @@ def find(
     """A page; see `TaskStore.find`."""
     if limit <= 0:
         return Page([], after)
+    limit = min(limit, MAX_COUNT)
     found = sequences(
         db, where, now, order=order, limit=limit + 1, after=None if after is None else place_of(after)
     )
@@ -276,7 +289,7 @@ def count(
         if bound <= 0:
             return {}
         source += " LIMIT ?"
-        given.append(bound)
+        given.append(min(bound, MAX_COUNT))
     groups = ", ".join(f"g{at}" for at in range(len(names)))
     if not names:
         ((total,),) = db.execute(f"SELECT count(*) FROM ({source})", given)
@@ -287,7 +300,7 @@ def count(
 
 def history(db: sqlite3.Connection, task_id: str) -> list[AttemptRecord]:
     """Every run of a task, oldest first; see `TaskStore.history`."""
-    found = records(db, "WHERE id = ?", (task_id,))
+    found = records(db, "WHERE id = ?", (task_id,)) if storable(task_id) else []
     if not found:
         return []
     past = db.execute(

@@ -57,7 +57,7 @@ class SqliteRegistry:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, 0)"
                 " ON CONFLICT (name) DO UPDATE SET keyed = excluded.keyed, on_retry = excluded.on_retry,"
                 " max_waiting = excluded.max_waiting, overflow = excluded.overflow,"
-                " max_running = excluded.max_running, rate = excluded.rate, tokens = NULL",
+                " max_running = excluded.max_running, rate = excluded.rate",
                 (
                     record.name,
                     record.keyed,

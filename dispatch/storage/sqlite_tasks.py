@@ -30,7 +30,7 @@ from dispatch.storage.ready import level
 from dispatch.storage.sqlite_places import BEHIND, NONE, READY, Lane, Queue, SqlitePlaces
 from dispatch.storage.sqlite_query import records
 from dispatch.storage.sqlite_rows import headers_of, headers_text, tags_of, tags_text
-from dispatch.storage.texts import unique_to_text
+from dispatch.storage.texts import storable, unique_to_text
 from dispatch.tasks import OnClash, TaskStatus
 
 __all__ = ["SqliteTasks"]
@@ -245,7 +245,7 @@ class SqliteTasks(SqlitePlaces):
             if chosen:
                 claims += self._start(chosen, want, worker, lease, now)
                 if queue.rate is not None:
-                    self._spend(queue, len(chosen))
+                    self._spend(queue, len(chosen), now)
                 if queue.max_waiting is not None:
                     self.touched.add((TopicKind.ROOM, queue.name))
             if open_at is not None and len(chosen) == max(free, 0) and (due is None or open_at < due):
@@ -278,8 +278,13 @@ class SqliteTasks(SqlitePlaces):
             return limit, None
         return allowed.claims, allowed.more_at
 
-    def _spend(self, queue: Queue, count: int) -> None:
-        self.db.execute("UPDATE dispatch_queues SET tokens = tokens - ? WHERE name = ?", (count, queue.name))
+    def _spend(self, queue: Queue, count: int, now: float) -> None:
+        # Also the moment: a bucket that stayed full still has that of its last change, and
+        # would be filled once more for all the time since.
+        self.db.execute(
+            "UPDATE dispatch_queues SET tokens = tokens - ?, tokens_at = ? WHERE name = ?",
+            (count, now, queue.name),
+        )
 
     def _choose(
         self, queue: Queue, want: Want, limit: int, now: float
@@ -342,7 +347,7 @@ class SqliteTasks(SqlitePlaces):
         for seq, lane, tags, place, priority, available_at, status in self.db.execute(
             "SELECT seq, lane, tags, place, priority, available_at, status FROM dispatch_tasks"
             " WHERE id IN (SELECT value FROM json_each(?)) AND queue = ?",
-            (json.dumps(sorted(want.ids or ())), want.queue),
+            (json.dumps(sorted(filter(storable, want.ids or ()))), want.queue),
         ):
             if status == "pending" and available_at > now:
                 later.append(available_at)
@@ -420,7 +425,9 @@ class SqliteTasks(SqlitePlaces):
             return SettleResult(transition.id, transition.epoch, answer)
         self.write_attempt(record.seq, lifecycle.settle(record, transition, now))
         self.run_ended(record, now)
-        return SettleResult.applied(record, [self.store(new, now) for new in transition.spawn])
+        result = SettleResult.applied(record)
+        result.spawned = [self.store(new, now) for new in transition.spawn]
+        return result
 
     def run_ended(self, record: TaskRecord, now: float) -> None:
         """Write back a row whose run has ended, and let the next of its key step forward."""

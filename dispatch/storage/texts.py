@@ -11,7 +11,15 @@ import attrs
 from dispatch.records import NewTask, UniqueKey
 from dispatch.tasks import OnClash, TaskStatus
 
-__all__ = ["template_from_text", "template_to_text", "unique_from_text", "unique_to_text"]
+__all__ = ["storable", "template_from_text", "template_to_text", "unique_from_text", "unique_to_text"]
+
+
+def storable(text: str) -> bool:
+    """Whether a database can hold the text at all: if not, no row has it, and asking would fail or err."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def unique_to_text(unique: UniqueKey | None) -> str | None:

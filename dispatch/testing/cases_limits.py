@@ -52,6 +52,28 @@ class LimitCases:
         await bench.advance(100.0)
         assert await bench.taken(5) == ["d", "e"]
 
+    async def test_an_idle_time_allows_one_burst(self, bench: Workbench) -> None:
+        await bench.declare(rate=(2, 10.0))
+        assert await bench.taken(5) == []  # an idle worker that looks
+        await bench.advance(100.0)
+        await bench.publish(*"abcdef")
+        assert await bench.taken(5) == ["a", "b"]
+        await bench.advance(0.001)
+        assert await bench.taken(5) == []
+        await bench.advance(5.0)
+        assert await bench.taken(5) == ["c"]
+
+    async def test_a_new_declaration_allows_no_new_burst(self, bench: Workbench) -> None:
+        await bench.declare(rate=(2, 10.0), overflow="wait")
+        await bench.publish(*"abcdef")
+        assert await bench.taken(5) == ["a", "b"]
+        await bench.declare(rate=(2, 10.0), overflow="raise")
+        assert await bench.taken(5) == []
+        await bench.declare(rate=(4, 10.0), overflow="raise")
+        assert await bench.taken(5) == []
+        await bench.advance(2.5)
+        assert await bench.taken(5) == ["c"]
+
     async def test_a_rate_says_when_it_allows_more(self, bench: Workbench) -> None:
         await bench.declare(rate=(1, 10.0))
         await bench.publish("a", "b")

@@ -101,6 +101,27 @@ class EnqueueCases:
         assert results[1].record.id == "a"
         assert await bench.ids() == ["a", "b", "e"]
 
+    async def test_the_second_of_an_id_sees_what_became_of_the_first(self, bench: Workbench) -> None:
+        await bench.declare()
+        await bench.declare("keyed", keyed=True)
+        batch = [
+            bench.task("x", queue="unknown"),
+            bench.task("x", payload=b"1"),
+            bench.task("y", queue="keyed", key="k", payload=b"2"),
+            bench.task("y", payload=b"3"),
+        ]
+        async with bench.beside() as other:  # which has met neither queue yet
+            results = await other.storage.enqueue(batch)
+        assert answers(results) == [A.UNKNOWN_QUEUE, A.CREATED, A.CREATED, A.EXISTING]
+        assert (await bench.row("x")).payload == b"1"
+        assert ((await bench.row("y")).payload, (await bench.row("y")).key) == (b"2", "k")
+
+    async def test_a_batch_is_stored_in_its_order_whatever_is_in_it(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True)
+        async with bench.beside() as other:
+            await other.storage.enqueue([bench.task("a", key="k"), bench.task("b"), bench.task("c", unique=unique())])
+        assert await bench.taken(5) == ["a", "b", "c"]
+
     async def test_a_delay_counts_from_the_storages_now(self, bench: Workbench) -> None:
         [result] = await bench.publish("a", delay=5.0)
         assert result.available_at == pytest.approx(bench.now() + 5.0, abs=1e-6)

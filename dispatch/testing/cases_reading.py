@@ -211,6 +211,28 @@ class FindCases:
         page = await bench.storage.find(Ids(*ids, *(f"no{n}" for n in range(1_200))), limit=5_000)
         assert [record.id for record in page.records] == ids
 
+    async def test_no_row_has_what_no_row_can_have(self, bench: Workbench) -> None:
+        await bench.publish("a", tags=("x",), key="x", headers={"x": "x"}, payload=b'{"n":1}')
+        for end in ("\0y", "\ud800"):
+            many = [f"{begin}{end}{n}" for n in range(9) for begin in ("a", "x", "q", "t")]
+            for some in (many, many[:2]):
+                for where in (Ids(*some), Keys(*some), Queues(*some), Types(*some), Tags(any_of=frozenset(some))):
+                    assert await bench.ids(where) == []
+                    assert await bench.ids(~where) == ["a"]
+                    assert await bench.alter(where, "cancel") == []
+                assert await bench.ids(Tags(all_of=frozenset({"x", *some}))) == []
+            assert await bench.ids(Header("x", f"x{end}")) == await bench.ids(Header(f"x{end}")) == []
+            assert await bench.storage.history(f"a{end}") == []
+        assert await bench.ids(Payload(("n",), 10**5_000)) == []
+        assert await bench.status("a") == "pending"
+
+    async def test_an_enormous_limit_is_no_limit(self, bench: Workbench) -> None:
+        await bench.publish("a", "b")
+        for limit in (2**31, 2**63 - 1, 2**64):
+            page = await bench.storage.find(All(), limit=limit)
+            assert ([record.id for record in page.records], page.cursor) == (["a", "b"], None)
+            assert await bench.storage.count(All(), bound=limit) == {(): 2}
+
     @pytest.mark.parametrize("order", list(Order))
     async def test_pages_have_no_gap_and_no_repeat_while_tasks_are_added(
         self, bench: Workbench, order: Order

@@ -239,6 +239,23 @@ class SettleCases:
             again = await bench.settle(claim, kind=kind, spawn=spawn)
             assert (again.answer.value, [*again.spawned]) == ("repeated", [])
 
+    async def test_the_answer_is_about_the_run_whatever_its_spawned_tasks_replace(
+        self, bench: Workbench
+    ) -> None:
+        claim = await bench.started(unique=unique("k", statuses=frozenset(TaskStatus)))
+        due = (await bench.row("a")).available_at
+        again = unique(
+            "k",
+            "replace",
+            statuses=frozenset({TaskStatus.SUCCEEDED}),
+            replace=frozenset({"available_at"}),
+            replace_in=frozenset({TaskStatus.SUCCEEDED}),
+        )
+        answer = await bench.settle(claim, spawn=(bench.task("b", unique=again, delay=50.0),))
+        assert [each.answer.value for each in answer.spawned] == ["replaced"]
+        assert answer.available_at == due
+        assert (await bench.row("a")).available_at == due + 50.0
+
     async def test_spawned_tasks_are_never_refused_by_a_bound(self, bench: Workbench) -> None:
         await bench.declare(max_waiting=1)
         claim = await bench.started()

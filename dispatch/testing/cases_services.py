@@ -80,6 +80,8 @@ class WatchCases:
         # Or an idle worker would wake itself, over and over.
         await bench.declare(rate=(5, 10.0), max_running=5)
         await bench.publish("later", delay=1_000.0)
+        await bench.publish("ended", queue="other")
+        await bench.alter("ended", "cancel")
         bell = Bell()
         with bench.storage.watch(bell, Topic(TopicKind.QUEUE, "q"), Topic(TopicKind.LEASES, "w")):
             quiet = False
@@ -90,6 +92,9 @@ class WatchCases:
                 await bench.storage.renew([("unknown", 1)], lease=1.0)
                 await bench.settle(("unknown", 1))
                 await bench.alter("unknown", "cancel")
+                assert await bench.alter("later", "resume") == []
+                assert await bench.alter("later", "rerun") == []
+                assert await bench.alter("ended", "cancel") == []
                 with trio.move_on_after(0.2) as scope:
                     await bell.wait()
                 quiet = scope.cancelled_caught
@@ -219,6 +224,8 @@ class ControlCases:
         assert (await storage.queues())[0].concurrency is None
         assert (await storage.queues())[0].paused
         assert not await storage.alter_queue("unknown", paused=True)
+        await storage.declare([QueueRecord(name="c"), QueueRecord(name="c", max_running=2)])
+        assert (await storage.queues())[2] == QueueRecord(name="c", max_running=2)
 
     async def test_a_paused_queue_gives_nothing(self, bench: Workbench) -> None:
         await bench.publish("a")

@@ -27,6 +27,7 @@ ROOMS = """
     control upkeep pruning cron.stored storage.memory storage.sqlite_query storage.postgres_query storage.postgres_step
     consumer cron.dispatcher storage.sqlite_places storage.postgres_claim storage.postgres_registry
     storage.sqlite_tasks storage.postgres_tasks
+    storage.postgres_publishing
     storage.sqlite_repair storage.sqlite_registry storage.postgres_joined
     storage.postgres
     storage.sqlite

@@ -106,6 +106,7 @@ def test_only_names_that_there_are_reach_a_statement() -> None:
         (lambda: PruneSpec(age_s="7d"), "PruneSpec: age_s must be a number of seconds, got '7d'"),
         (lambda: PruneSpec(age_s=-1.0), "PruneSpec: age_s must be at least 0 seconds, got -1.0"),
         (lambda: PruneSpec(keep=1.5), "PruneSpec: keep must be a whole number, got 1.5"),
+        (lambda: PruneSpec(keep=2**31), "PruneSpec: keep must be at most 2147483647, got 2147483648"),
         (lambda: PruneSpec(keep=1, limit=0), "PruneSpec: limit must be at least 1, got 0"),
         (lambda: PruneSpec(keep=1, dead_letters="no"), "PruneSpec: dead_letters must be True or False, got 'no'"),
         (
