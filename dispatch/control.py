@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, overload
 
 import attrs
 
-from dispatch.checks import check_choice, shown
+from dispatch.checks import MAX_COUNT, check_choice, shown
 from dispatch.errors import InvalidConfigError, QueueNotRegisteredError, TaskNotFoundError
 from dispatch.publisher import TaskQueuePublisher
 from dispatch.records import AttemptRecord, to_seconds
@@ -26,8 +26,8 @@ from dispatch.tasks import Priority, QueueTask
 __all__ = ["TaskPage", "TaskQueueControl"]
 
 P = TypeVar("P")
+R = TypeVar("R")
 
-MOST_AT_ONCE: Final = 2**31 - 1
 
 
 @attrs.frozen
@@ -41,8 +41,8 @@ class TaskPage:
 class TaskQueueControl:
     """List, count and inspect tasks; cancel, hold, edit and rerun them; pause and resize queues.
 
-    Every method is one step on the storage and a checkpoint; what it changes,
-    it changes for every process on that storage. `where` takes a query tree of
+    Every method is one step on the storage, and a checkpoint on all but the
+    in-memory one; what it changes, it changes for every process on that storage. `where` takes a query tree of
     `dispatch.storage.query`; a task or its id stands for `Ids(id)`. Methods on
     many tasks answer the ids they really changed; with `dry_run=True` they
     answer the same and change nothing.
@@ -54,14 +54,20 @@ class TaskQueueControl:
 
     # -- looking --------------------------------------------------------------
 
-    async def get(self, task: QueueTask[P, Any] | str) -> QueueTask[P, Any]:
+    @overload
+    async def get(self, task: QueueTask[P, R]) -> QueueTask[P, R]: ...
+
+    @overload
+    async def get(self, task: str) -> QueueTask[Any, Any]: ...
+
+    async def get(self, task: QueueTask[Any, Any] | str) -> QueueTask[Any, Any]:
         """The task as it stands now. Raises TaskNotFoundError (1002)."""
         task_id = task if isinstance(task, str) else task.id
         page = await self._storage.find(Ids(task_id), limit=1)
         if not page.records:
             raise TaskNotFoundError(f"no task has the id {task_id!r}; it may have been pruned")
         like = None if isinstance(task, str) else task
-        return cast("QueueTask[P, Any]", self._publisher.snapshot(page.records[0], like))
+        return self._publisher.snapshot(page.records[0], like)
 
     async def find(
         self,
@@ -186,17 +192,24 @@ class TaskQueueControl:
             max_retry=current.max_retry if isinstance(max_retry, Keep) else max_retry,
             available_at=available_at,
         )
-        new = await self._publisher.prepare(changed)
+        data: bytes | None = None
+        version: int | None = None
+        if payload is KEEP:  # it stays as it is stored, also where nothing here can read it
+            self._publisher.check(changed)
+        else:
+            new = await self._publisher.prepare(changed)
+            data = new.payload
+            # Of a type unknown here nobody says that the new payload is of another version.
+            version = None if current.declared is None else new.version
         change = Change(
             action="patch",
-            payload=None if payload is KEEP else new.payload,
-            # Of a type unknown here nobody says that the new payload is of another version.
-            version=None if payload is KEEP or current.declared is None else new.version,
-            headers=None if headers is None else new.headers,
-            tags=None if tags is None else new.tags,
-            priority=None if priority is None else new.priority,
-            timeout=KEEP if timeout is KEEP else new.timeout,
-            max_retry=KEEP if max_retry is KEEP else new.max_retry,
+            payload=data,
+            version=version,
+            headers=None if headers is None else changed.headers,
+            tags=None if tags is None else changed.tags,
+            priority=None if priority is None else int(changed.priority),
+            timeout=float(timeout) if isinstance(timeout, int | float) else timeout,
+            max_retry=max_retry,
             available_at=None if available_at is None else to_seconds(available_at),
         )
         return bool(await self._storage.alter(Ids(current.id), change))
@@ -204,7 +217,7 @@ class TaskQueueControl:
     async def prune(self, spec: PruneSpec, *, dry_run: bool = False) -> int:
         """Delete ended tasks and their history as `spec` says, in batches; how many."""
         if dry_run:
-            return await self._storage.prune(attrs.evolve(spec, limit=2**31), dry_run=True)
+            return await self._storage.prune(attrs.evolve(spec, limit=MAX_COUNT), dry_run=True)
         total = 0
         while gone := await self._storage.prune(spec):
             total += gone
@@ -236,10 +249,10 @@ class TaskQueueControl:
         anything but a whole number from 1.
         """
         if concurrency is not None and (
-            isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= MOST_AT_ONCE
+            isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= MAX_COUNT
         ):
             raise InvalidConfigError(
-                f"queue {name!r}: concurrency must be a whole number within 1 and {MOST_AT_ONCE}, "
+                f"queue {name!r}: concurrency must be a whole number within 1 and {MAX_COUNT}, "
                 f"got {shown(concurrency)}; to stop it, pause it"
             )
         await self._alter_queue(name, concurrency=concurrency)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import attrs
@@ -32,7 +32,7 @@ from dispatch.pool import PoolStatistics, TaskDispatcher
 from dispatch.publisher import TaskQueuePublisher
 from dispatch.registry import Registry
 from dispatch.storage.memory import MemoryStorage
-from dispatch.storage.opening import open_storage
+from dispatch.storage.opening import IN_MEMORY, open_storage
 from dispatch.storage.protocol import Storage, Topic, TopicKind
 from dispatch.storage.query import All, AnyOf, Order, PruneSpec, Queues, Statuses, Types, Where
 
@@ -245,13 +245,19 @@ class Dispatcher:
         if there are such tasks when this dispatcher has ended.
         """
         bell = Bell()
-        topics = [Topic(TopicKind.CONTROL)]
-        topics += [Topic(TopicKind.QUEUE, name) for name in self.consumer.queue_names]
-        topics += [Topic(TopicKind.DONE, name) for name in self.consumer.queue_names]
-        with self._woken_at_end(bell.ring), self.storage.watch(bell, *topics):
+        watched: set[str] = set()
+        with self._woken_at_end(bell.ring), ExitStack() as watching:
+            watching.enter_context(self.storage.watch(bell, Topic(TopicKind.CONTROL)))
             # Only what is stored counts: a run here that lost its task holds nobody up,
             # and its end, which changes nothing, rings no bell.
             while True:
+                new = {*self.consumer.queue_names} - watched  # one may be registered while this waits
+                if new:
+                    watched |= new
+                    kinds = (TopicKind.QUEUE, TopicKind.DONE)
+                    watching.enter_context(
+                        self.storage.watch(bell, *(Topic(kind, name) for kind in kinds for name in new))
+                    )
                 last = self._ended  # read before the look, which may take until after the end
                 if not await self._unfinished(bell):
                     break
@@ -316,6 +322,7 @@ class Dispatcher:
                 yield stream
         finally:
             self._observers.remove(stream)
+            stream.end()
 
     def observe(self, observer: Observer) -> None:
         """Call `observer` with every event from now on."""
@@ -355,14 +362,14 @@ async def open_dispatcher(storage: Storage | str | None = None, **options: Any) 
     `dispatcher.report` which. Leaving by an exception or a cancellation does
     the same with no grace.
     """
-    if isinstance(storage, str):
+    if isinstance(storage, str) and storage.lower() != IN_MEMORY:
         async with (
             open_storage(storage, clock=options.get("clock")) as opened,
             open_dispatcher(opened, **options) as dispatcher,
         ):
             yield dispatcher
         return
-    dispatcher = Dispatcher(storage, **options)
+    dispatcher = Dispatcher(None if isinstance(storage, str) else storage, **options)
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         try:

@@ -38,7 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
     "Cancel",
@@ -92,6 +92,17 @@ class DispatchError(Exception):
 
     def __str__(self) -> str:
         return f"[{self.code}] {self.detail}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not by calling the class again: some take more than the detail.
+        return _made_again, (type(self), self.args, self.__dict__.copy())
+
+
+def _made_again(kind: type[DispatchError], args: tuple[Any, ...], state: dict[str, Any]) -> DispatchError:
+    """A copy, or what was pickled."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class UsageError(DispatchError):

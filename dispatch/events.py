@@ -22,7 +22,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
 from typing import Any, Final, Literal
 
@@ -135,8 +135,12 @@ class Observers:
 
     def wants(self, kind: EventKind) -> bool:
         """Whether any observer would look at this kind: saves building an event nobody reads."""
-        for interested in self._interests:  # noqa: SIM110 - any() costs a generator, three times a task
-            if interested is None or interested(kind):
+        for interested in self._interests:
+            try:
+                if interested is None or interested(kind):
+                    return True
+            except Exception:
+                log.exception("observer %r failed on %s", interested, kind)
                 return True
         return False
 
@@ -183,11 +187,38 @@ class Observers:
     def publishing(
         self, tasks: Sequence[QueueTask[Any, Any]], operation: Operation
     ) -> Generator[Sequence[QueueTask[Any, Any]]]:
-        """Publish inside the block what is yielded; an observer that cannot begin is passed over."""
-        with ExitStack() as stack:
-            for around in self.around_publishing:
-                try:
-                    tasks = stack.enter_context(around(tasks, operation))
-                except Exception:
-                    log.exception("observer %r failed before publishing", around)
+        """Publish inside the block what is yielded, whatever observers do around it.
+
+        One that cannot begin, or gives back more or fewer tasks, is passed over; what
+        one raises at its end is logged, for what is stored is stored.
+        """
+        entered: list[AbstractContextManager[Sequence[QueueTask[Any, Any]]]] = []
+        for around in self.around_publishing:
+            try:
+                manager = around(tasks, operation)
+                given = manager.__enter__()
+                entered.append(manager)
+                if len(given) != len(tasks):
+                    raise ValueError(f"it gave {len(given)} tasks in place of {len(tasks)}")
+                tasks = given
+            except Exception:
+                log.exception("observer %r failed before publishing", around)
+        error: BaseException | None = None
+        try:
             yield tasks
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            for manager in reversed(entered):
+                _leave(manager, error)
+
+
+def _leave(manager: AbstractContextManager[Any], error: BaseException | None) -> None:
+    """End one observer's block, which may neither raise nor hide what was raised in it."""
+    told = (None, None, None) if error is None else (type(error), error, error.__traceback__)
+    try:
+        manager.__exit__(*told)
+    except Exception as exc:
+        if exc is not error:
+            log.exception("observer %r failed after publishing", manager)

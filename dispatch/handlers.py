@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
@@ -17,7 +17,16 @@ from dispatch.tasks import QueueTask, TaskType
 if TYPE_CHECKING:
     from dispatch.run import Run
 
-__all__ = ["Handler", "HandlerEntry", "Middleware", "bind", "check_middleware", "payload_class"]
+__all__ = [
+    "Handler",
+    "HandlerEntry",
+    "Middleware",
+    "bind",
+    "check_middleware",
+    "is_async",
+    "parameters_of",
+    "payload_class",
+]
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -55,7 +64,7 @@ def bind(task_type: TaskType[Any, Any], function: object) -> HandlerEntry:
     name = _name(function)
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise InvalidTaskHandlerError(f"{where}: {name} is a generator; a handler must not yield")
-    return HandlerEntry(task_type, function, _is_async(function), _wants_run(function, where, name), name)
+    return HandlerEntry(task_type, function, is_async(function), _wants_run(function, where, name), name)
 
 
 def check_middleware(middleware: Iterable[Middleware]) -> tuple[Middleware, ...]:
@@ -66,7 +75,7 @@ def check_middleware(middleware: Iterable[Middleware]) -> tuple[Middleware, ...]
         )
     several = tuple(middleware)
     for each in several:
-        if not callable(each) or not _is_async(each):
+        if not callable(each) or not is_async(each):
             raise InvalidConfigError(f"middleware must be async functions of (task, run, call_next), got {shown(each)}")
     return several
 
@@ -82,16 +91,30 @@ def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def _is_async(function: Callable[..., Any]) -> bool:
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives an awaitable, as far as can be told without calling it."""
     inner = _unwrapped(function)
     return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(
         getattr(inner, "__call__", None)  # noqa: B004 - not a test of callability: its kind is asked
     )
 
 
+def parameters_of(function: Callable[..., Any]) -> Sequence[inspect.Parameter]:
+    """What it can be called with. Raises TypeError or ValueError for builtins that do not say.
+
+    `functools.wraps` gives a wrapper the signature of what it wraps. That one counts
+    only where the wrapper hands on whatever it is given: one that adds an argument
+    is called by its own.
+    """
+    own = tuple(inspect.signature(function, follow_wrapped=False).parameters.values())
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own):
+        return tuple(inspect.signature(function).parameters.values())
+    return own
+
+
 def _wants_run(function: Callable[..., Any], where: str, name: str) -> bool:
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = parameters_of(function)
     except (TypeError, ValueError):
         return False  # some builtins have no signature; they are called with the task alone
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -125,7 +148,7 @@ def payload_class(queue: str, type_name: str, function: object) -> tuple[type[An
     how = "annotate its first argument, as in (task: QueueTask[Welcome]), or register a TaskType"
     try:
         hints = typing.get_type_hints(target)
-        names = [name for name in inspect.signature(inner).parameters if name != "self"]
+        names = [each.name for each in parameters_of(function) if each.name != "self"]
     except (NameError, TypeError, ValueError) as exc:
         raise InvalidTaskHandlerError(f"{where}: its annotations cannot be read ({exc}); {how}") from exc
     annotation = hints.get(names[0]) if names else None

@@ -202,13 +202,12 @@ class TaskDispatcher:
         passing: BaseException | None = None
         try:
             value = await self._call(task)
-        except (trio.Cancelled, KeyboardInterrupt) as exc:
-            error = passing = exc
         except BaseException as exc:  # noqa: BLE001 - the pool survives every exception
-            error = exc
-            passing = parted(exc)[0]
-        if isinstance(error, trio.Cancelled):
-            error = ClosedError("pool: it closed while this task ran, which was cancelled")
+            passing, failed = parted(exc)
+            error = exc if passing is None else passing if failed is None else failed
+            # Who asks for the result must never get a Cancelled whose scope is gone.
+            if failed is None and _is_cancelled(exc):
+                error = ClosedError("pool: it closed while this task ran, which was cancelled")
         self._running.discard(task)
         self._finish(task, value, error)
         if trio.current_effective_deadline() > -inf:  # else the end has come: what is queued never runs
@@ -238,6 +237,14 @@ class TaskDispatcher:
             for event in self._idle:
                 event.set()
             self._idle.clear()
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether it is `Cancelled`, alone or as all that is in a group."""
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[Any]", error)
+        return group.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled)
 
 
 def _positive(what: str, value: int) -> int:

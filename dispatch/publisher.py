@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast, overload
 
 import attrs
 import trio
@@ -227,7 +227,13 @@ class TaskQueuePublisher:
             return cast("QueueTask[P, R]", self.snapshot(stored, task))
         raise self.refusal(new, result)
 
-    async def wait(self, task: QueueTask[P, R] | str) -> QueueTask[P, R]:
+    @overload
+    async def wait(self, task: QueueTask[P, R]) -> QueueTask[P, R]: ...
+
+    @overload
+    async def wait(self, task: str) -> QueueTask[Any, Any]: ...
+
+    async def wait(self, task: QueueTask[Any, Any] | str) -> QueueTask[Any, Any]:
         """Wait until a published task has ended, and answer with it as it then stands.
 
         Takes the task or its id. Woken by the storage, not by polling. Raises
@@ -248,7 +254,7 @@ class TaskQueuePublisher:
                     record = await self._record(task_id)
                     if record.status.is_terminal:
                         await trio.lowlevel.checkpoint()
-                        return cast("QueueTask[P, R]", self.snapshot(record, None if isinstance(task, str) else task))
+                        return self.snapshot(record, None if isinstance(task, str) else task)
                     if last:
                         raise ClosedError(
                             f"wait: task {task_id} is still {record.status}, and the dispatcher of this publisher "
@@ -304,6 +310,10 @@ class TaskQueuePublisher:
     async def declare(self) -> None:
         """Tell the storage of the queues registered here since it was last told."""
         await self._registry.declare(self._storage)
+
+    def check(self, task: QueueTask[Any, Any]) -> None:
+        """Raise what publishing the task would raise for its fields, the payload aside."""
+        self._codec.check_task(task)
 
     async def prepare(self, task: QueueTask[Any, Any], *, known: bool = True) -> NewTask:
         """Check and encode a task to be stored later; if `known`, its queue must be known by now.
@@ -377,9 +387,7 @@ class TaskQueuePublisher:
             available_at=from_seconds(record.available_at),
             started_at=None if record.started_at is None else from_seconds(record.started_at),
             finished_at=None if record.finished_at is None else from_seconds(record.finished_at),
-            result=None
-            if record.result is None
-            else self._decoded(record.result, declared.result if declared else None, 1, None),
+            result=self._decoded_result(record.result, declared),
             worker=record.worker,
             cron=record.cron,
             declared=declared,
@@ -394,6 +402,16 @@ class TaskQueuePublisher:
             return self._codec.decode_plain(data)
         try:
             return self._codec.decode(data, cls, version=version, task_type=declared)
+        except DispatchError:
+            return self._codec.decode_plain(data)
+
+    def _decoded_result(self, data: bytes | None, declared: TaskType[Any, Any] | None) -> Any:
+        if data is None:
+            return None
+        if declared is None or declared.result is None:
+            return self._codec.decode_plain(data)
+        try:
+            return self._codec.decode(data, declared.result, limit=self._codec.limits.result_bytes)
         except DispatchError:
             return self._codec.decode_plain(data)
 
@@ -522,8 +540,11 @@ class TaskQueuePublisher:
         if result.answer is EnqueueAnswer.UNKNOWN_QUEUE:
             return self._not_registered(new.queue)
         if result.answer is EnqueueAnswer.FULL:
+            config = self._registry.configs.get(new.queue)
+            by_hand = config is not None and config.max_waiting is not None
+            bound = "max_waiting" if by_hand or self._storage.durable else "buffer_size"
             return QueueFullError(
-                f"queue {new.queue!r} is full; raise its buffer_size, add workers, "
+                f"queue {new.queue!r} is full; raise its {bound}, add workers, "
                 'or let publishing wait with overflow="wait"'
             )
         existing = result.record.id if result.record is not None else result.id

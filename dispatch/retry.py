@@ -49,7 +49,7 @@ class RetryPolicy:
 
     With `attempt` the number of the attempt that failed (1 for the first)::
 
-        fixed        wait = delay
+        fixed        wait = min(max_delay, delay)
         linear       wait = min(max_delay, delay * attempt)
         exponential  wait = min(max_delay, delay * factor ** (attempt - 1))
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from functools import partial
-from types import MappingProxyType
+from types import MappingProxyType, UnionType
 from typing import (
     Any,
     Final,
@@ -512,12 +512,24 @@ class TaskType(Generic[P, R]):
         upcasters: Mapping[int, Upcaster] | None = None,
     ) -> None: ...
 
+    @overload
+    def __init__(
+        self: TaskType[P0, Any],
+        queue: str,
+        type: str,
+        payload: builtins.type[P0],
+        result: UnionType,
+        *,
+        version: int = 1,
+        upcasters: Mapping[int, Upcaster] | None = None,
+    ) -> None: ...
+
     def __init__(
         self,
         queue: str,
         type: str,  # noqa: A002 - the field's name, in Go and here
         payload: builtins.type[Any],
-        result: builtins.type[Any] | None = None,
+        result: builtins.type[Any] | UnionType | None = None,
         *,
         version: int = 1,
         upcasters: Mapping[int, Upcaster] | None = None,
@@ -538,7 +550,7 @@ class TaskType(Generic[P, R]):
                 f"{where}: version must be a whole number from 1 to {MAX_COUNT}, got {shown(version)}"
             )
         self.payload = payload
-        self.result = result
+        self.result = cast("builtins.type[R] | None", result)
         self.version = version
         self.upcasters = MappingProxyType(dict(upcasters or {}))
         missing = set(range(1, version)) - set(self.upcasters)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -14,6 +13,7 @@ from dispatch.cron.fields import refuse
 from dispatch.cron.policy import CronOptions, CronPolicy, shared
 from dispatch.cron.spec import CronSpec
 from dispatch.errors import CronNameConflictError, InvalidConfigError, InvalidTaskHandlerError
+from dispatch.handlers import parameters_of
 from dispatch.tasks import QueueTask, check_name
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "check_function",
     "check_not_over",
     "check_template",
-    "is_async",
     "made_spec",
     "made_task",
     "taken",
@@ -113,6 +112,11 @@ class CronEntry:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a CronEntry is immutable; make another one with its {name} changed")
 
+    def __setstate__(self, state: tuple[object, dict[str, object]]) -> None:
+        # For copies and pickles, which would set the slots one by one.
+        for name, value in state[1].items():
+            object.__setattr__(self, name, value)
+
     def task(self) -> CronTask:
         """A `CronTask` of this entry, yet to be added."""
         func, task = _parted(self.what)
@@ -188,7 +192,7 @@ def check_function(name: str, function: object) -> None:
             f"cron task {name!r}: needs a function of no arguments or a QueueTask, got {function!r}"
         )
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = parameters_of(function)
     except (TypeError, ValueError):
         return
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -219,12 +223,3 @@ def check_not_over(spec: CronSpec, now: datetime) -> None:
     if spec.next(now) is None:
         field = None if spec.end is None else "end"
         refuse(spec.text, field, f"it never fires any more: no moment of it lies after {now.isoformat(sep=' ')}")
-
-
-def is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling it gives an awaitable."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - its kind is asked, not whether it exists
-    )

@@ -9,10 +9,12 @@ from typing import Final
 import attrs
 import trio
 
-from dispatch.cron.entries import CronTask, is_async
+from dispatch.cron.entries import CronTask
 from dispatch.cron.policy import Decision, Slots, delay_s
 from dispatch.events import Observers
 from dispatch.failures import describe, parted, traceback_text
+from dispatch.handlers import is_async
+from dispatch.publisher import inside_handler
 from dispatch.records import from_seconds, to_seconds
 
 __all__ = ["FunctionEntry", "Functions"]
@@ -148,6 +150,7 @@ class Functions:
 
         The entry's `CronTask` is asked for each time: another may be put in its place.
         """
+        inside_handler.set(True)  # publishing from cron never waits
         try:
             with scope:
                 if wait_s:

@@ -13,12 +13,13 @@ from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.protocol import Storage
 from dispatch.storage.sqlite import SqliteStorage
 
-__all__ = ["open_storage", "postgres_address", "sqlite_address"]
+__all__ = ["IN_MEMORY", "open_storage", "postgres_address", "sqlite_address"]
 
 FORMS: Final = (
     "memory:, sqlite:///jobs.db (relative; four slashes for an absolute path) or "
     "postgresql://user@host/database"
 )
+IN_MEMORY: Final = "memory:"
 _SQLITE: Final = "sqlite:///"
 
 
@@ -37,7 +38,7 @@ async def open_storage(url: str, *, clock: Clock | None = None) -> AsyncGenerato
     opened. A checkpoint.
     """
     scheme = url.partition(":")[0].lower()
-    if url.lower() == "memory:":
+    if url.lower() == IN_MEMORY:
         yield MemoryStorage(clock)
     elif scheme == "sqlite":
         async with _sqlite(url, clock) as storage:

@@ -9,6 +9,7 @@ from typing import TypeVar
 import attrs
 import trio
 
+from dispatch.checks import check_count
 from dispatch.errors import InvalidConfigError, StorageError
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import NewTask, Transition
@@ -79,6 +80,7 @@ class FaultyStorage(StorageProxy):
             raise InvalidConfigError(
                 f"fail: no method {method!r}; there are {', '.join(sorted(METHODS))}"
             )
+        check_count("fail: times", times, 1)
         made = error if error is not None else lambda: StorageError("a fault was asked for")
         self._faults.append(_Fault(method, times, after, made))
 

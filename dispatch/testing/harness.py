@@ -27,11 +27,12 @@ from contextlib import contextmanager
 from datetime import datetime
 from math import inf
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, cast
 
 import attrs
 import trio
 import trio.testing
+from typing_extensions import TypeVar
 
 from dispatch.clock import Clock
 from dispatch.codec import Codec
@@ -51,8 +52,8 @@ from dispatch.testing.faults import FaultyStorage
 
 __all__ = ["Harness", "Performed", "Scripted", "perform"]
 
-P = TypeVar("P")
-R = TypeVar("R")
+P = TypeVar("P", default=Any)
+R = TypeVar("R", default=Any)
 
 QUIET_S: Final = 0.02
 """Seconds of real time without an event after which an end that waits lets virtual time jump."""
@@ -104,7 +105,7 @@ class Harness:
         try:
             await self.restart()
         except BaseException as exc:
-            await self._around.__aexit__(type(exc), exc, exc.__traceback__)
+            await self._leave(exc)
             raise
         return self
 
@@ -121,7 +122,17 @@ class Harness:
             else:
                 self._life.scope.cancel()
         with _time_passing():
-            return bool(await self._around.__aexit__(kind, exc, traceback))
+            return await self._leave(exc)
+
+    async def _leave(self, exc: BaseException | None) -> bool:
+        """Leave the nursery. An error of the block goes on bare, and not in the nursery's group."""
+        if isinstance(exc, Exception):
+            assert self._nursery is not None
+            self._nursery.cancel_scope.cancel()
+            await self._around.__aexit__(None, None, None)
+            return False
+        told = (None, None, None) if exc is None else (type(exc), exc, exc.__traceback__)
+        return bool(await self._around.__aexit__(*told))
 
     # ---- life and death --------------------------------------------------
 
@@ -395,8 +406,13 @@ async def perform(
         if inspect.isawaitable(value):
             value = await value
         run.end()
+        late = scope.cancel_called
+    if late:  # it took no notice, or could not
+        raise trio.TooSlowError
     if declared.result is not None:
-        _, value = codec.encode(value, declared.result, f"result of {where}")
+        _, value = codec.encode(
+            value, declared.result, f"result of {where}", limit=codec.limits.result_bytes
+        )
     return Performed(cast("R", value), published, progress)
 
 
@@ -411,7 +427,7 @@ def _prepared(task: QueueTask[Any, Any], codec: Codec) -> NewTask:
 class Scripted(Generic[P, R]):
     """A handler that follows a script: each attempt takes the next step, the last one for ever.
 
-    A step is an exception to raise, a function of the task to call (and await),
+    A step is an exception or a class of one to raise, a function of the task to call (and await),
     or anything else, to return::
 
         handler = Scripted(ConnectionError("busy"), lambda task: trio.sleep(90), Receipt("done"))
@@ -428,10 +444,14 @@ class Scripted(Generic[P, R]):
         self.seen.append(task)
         await trio.lowlevel.checkpoint()
         step = self._steps.pop(0) if len(self._steps) > 1 else self._steps[0]
-        if isinstance(step, BaseException):
+        if _is_raised(step):
             raise step
         if callable(step):
             step = step(task)
             if inspect.isawaitable(step):
                 step = await step
         return cast("R", step)
+
+
+def _is_raised(step: object) -> bool:
+    return isinstance(step, BaseException) or (isinstance(step, type) and issubclass(step, BaseException))

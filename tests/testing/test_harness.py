@@ -12,8 +12,10 @@ import trio.testing
 from attrs import frozen
 
 from dispatch import (
+    Codec,
     Dispatcher,
     InvalidQueuePayloadError,
+    Limits,
     QueueTask,
     Run,
     TaskQueueConfig,
@@ -34,6 +36,11 @@ class Note:
 @frozen
 class Receipt:
     number: int
+
+
+@frozen
+class Long:
+    text: str
 
 
 NOTE = TaskType("q", "note", Note)
@@ -161,7 +168,7 @@ def test_a_test_that_fails_ends_though_a_handler_shields_its_end(virtual: trio.t
             await harness.run_until_idle()
             raise ZeroDivisionError
 
-    with pytest.RaisesGroup(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError):
         trio.run(main, clock=virtual)
 
 
@@ -267,10 +274,9 @@ async def test_a_setup_that_fails_is_the_tests_failure(autojump_clock: trio.test
     def setup(dispatcher: Dispatcher) -> None:
         raise LookupError("no such thing")
 
-    with pytest.raises(BaseExceptionGroup) as raised:
+    with pytest.raises(LookupError, match="no such thing"):
         async with Harness(setup):
             pass
-    assert raised.group_contains(LookupError, match="no such thing")
 
 
 async def test_a_crashed_harness_can_be_left(autojump_clock: trio.testing.MockClock) -> None:
@@ -348,6 +354,40 @@ async def test_one_attempt_refuses_what_publishing_would() -> None:
 async def test_one_attempt_keeps_its_time_limit(autojump_clock: trio.testing.MockClock) -> None:
     with pytest.raises(trio.TooSlowError):
         await perform(Scripted(lambda task: trio.sleep(100)), NOTE(Note("a"), timeout=5.0))
+
+
+async def test_an_attempt_that_takes_no_notice_of_its_timeout_is_late(autojump_clock: object) -> None:
+    async def shielded(task: QueueTask[Note]) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(100)
+
+    with pytest.raises(trio.TooSlowError):
+        await perform(shielded, NOTE(Note("a"), timeout=5.0))
+
+
+async def test_a_result_is_checked_by_the_limit_of_results() -> None:
+    codec = Codec(Limits(result_bytes=100))
+    with pytest.raises(InvalidQueuePayloadError, match="at most 100 are stored"):
+        await perform(Scripted(Long("x" * 200)), TaskType("q", "long", Note, Long)(Note("a")), codec=codec)
+
+
+async def test_a_step_may_be_a_class_of_exceptions() -> None:
+    handler: Scripted[Note, None] = Scripted(ConnectionError, None)
+    with pytest.raises(ConnectionError):
+        await perform(handler, NOTE(Note("a")))
+    await perform(handler, NOTE(Note("a")))
+
+
+async def test_an_error_of_the_block_is_raised_as_it_is(autojump_clock: trio.testing.MockClock) -> None:
+    with pytest.raises(LookupError, match="mine"):
+        async with Harness(setup_with(Scripted(None))):
+            raise LookupError("mine")
+
+
+async def test_no_fault_at_all_is_refused(autojump_clock: trio.testing.MockClock) -> None:
+    async with Harness(setup_with(Scripted(None))) as harness:
+        with pytest.raises(InvalidConfigError, match="fail: times must be at least 1, got 0"):
+            harness.faults.fail("enqueue", times=0)
 
 
 # ---- the fault proxy ----------------------------------------------------------------

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import assert_type
+from typing import Any, assert_type
 
 from attrs import frozen
 
@@ -18,6 +18,7 @@ from dispatch import (
     TaskType,
     open_dispatcher,
 )
+from dispatch.testing.harness import Scripted
 
 
 @frozen
@@ -58,6 +59,13 @@ def charge_in_a_thread(task: QueueTask[Order]) -> Receipt:
     return Receipt(0.0)
 
 
+MAYBE = TaskType("orders", "maybe", Order, Receipt | None)
+
+
+async def charge_if_due(task: QueueTask[Order]) -> Receipt | None:
+    return None
+
+
 def register(dispatcher: Dispatcher) -> None:
     dispatcher.consumer.register_queue("orders", TaskQueueConfig(concurrency=2, timeout=5.0))
     dispatcher.consumer.register_handler(NOTE, note)
@@ -81,6 +89,12 @@ async def use() -> None:
         ended = await dispatcher.publisher.wait(charged)
         if ended.result is not None:
             assert_type(ended.result.total, float)
+        assert_type(await dispatcher.publisher.wait("id"), QueueTask[Any, Any])
+        assert_type(await dispatcher.control.get("id"), QueueTask[Any, Any])
+        assert_type(await dispatcher.control.get(charged), QueueTask[Order, Receipt])
+        dispatcher.consumer.register_handler(MAYBE, charge_if_due)
+        dispatcher.consumer.register_handler(NOTE, Scripted(None))
+        dispatcher.consumer.register_handler(CHARGE, Scripted(ConnectionError, Receipt(1.0)))
         await dispatcher.cron.add("@daily", NOTE(Order(1)), zone="Europe/Berlin", overlap="skip")
         declared = CronEntry("@daily", "tidy", NOTE(Order(1)), misfire="skip", description="tidies up")
         assert_type(declared.policy, CronPolicy)
