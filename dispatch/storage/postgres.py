@@ -291,17 +291,19 @@ class PostgresStorage(Storage):
         *,
         atomic: bool = True,
         shielded: bool = True,
+        deadline_s: float | None = None,
     ) -> T:
         """One step of the flow, then what follows from it; `atomic`: it takes several statements."""
         self._check_open()
         await trio.lowlevel.checkpoint_if_cancelled()
         # Getting a connection counts, too; what may take long (changes in bulk) has no deadline.
-        until = trio.current_time() + DEADLINE_S if shielded else inf
+        deadline_s = DEADLINE_S if deadline_s is None else deadline_s
+        until = trio.current_time() + deadline_s if shielded else inf
         with trio.CancelScope(deadline=until):
             async with self._flow.connection() as connection:
                 with trio.CancelScope(deadline=until, shield=shielded):
                     return await self._tried(connection, action, atomic)
-        raise LateError(f"{redacted(self._dsn)}: no answer within {DEADLINE_S:g} s")
+        raise LateError(f"{redacted(self._dsn)}: no answer within {deadline_s:g} s")
 
     async def _tried(
         self,

@@ -2,9 +2,10 @@
 
 While one statement is under way, further callers wait, and go together in the next;
 there is no lingering when there is only one. Plain tasks depend on no stored one and
-go by a statement that waits for nobody. Others are decided in a transaction, which
-may have to wait for a user's that holds the same unique key; so they have a loop of
-their own.
+go by one statement. Others are decided in a transaction, which may have to wait for a
+user's that holds the same unique key; so they have a loop of their own. Should either
+wait too long, what it holds is stored one by one, and who needs what is held elsewhere
+is told so.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ HELD: Final = (
     "one needs: it published the same unique key or task id, or uses the same key of a keyed queue"
 )
 IMPATIENT: Final = b"SET LOCAL lock_timeout = '50ms'"
+BRIEFLY_S: Final = 1.0
+"""For one such attempt: if not even that is answered, it is no lock, and no time to waste on the rest."""
 
 
 class LateError(StorageError):
@@ -49,6 +52,7 @@ class Steps(Protocol):
         action: Callable[[TrioConnection[Any], Outcome], Awaitable[T]],
         *,
         atomic: bool = True,
+        deadline_s: float | None = None,
     ) -> T: ...
 
 
@@ -135,7 +139,7 @@ class PostgresPublishing:
         return [result for result in job.results if result is not None]
 
     async def run_plain(self) -> None:
-        """Store plain tasks, a batch at a time, by one statement that waits for nobody.
+        """Store plain tasks, a batch at a time, by one statement.
 
         What it leaves, since the queue has changed, goes with the others. Until cancelled.
         """
@@ -152,7 +156,7 @@ class PostgresPublishing:
         while True:
             jobs = await self._others.take()
             with self._answered(jobs):
-                await self._attempt(jobs, self._store_others, may_wait=True)
+                await self._attempt(jobs, self._store_others)
 
     @contextmanager
     def _answered(self, jobs: Sequence[_Job]) -> Generator[None]:
@@ -166,11 +170,7 @@ class PostgresPublishing:
             raise
 
     async def _attempt(
-        self,
-        jobs: Sequence[_Job],
-        store: Callable[[Sequence[_Job]], Awaitable[None]],
-        *,
-        may_wait: bool = False,
+        self, jobs: Sequence[_Job], store: Callable[[Sequence[_Job]], Awaitable[None]]
     ) -> None:
         """Store jobs together, or one by one where one of them is the trouble."""
         try:
@@ -180,7 +180,7 @@ class PostgresPublishing:
                 exc.__cause__, psycopg.OperationalError | None
             )
             error = _as_storage_error(exc, self._where)
-            if may_wait and isinstance(exc, LateError):
+            if isinstance(exc, LateError):
                 error = StorageError(f"{exc.detail}; {HELD}")
                 if len(jobs) > 1:
                     await self._attempt_briefly(jobs, error)
@@ -188,7 +188,7 @@ class PostgresPublishing:
             elif len(jobs) > 1 and not away:
                 # It is about what one of them brought: that must stay its own trouble.
                 for job in jobs:
-                    await self._attempt([job], store, may_wait=may_wait)
+                    await self._attempt([job], store)
                 return
             for job in jobs:
                 job.answer(error)
@@ -238,7 +238,7 @@ class PostgresPublishing:
                 await connection.execute(IMPATIENT)
             return await self._tasks.enqueue(connection, left, outcome, bounded=jobs[0].bounded)
 
-        decided = iter(await self._step(store))
+        decided = iter(await self._step(store, deadline_s=None if patient else BRIEFLY_S))
         for job in jobs:
             job.results = [next(decided) if result is None else result for result in job.results]
             job.answer()

@@ -230,6 +230,35 @@ async def test_a_key_that_a_transaction_holds_is_one_publishers_trouble(
     assert sorted(stored(database)) == ["again", "b", "c", "first", "plain"]
 
 
+async def test_an_id_that_a_transaction_holds_is_one_publishers_trouble(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate(database)
+    monkeypatch.setattr(postgres, "DEADLINE_S", 0.5)
+    answered: dict[str, str] = {}
+
+    async def publish(name: str) -> None:
+        try:
+            await dispatcher.publisher.publish(JOB(Job(), id=name))
+            answered[name] = "stored"
+        except StorageError as exc:
+            answered[name] = str(exc)
+
+    async with publishing(database) as dispatcher:
+        with psycopg.connect(database) as connection:
+            dispatcher.publisher.publish_in(connection, JOB(Job(), id="a"))
+            async with trio.open_nursery() as nursery:
+                for name in ("first", "a", "b", "c"):
+                    nursery.start_soon(publish, name)
+                    await trio.testing.wait_all_tasks_blocked(0.0)
+            connection.rollback()
+        held = answered.pop("a")
+        await publish("a")
+    assert "published the same unique key or task id" in held
+    assert set(answered.values()) == {"stored"}
+    assert sorted(stored(database)) == ["a", "b", "c", "first"]
+
+
 async def test_unique_publishing_within_a_pipeline(database: str) -> None:
     migrate(database)
     ran: list[str] = []
