@@ -669,7 +669,7 @@ class QueueActors:
     def _hand_back_unstarted(self) -> None:
         while self._mailbox:
             claim = self._mailbox.popleft()
-            self._end(Transition(claim.id, claim.epoch, TransitionKind.HANDED_BACK), claim, 0.0)
+            self._end(Transition(claim.id, claim.epoch, TransitionKind.HANDED_BACK, begun=False), claim, 0.0)
 
     async def _alarm_loop(self) -> None:
         """Ring when the earliest waiting task falls due.

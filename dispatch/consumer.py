@@ -256,19 +256,24 @@ class TaskQueueConsumer:
         base = contextvars.copy_context()
         base.run(inside_handler.set, True)
         self._base = base
+        refused: StorageError | None = None
         async with trio.open_nursery() as keepers:
             try:
-                await self._registry.declare(self._storage)
-                await keepers.start(self._upkeep.run)
-                if self._pruning.specs:
-                    keepers.start_soon(self._pruning.run)
-                async with trio.open_nursery() as nursery:
-                    self._nursery = nursery
-                    for name, config in self._registry.configs.items():
-                        self._start(name, config)
-                    task_status.started()
-                    await self._closing.wait()
-                    await self._wind_down()
+                try:
+                    await self._registry.declare(self._storage)
+                    await keepers.start(self._upkeep.run)
+                except StorageError as exc:  # raised on below, bare rather than in the nursery's group
+                    refused = exc
+                else:
+                    if self._pruning.specs:
+                        keepers.start_soon(self._pruning.run)
+                    async with trio.open_nursery() as nursery:
+                        self._nursery = nursery
+                        for name, config in self._registry.configs.items():
+                            self._start(name, config)
+                        task_status.started()
+                        await self._closing.wait()
+                        await self._wind_down()
             finally:
                 self._closing.set()
                 self._nursery = None
@@ -278,6 +283,8 @@ class TaskQueueConsumer:
                         await self._storage.forget(self.worker)
                     except StorageError as exc:
                         log.info("worker %s stays listed until its record is old: %s", self.worker, exc)
+        if refused is not None:
+            raise refused
 
     def close(self) -> None:
         """Begin the shutdown; `run()` returns when it is done. Harmless to repeat."""

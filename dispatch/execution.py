@@ -79,8 +79,8 @@ class Slot:
     """When this overdue attempt was last named in the log, in trio's time."""
 
     def cancel(self, why: Stop, detail: str = "") -> None:
-        """Cancel the attempt in this slot; the first reason given stays."""
-        if self.claim is not None and self.stop is None:
+        """Cancel the attempt in this slot; the first reason given stays, a timeout that has passed too."""
+        if self.claim is not None and self.stop is None and not self.scope.cancel_called:
             self.stop = why
             self.stop_detail = detail
             self.scope.cancel()

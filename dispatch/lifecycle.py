@@ -195,7 +195,7 @@ def settle(record: TaskRecord, transition: Transition, now: float) -> AttemptRec
     elif kind is TransitionKind.SNOOZED:
         event, outcome = Event.SNOOZE, AttemptOutcome.SNOOZED
     elif kind is TransitionKind.HANDED_BACK:
-        if record.on_interrupt == "fail":
+        if record.on_interrupt == "fail" and transition.begun:
             event, outcome = Event.FAIL, AttemptOutcome.FAILED
         else:
             event, outcome = Event.HAND_BACK, AttemptOutcome.HANDED_BACK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
@@ -45,6 +46,13 @@ R = TypeVar("R")
 
 inside_handler: Final[ContextVar[bool]] = ContextVar("dispatch_inside_handler", default=False)
 """Set in the context of every attempt: publishing from there never waits for room."""
+
+
+STORED: Final = frozenset({EnqueueAnswer.CREATED, EnqueueAnswer.EXISTING, EnqueueAnswer.REPLACED})
+
+_noise: Final = random.Random()  # noqa: S311 - ids must differ, not be secret
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_noise.seed)
 
 
 @attrs.frozen
@@ -511,7 +519,9 @@ class TaskQueuePublisher:
     async def _try(self, queue: str, batch: list[NewTask], results: list[EnqueueResult]) -> bool:
         """Enqueue what is still FULL for this queue; whether something still is."""
         if self._closed:
-            raise ClosedError("publish: the publisher was closed while it waited for room; nothing was stored")
+            stored = sum(result.answer in STORED for result in results)
+            what = f"{stored} of {len(results)} tasks are stored" if stored else "nothing was stored"
+            raise ClosedError(f"publish: the publisher was closed while it waited for room; {what}")
         open_items = [
             index
             for index, result in enumerate(results)
@@ -591,9 +601,10 @@ def _stored(
 def new_id(now: float) -> str:
     """A time-ordered UUID, version 7 (RFC 9562): 48 bits of milliseconds, the rest random.
 
-    From the ordinary generator, which reseeds itself after a fork: an id is no secret.
+    From a generator of our own: one that an application seeds for its own ends would give
+    two tasks one id. It is seeded anew after a fork; an id is no secret.
     """
-    moment, noise = int(now * 1_000) & 0xFFFF_FFFF_FFFF, random.getrandbits(74)
+    moment, noise = int(now * 1_000) & 0xFFFF_FFFF_FFFF, _noise.getrandbits(74)
     version = 0x7000 | noise >> 62
     variant = 0x8000 | noise >> 48 & 0x3FFF
     return (

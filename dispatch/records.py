@@ -170,6 +170,8 @@ class Transition:
     traceback: str | None = None
     retry_in: float | None = None
     reason: FailureReason | None = None
+    begun: bool = True
+    """False for a claim handed back before its handler was called: nothing was interrupted."""
 
 
 class AttemptOutcome(StrEnum):

@@ -35,7 +35,7 @@ import trio
 from dispatch.bell import Bell
 from dispatch.clock import Clock
 from dispatch.errors import ClosedError, InvalidConfigError, StorageError
-from dispatch.records import AttemptRecord, NewTask, Transition
+from dispatch.records import AttemptRecord, NewTask, TaskRecord, Transition
 from dispatch.storage import sqlite_query, sqlite_repair
 from dispatch.storage.bells import Bells
 from dispatch.storage.protocol import (
@@ -74,6 +74,9 @@ TAKE_LOCK: Final = "DELETE FROM dispatch_tasks WHERE FALSE"
 QUICK_S: Final = 0.01
 SLOW_S: Final = 0.1
 """The shortest and the longest pause between two looks for what other processes wrote."""
+LONG_WAIT_S: Final = 1.0
+"""A sweep that waited so long for the write lock lets the living go first, PUT_OFF times in a row."""
+PUT_OFF: Final = 3
 RING: Final = (
     "INSERT INTO dispatch_bells VALUES (?, ?, 1)"
     " ON CONFLICT (kind, name) DO UPDATE SET count = count + 1 RETURNING count"
@@ -83,8 +86,11 @@ RING: Final = (
 class _Ledger:
     """The writing connection, as a `Writer` sees it: used in one thread at a time."""
 
-    def __init__(self, connection: sqlite3.Connection, clock: Clock) -> None:
+    def __init__(self, connection: sqlite3.Connection, clock: Clock, path: Path) -> None:
         self.db = connection
+        real = os.path.realpath(path)
+        self._opened = {name: os.stat(name) for name in (real, f"{real}-wal")}
+        """The file and its log, of which another process may think that nobody needs them any more."""
         self.tasks = SqliteTasks(connection)
         self.registry = SqliteRegistry(self.tasks)
         self.now: float = 0.0
@@ -95,12 +101,28 @@ class _Ledger:
         self._real = clock.slice_s < inf
 
     def begin(self) -> None:
+        self._check_there()
         self.db.execute("BEGIN IMMEDIATE")
         if self._real:
             self.now = self._clock.now()
         self.rung = {}
         self.ended = []
         self.tasks.begin()
+
+    def _check_there(self) -> None:
+        """Refuse to write to a file that nobody else can see any more: SQLite itself would not notice."""
+        for name, opened in self._opened.items():
+            try:
+                there = os.path.samestat(os.stat(name), opened)
+            except OSError:
+                there = False
+            if not there:
+                raise StorageError(
+                    f"{name}: the file was deleted, moved or replaced while it is open here, and what is written to "
+                    "it would be lost. Stop every process that has it open, put the file in place, and start them "
+                    "again. A process that has it open must not copy it either, but for sqlite3's own backup: closing "
+                    "the copy's source drops the locks that keep others from deleting the log"
+                )
 
     def commit(self) -> None:
         rung = ring(self.tasks)
@@ -152,8 +174,12 @@ class SqliteStorage(Storage):
       simulations under virtual time. The loop waits for the disk.
 
     Several processes may open one file; on one machine, not over a network
-    file system. Raises StorageError if the file cannot be opened or is newer
-    than this code.
+    file system. Copy it with sqlite3's own backup alone while it is open
+    anywhere (`sqlite3 jobs.db ".backup copy.db"`), and stop its processes before
+    it is moved or replaced: otherwise every write raises StorageError. The wall
+    clock decides what is due, so that one which is set back holds it up.
+
+    Raises StorageError if the file cannot be opened or is newer than this code.
     """
 
     durable = True
@@ -176,6 +202,8 @@ class SqliteStorage(Storage):
                 "for a storage in memory use MemoryStorage"
             )
         self._path = Path(path)
+        self._file = self._path.absolute()
+        """The same, whatever becomes of the working directory."""
         self._synchronous: Synchronous = synchronous
         self._clock = clock if clock is not None else Clock()
         self._inline = inline
@@ -183,6 +211,8 @@ class SqliteStorage(Storage):
         self._known: dict[tuple[str, str], int] = {}
         """The counters of `dispatch_bells` as far as they were rung here."""
         self._polling = False
+        self._put_off = 0
+        """How many sweeps in a row waited long for the write lock, and rescued nobody."""
         self._open = False
         self._used = False
 
@@ -203,7 +233,7 @@ class SqliteStorage(Storage):
         return self
 
     def _connect(self) -> None:
-        path = self._path.absolute()
+        path = self._file
         with ExitStack() as opened:
             connection = opened.enter_context(closing(connect(path, synchronous=self._synchronous)))
             create_or_migrate(connection, path)
@@ -211,7 +241,7 @@ class SqliteStorage(Storage):
             self._glancer = _Reader(opened.enter_context(closing(self._onlooker(path))))
             self._eye = opened.enter_context(closing(self._onlooker(path)))
             opened.pop_all()
-        self._ledger = _Ledger(connection, self._clock)
+        self._ledger = _Ledger(connection, self._clock, path)
         self._registry = SqliteRegistry(SqliteTasks(self._glancer.db))
         self._known = dict(self._counters())
         self._seen_version = self._data_version()
@@ -357,7 +387,7 @@ class SqliteStorage(Storage):
         self._check_open()
         plain = _plain(connection)
         names = [file for _, name, file in plain.execute("PRAGMA database_list") if name == "main"]
-        if not names or not names[0] or not os.path.samefile(names[0], self._path):
+        if not names or not names[0] or not _same_file(names[0], self._file):
             raise InvalidConfigError(
                 f"publish_in: the connection is of {names[0] if names else None!r}, "
                 f"this storage of {str(self._path)!r}; the transaction must be on the same file"
@@ -403,9 +433,19 @@ class SqliteStorage(Storage):
 
     async def rescue(self, limit: int = 1_000) -> Rescued:
         """As the contract says; looks without the write lock first, since there is mostly nothing."""
+        asked_at = self._clock.now()
         if not await self._glance(lambda db, now: SqliteTasks(db).expired(now)):
             return Rescued([])
-        return Rescued(await self._write(lambda ledger: ledger.tasks.rescue(limit, ledger.now)))
+
+        def step(ledger: _Ledger) -> list[TaskRecord]:
+            # Whoever kept the write lock from this sweep kept it from the living, too: let them renew first.
+            if ledger.now - asked_at > LONG_WAIT_S and self._put_off < PUT_OFF:
+                self._put_off += 1
+                return []
+            self._put_off = 0
+            return ledger.tasks.rescue(limit, ledger.now)
+
+        return Rescued(await self._write(step))
 
     async def progress(self, claim: tuple[str, int], data: bytes) -> bool:
         return await self._write(lambda ledger: ledger.tasks.progress(*claim, data))
@@ -611,6 +651,13 @@ class _Plain:
         cursor = self._connection.cursor()
         cursor.row_factory = None
         return cursor
+
+
+def _same_file(one: str, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one of them is gone
+        return False
 
 
 def _plain(connection: sqlite3.Connection) -> Any:

@@ -248,6 +248,9 @@ def _make_private(path: Path) -> None:
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:
+        # SQLite would open it, leave a -shm file behind that nobody may write, and fail at the first write.
+        if os.path.isfile(path) and not os.access(path, os.W_OK):
+            raise StorageError(f"{path}: cannot be written by this user; make it writable") from None
         return
     except FileNotFoundError:
         raise StorageError(f"{path}: the folder {path.parent} does not exist; make it first") from None

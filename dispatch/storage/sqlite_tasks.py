@@ -269,7 +269,8 @@ class SqliteTasks(SqlitePlaces):
             "SELECT tokens, tokens_at FROM dispatch_queues WHERE name = ?", (queue.name,)
         ).fetchone()
         allowed = allowance(queue.rate, tokens, since, now)
-        if allowed.tokens != tokens:
+        # A clock that was set back would leave the moment ahead, and the bucket unfilled until then.
+        if allowed.tokens != tokens or since > now:
             self.db.execute(
                 "UPDATE dispatch_queues SET tokens = ?, tokens_at = ? WHERE name = ?",
                 (allowed.tokens, now, queue.name),

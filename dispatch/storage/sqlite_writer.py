@@ -192,5 +192,8 @@ class Writer:
             step.answer = step.action()
         except Exception as exc:  # noqa: BLE001 - handed to the caller
             step.error = exc
-            self._batch.savepoint("ROLLBACK TO")
+            try:
+                self._batch.savepoint("ROLLBACK TO")
+            except sqlite3.Error:  # SQLite has undone the whole transaction: a full disk, say
+                raise exc from None
         self._batch.savepoint("RELEASE")

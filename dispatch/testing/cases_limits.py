@@ -63,6 +63,16 @@ class LimitCases:
         await bench.advance(5.0)
         assert await bench.taken(5) == ["c"]
 
+    async def test_a_clock_that_is_set_back_stops_no_rate(self, bench: Workbench) -> None:
+        await bench.declare(rate=(2, 10.0))
+        await bench.publish(*"abcd")
+        assert await bench.taken(5) == ["a", "b"]
+        await bench.advance(-3_600.0)
+        await bench.publish("now")
+        assert await bench.taken(5) == []
+        await bench.advance(5.0)
+        assert len(await bench.taken(5)) == 1
+
     async def test_a_new_declaration_allows_no_new_burst(self, bench: Workbench) -> None:
         await bench.declare(rate=(2, 10.0), overflow="wait")
         await bench.publish(*"abcdef")

@@ -129,6 +129,12 @@ class SettleCases:
         row = await bench.row("a")
         assert (row.status, row.failure_reason) == (TaskStatus.FAILED, FailureReason.INTERRUPTED)
 
+    async def test_a_claim_that_was_never_begun_is_not_interrupted(self, bench: Workbench) -> None:
+        claim = await bench.started(on_interrupt="fail")
+        answer = await bench.settle(claim, kind=K.HANDED_BACK, begun=False)
+        assert answer.status is TaskStatus.PENDING
+        assert (await bench.row("a")).attempt == 0
+
     async def test_lost_and_gone(self, bench: Workbench) -> None:
         claim = await bench.started("a")
         assert (await bench.settle(("a", claim.epoch + 1), K.HANDED_BACK)).answer is LOST

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -20,6 +23,34 @@ from dispatch import (
 )
 
 from .work import ASK, JOB, Job, Script, nothing, working
+
+
+async def test_a_seed_of_the_application_gives_no_two_tasks_one_id(autojump_clock: object) -> None:
+    ran: list[int] = []
+
+    async def simulate(task: QueueTask[Job]) -> None:
+        random.seed(42)
+        if task.payload.n < 100:
+            await dispatcher.publisher.publish(JOB(Job(task.payload.n + 100)))
+        else:
+            ran.append(task.payload.n)
+
+    async with working(simulate, TaskQueueConfig(concurrency=8)) as dispatcher:
+        await dispatcher.publisher.publish_many([JOB(Job(n)) for n in range(100)])
+        await dispatcher.drain()
+    assert sorted(ran) == list(range(100, 200))
+
+
+def test_a_fork_gives_other_ids() -> None:
+    code = (
+        "import os\nfrom dispatch.publisher import new_id\nread, write = os.pipe()\n"
+        "if os.fork() == 0:\n    os.write(write, new_id(1.0).encode())\n    os._exit(0)\n"
+        "assert os.read(read, 100).decode() != new_id(1.0)\n"
+    )
+    done = subprocess.run(  # noqa: S603 - our own text
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 async def test_publishing_after_the_end_is_refused(autojump_clock: object) -> None:

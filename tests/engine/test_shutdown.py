@@ -28,6 +28,7 @@ from dispatch.cron.dispatcher import CronTaskDispatcher
 from dispatch.records import AttemptOutcome
 from dispatch.storage.protocol import RenewAnswer
 from dispatch.storage.query import Ids
+from dispatch.testing.faults import FaultyStorage
 from dispatch.testing.proxy import StorageProxy
 
 from .work import JOB, Job, Script, nothing, working
@@ -449,3 +450,76 @@ async def test_a_url_names_the_file_that_it_says(written: str, name: str, tmp_pa
         async with open_dispatcher(f"{scheme}:///{tmp_path}/{written}"):
             pass
     assert files(tmp_path) == [name]
+
+
+class SlowToAnswer(StorageProxy):
+    """Its claims take effect 2 s before they are answered."""
+
+    def __init__(self, inner: MemoryStorage) -> None:
+        super().__init__(inner)
+        self.claimed = trio.Event()
+
+    async def around(self, method: str, call: Callable[[], Awaitable[Any]]) -> Any:
+        answer = await call()
+        if method == "turn" and answer[1].claims:
+            self.claimed.set()
+            await trio.sleep(2.0)
+        return answer
+
+
+async def test_what_was_claimed_in_the_last_moment_was_not_interrupted(autojump_clock: object) -> None:
+    storage = MemoryStorage()
+    view = SlowToAnswer(storage)
+    async with open_dispatcher(view, grace=30.0) as dispatcher:
+        dispatcher.consumer.register_queue("q", TaskQueueConfig(on_interrupt="fail"))
+        dispatcher.consumer.register_handler(JOB, nothing)
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await view.claimed.wait()
+    record = await row(storage, task)
+    assert (record.status, record.attempt, record.failure_reason) == (TaskStatus.PENDING, 0, None)
+
+
+async def test_a_timeout_that_has_passed_counts_though_the_end_comes_while_it_cleans_up(
+    autojump_clock: object,
+) -> None:
+    async def slow_to_end(_: QueueTask[Job]) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(5.0)
+
+    storage = MemoryStorage()
+    async with working(slow_to_end, TaskQueueConfig(timeout=1.0), storage=storage, grace=0.5) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(2.0)
+    record = await row(storage, task)
+    assert (record.status, record.attempt) == (TaskStatus.FAILED, 1)
+    assert "TimeoutError" in record.last_error
+
+
+async def test_a_storage_that_fails_at_the_start_is_told_as_it_is(autojump_clock: object) -> None:
+    view = FaultyStorage(MemoryStorage())
+    view.down = True
+    with pytest.raises(StorageError, match="is down"):
+        async with open_dispatcher(view):
+            pass
+
+
+async def test_a_publisher_closed_amid_many_says_how_many_are_stored(autojump_clock: object) -> None:
+    errors: list[str] = []
+
+    async def publish(n: int) -> None:
+        try:
+            await dispatcher.publisher.publish_many([JOB(Job(each)) for each in range(n)])
+        except ClosedError as exc:
+            errors.append(exc.detail.rpartition("; ")[2])
+
+    async with open_dispatcher() as dispatcher, trio.open_nursery() as nursery:
+        dispatcher.consumer.register_queue("q", TaskQueueConfig(max_waiting=5))
+        nursery.start_soon(publish, 10)
+        await trio.sleep(1.0)
+        nursery.start_soon(publish, 2)
+        await trio.sleep(1.0)
+        dispatcher.publisher.close()
+    assert sorted(errors) == ["5 of 10 tasks are stored", "nothing was stored"]

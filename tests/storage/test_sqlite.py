@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -709,6 +710,66 @@ async def test_closing_waits_for_every_write_that_was_begun(path: Path) -> None:
 # ---- trouble --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced", "without its log"])
+async def test_a_file_that_others_cannot_see_any_more_is_not_written_to(path: Path, how: str) -> None:
+    async with stored(path) as storage:
+        await storage.enqueue([new("a")])
+        elsewhere = path.with_name("elsewhere.db")
+        if how == "without its log":  # as another process does it that thinks it is the last
+            os.unlink(f"{path}-wal")
+        elif how == "deleted":
+            path.unlink()
+        else:
+            path.rename(elsewhere)
+        if how == "replaced":
+            shutil.copy(elsewhere, path)
+        with pytest.raises(StorageError, match="was deleted, moved or replaced while it is open here"):
+            await storage.enqueue([new("b")])
+        if how == "moved":
+            elsewhere.rename(path)
+            await storage.enqueue([new("c")])
+    if how == "moved":
+        assert ids(path) == ["a", "c"]
+
+
+async def test_a_sweep_that_waited_for_the_lock_lets_the_living_go_first(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "LONG_WAIT_S", 0.1)
+    async with stored(path) as storage, stored(path) as living:
+        await storage.enqueue([new("a")])
+        [claim] = (await living.claim([Want(queue="q", limit=1)], worker="w", lease=0.05)).claims
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            await trio.sleep(0.1)
+            async with trio.open_nursery() as nursery:
+
+                async def sweep() -> None:
+                    assert (await storage.rescue()).records == []
+
+                nursery.start_soon(sweep)
+                await trio.sleep(0.2)
+                other.execute("COMMIT")
+            [answer] = await living.renew([(claim.id, claim.epoch)], lease=0.05)
+            assert answer.held
+        await trio.sleep(0.1)
+        assert [record.id for record in (await storage.rescue()).records] == ["a"]
+
+
+async def test_a_relative_path_stays_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with SqliteStorage("jobs.db") as storage:
+        await storage.declare([QueueRecord(name="q")])
+        (tmp_path / "sub").mkdir()
+        monkeypatch.chdir(tmp_path / "sub")
+        with closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            storage.enqueue_in(db, [new("a")])
+            db.execute("COMMIT")
+        await storage.enqueue([new("b")])
+    assert ids(tmp_path / "jobs.db") == ["a", "b"]
+
+
 async def test_a_full_disk_refuses_what_does_not_fit_and_works_again_with_room(path: Path) -> None:
     async with stored(path) as storage:
         await storage.enqueue([new("a")])
@@ -721,11 +782,13 @@ async def test_a_full_disk_refuses_what_does_not_fit_and_works_again_with_room(p
         assert caught.value.detail == f"{path}: database or disk is full"
         assert not db.in_transaction
         outcomes: list[str] = []
+        told: set[str] = set()
 
         async def one(task: NewTask) -> None:
             try:
                 await storage.enqueue([task])
-            except StorageError:
+            except StorageError as exc:
+                told.add(exc.detail)
                 outcomes.append(task.id)
 
         async with trio.open_nursery() as nursery:  # in one batch with others, who are refused or stored
@@ -733,6 +796,7 @@ async def test_a_full_disk_refuses_what_does_not_fit_and_works_again_with_room(p
                 nursery.start_soon(one, new(f"t{n}"))
             nursery.start_soon(one, large)
         assert "large" in outcomes
+        assert told == {f"{path}: database or disk is full"}
         assert ids(path) == sorted({"a", *(f"t{n}" for n in range(5))} - set(outcomes))
         db.execute(f"PRAGMA max_page_count = {2**30}")
         await storage.enqueue([large])
