@@ -38,7 +38,7 @@ from dispatch.refusals import (
     unread,
 )
 from dispatch.scalars import Back, Out, UnsupportedType, type_name
-from dispatch.shapes import ClassFacts, ShapeBuilder
+from dispatch.shapes import ClassFacts, ShapeBuilder, lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,13 +141,13 @@ class Codec:
                 # generated __init__ only assigns: nothing is left to go wrong.
                 return data, copy
             again = plan.out(copy)
-            if again == tree and (not plan.derived or copy == value):
-                return data, copy
             if again == tree:
-                names = ", ".join(plan.derived)
+                name = lost(value, copy) if plan.derived else None
+                if name is None:
+                    return data, copy
                 raise Refused(
                     "$",
-                    f"what was set in a field that __init__ does not take ({names}) would be lost",
+                    f"what was set in a field that __init__ does not take ({name}) would be lost",
                 )
             raise Refused(*difference(tree, again, plan.secret))
         except Exception as exc:  # noqa: BLE001 - all of it becomes one error
@@ -199,9 +199,11 @@ class Codec:
         With its declared class given, what is stored in secret fields is `***`.
         """
         secret: frozenset[str] = frozenset()
+        plan = _NO_PLAN
         try:
             if cls is not None:
-                secret = (self._plans.get(cls) or self._plan(cls)).secret
+                plan = self._plans.get(cls) or self._plan(cls)
+                secret = plan.secret
             limit = max(self.limits.payload_bytes, self.limits.result_bytes)
             if len(data) > limit:
                 raise _too_large(len(data), limit)
@@ -209,7 +211,7 @@ class Codec:
             self._check_tree(tree, data, secret)
             return masked(tree, secret) if secret else tree
         except Exception as exc:  # noqa: BLE001 - a display never fails
-            _, reason = self._why_not_read(_NO_PLAN, UNREAD, exc, "")
+            _, reason = self._why_not_read(plan, UNREAD, exc, "")
         if secret:
             return Undecodable("***", reason)
         return Undecodable(bytes(data[:PLAIN_TEXT]).decode("utf-8", "backslashreplace"), reason)
@@ -285,7 +287,7 @@ class Codec:
 
     def _why_not_read(self, plan: Plan, read: Any, exc: Exception, advice: str) -> tuple[str, str]:
         if isinstance(exc, Refused):
-            return exc.path, exc.problem
+            return exc.path, exc.withheld if plan.secret else exc.problem
         if read is not UNREAD:
             return explain(exc, read, plan.secret, advice)
         if isinstance(exc, RecursionError):

@@ -133,6 +133,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         raise Refused(
             "$",
             f"it is not JSON as we write it: the key {twice[:60]!r} is there twice in one object",
+            "it is not JSON as we write it: a key is there twice in one object",
         )
     return found
 
@@ -140,7 +141,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _float(text: str) -> float:
     found = float(text)
     if not isfinite(found):
-        raise Refused("$", f"it has the number {text[:60]}, which is too large for a float")
+        raise Refused(
+            "$",
+            f"it has the number {text[:60]}, which is too large for a float",
+            "it has a number that is too large for a float",
+        )
     return found
 
 

@@ -49,10 +49,12 @@ Finding = tuple[str, str]
 class Refused(Exception):  # noqa: N818 - turned into InvalidQueuePayloadError by the codec
     """The codec's own refusal, with its path and text ready."""
 
-    def __init__(self, path: str, problem: str) -> None:
+    def __init__(self, path: str, problem: str, withheld: str = "") -> None:
         super().__init__(path, problem)
         self.path = path
         self.problem = problem
+        self.withheld = withheld or problem
+        """The same without anything of the data, which may be secret."""
 
 
 def payload_error(where: str, path: str, problem: str) -> InvalidQueuePayloadError:
@@ -93,7 +95,8 @@ def _findings(
             return [(exc.path, exc.problem)]
         case Inside(step=step):
             inner: Any = cast("Any", data)[step] if isinstance(data, dict | list) else None
-            return _findings(exc.inner, inner, _step(path, step), secret, hidden or step in secret)
+            inside = _step(path, step, hidden=hidden)
+            return _findings(exc.inner, inner, inside, secret, hidden or step in secret)
         case ClassValidationError():
             found: list[Finding] = []
             for each in exc.exceptions:
@@ -177,7 +180,11 @@ def bad_json(
                 if isinstance(key, str) and (problem := _bad_text(key)):
                     return path, f"its key {'***' if hidden else _brief(key)} is a str {problem}"
                 found = bad_json(
-                    value, _step(path, key), depth - 1, secret, hidden=hidden or key in secret
+                    value,
+                    _step(path, key, hidden=hidden),
+                    depth - 1,
+                    secret,
+                    hidden=hidden or key in secret,
                 )
                 if found is not None:
                     return found
@@ -218,7 +225,7 @@ def difference(
     for step, one, two in inner:
         if one != two:
             deeper = hidden or step in secret
-            return difference(one, two, secret, _step(path, step), hidden=deeper)
+            return difference(one, two, secret, _step(path, step, hidden=hidden), hidden=deeper)
     return path, (
         f"got {_got(cast('object', before), hidden)}, "
         f"which would come back as {_got(cast('object', after), hidden)}; "
@@ -282,10 +289,12 @@ def _brief(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
 
 
-def _step(path: str, step: object) -> str:
+def _step(path: str, step: object, *, hidden: bool = False) -> str:
     if len(path) > PATH_CHARACTERS:  # payload_error cuts it; do not build it for nothing
         return path
     if isinstance(step, str):
+        if hidden:  # a key of a dict in a secret field is part of what it holds
+            return f"{path}[***]"
         return (
             f"{path}.{step}"
             if step.isidentifier() and len(step) <= SHOWN

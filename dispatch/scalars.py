@@ -44,6 +44,7 @@ __all__ = [
     "brief",
     "enum_shape",
     "literal_shape",
+    "literal_values",
     "type_name",
 ]
 
@@ -212,7 +213,7 @@ def _timedelta_out(value: Any) -> Any:
     if not isinstance(value, timedelta):
         return Unstorable(value, "timedelta")
     seconds = value.total_seconds()
-    if timedelta(seconds=seconds) != value:  # from about 270 years on
+    if abs(value.days) > 999_999_998 or timedelta(seconds=seconds) != value:  # from about 270 years on
         return Unstorable(value, "timedelta", "as a float of seconds it would lose microseconds")
     return seconds
 
@@ -409,6 +410,8 @@ def enum_shape(tp: type[Enum], path: str) -> Shape:
 
 def _raw(value: Any) -> Any:
     """The value as JSON gives it back: a str or int subclass loses its class."""
+    if isinstance(value, Enum):  # whose own str() may be its name
+        return _raw(value.value)
     for cls in (bool, str, int):
         if isinstance(value, cls):
             return cls(value)
@@ -432,11 +435,26 @@ def _member_back(members: Mapping[tuple[type, Any], Any], wanted: str) -> Back:
     return back
 
 
-def literal_shape(tp: Any) -> Shape:
+def literal_values(tp: Any) -> dict[tuple[type, Any], Any]:
+    """The values of a Literal by the class and value that are stored for each."""
+    return {(raw.__class__, raw): value for raw, value in _literal_pairs(tp)}
+
+
+def _literal_pairs(tp: Any) -> list[tuple[Any, Any]]:
+    return [
+        (_raw(value.value if isinstance(value, Enum) else value), value) for value in get_args(tp)
+    ]
+
+
+def literal_shape(tp: Any, path: str) -> Shape:
     """By value and class, for 1 is not True."""
     allowed = get_args(tp)
-    pairs = [(_raw(value.value if isinstance(value, Enum) else value), value) for value in allowed]
-    members = {(raw.__class__, raw): value for raw, value in pairs}
+    pairs = _literal_pairs(tp)
+    members = literal_values(tp)
+    if len(members) < len({(value.__class__, value) for value in allowed}):
+        raise UnsupportedType(
+            path, f"two values of {type_name(tp)} are stored as the same JSON", "leave one out"
+        )
     raws = {(value.__class__, value): raw for raw, value in pairs}
     wanted = " or ".join(repr(value) for value in allowed[:10])
     back = _member_back(members, wanted)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import types
+from datetime import datetime
 from enum import Enum
 from typing import (
     TYPE_CHECKING,
@@ -56,13 +57,14 @@ from dispatch.scalars import (
     UnsupportedType,
     enum_shape,
     literal_shape,
+    literal_values,
     type_name,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["ClassFacts", "ShapeBuilder"]
+__all__ = ["ClassFacts", "ShapeBuilder", "lost"]
 
 NONE: Final = SIMPLE[types.NoneType]
 _JSON: Final[Mapping[type, str]] = {
@@ -89,6 +91,8 @@ class ClassFacts:
     """Whether an instance is known to hold just what its `__init__` is given."""
 
 
+_TAKEN: Final = frozenset({"attrs", "cl", "converter", "typevar_map"})
+"""Parameters of cattrs' own, among which it takes what is said of each field."""
 _HINTS: Final[Mapping[str, str]] = {
     "Sequence": "use list[...] or tuple[..., ...]",
     "MutableSequence": "use list[...]",
@@ -162,7 +166,7 @@ class ShapeBuilder:
         origin: Any = get_origin(tp) or tp
         args = get_args(tp)
         if origin is Literal:
-            return literal_shape(tp)
+            return literal_shape(tp, path)
         if origin is Union or origin is types.UnionType:
             return self._union(tp, args, path, variables)
         if not inspect.isclass(origin):
@@ -222,7 +226,11 @@ class ShapeBuilder:
         if nested:
             members.append(self._classes(nested, path, variables))
         if len(members) == 2 and NONE in members:
-            return optional_shape(name, next(each for each in members if each is not NONE))
+            other = next(each for each in members if each is not NONE)
+            # What has None among its own values may be optional, too. An Enum with a
+            # member of the value None may not: both would be stored as null.
+            if types.NoneType not in other.kinds or types.NoneType in other.classes:
+                return optional_shape(name, other)
         by_kind: dict[type, Back] = {}
         by_class: dict[type, Out] = {}
         takes_int = any(int in member.kinds and float not in member.kinds for member in members)
@@ -247,10 +255,7 @@ class ShapeBuilder:
             return shapes[0]
         name = " | ".join(shape.name for shape in shapes)
         try:
-            choose = cast(
-                "Callable[[Any], Any]",
-                create_default_dis_func(self._converter, *nested, overrides={}),
-            )
+            choose = self._chooser(nested, path)
         except Exception as exc:  # noqa: BLE001 - cattrs says so in several ways
             raise UnsupportedType(
                 path,
@@ -271,6 +276,43 @@ class ShapeBuilder:
             return chosen(value, None)
 
         return attrs.evolve(union_shape(name, {dict: back}, by_class), classes=tuple(by_class))
+
+    def _chooser(self, nested: list[Any], path: str) -> Callable[[Any], Any]:
+        """Tell classes apart: by a Literal field of them all, else by the fields they need.
+
+        cattrs looks for Literals, too, but not in a dataclass's annotations that are
+        texts, not through Annotated, and by the members of an Enum, not their values.
+        """
+        tags = [_tags(each, path) for each in nested]
+        groups: dict[tuple[type, Any], list[Any]] = {}
+        field = ""
+        for name in tags[0]:
+            if not all(name in each for each in tags):
+                continue
+            found: dict[tuple[type, Any], list[Any]] = {}
+            for each, own in zip(nested, tags, strict=True):
+                for tag in own[name]:
+                    found.setdefault(tag, []).append(each)
+            if not groups or max(map(len, found.values())) < max(map(len, groups.values())):
+                field, groups = name, found
+        if not groups or max(map(len, groups.values())) == len(nested):
+            return cast(
+                "Callable[[Any], Any]",
+                create_default_dis_func(
+                    self._converter, *nested, use_literals=False, overrides={}
+                ),
+            )
+        further = {
+            tag: None if len(group) == 1 else self._chooser(group, path)
+            for tag, group in groups.items()
+        }
+
+        def choose(value: Any) -> Any:
+            tag = value[field].__class__, value[field]
+            chosen = further[tag]
+            return groups[tag][0] if chosen is None else chosen(value)
+
+        return choose
 
     def _class(self, tp: Any, cls: type, path: str) -> Shape:
         self._uses[-1].add(tp)
@@ -306,7 +348,7 @@ class ShapeBuilder:
     def _fields(
         self, tp: Any, cls: type, path: str
     ) -> tuple[dict[str, Shape], frozenset[str], tuple[str, ...]]:
-        variables = _variables(tp)
+        scopes = _scopes(tp)
         try:
             hints = get_type_hints(cls, include_extras=True)
         except Exception as exc:  # noqa: BLE001 - annotations are the user's code
@@ -324,10 +366,14 @@ class ShapeBuilder:
             if not init:
                 derived.append(name)
                 continue
+            if name in _TAKEN:
+                raise UnsupportedType(
+                    f"{path}.{name}", "cattrs takes no field of this name", "name it otherwise"
+                )
             annotation = hints.get(name, declared)
             if annotation is None and declared is None and name not in hints:
                 raise UnsupportedType(f"{path}.{name}", "it has no type annotation", "add one")
-            stored[name] = self.shape(annotation, f"{path}.{name}", variables)
+            stored[name] = self.shape(annotation, f"{path}.{name}", _scope(scopes, cls, name))
         return stored, frozenset(secret), tuple(derived)
 
     def _generated(
@@ -394,19 +440,61 @@ def _bare(tp: Any, variables: Mapping[Any, Any], path: str) -> Any:
     return tp
 
 
-def _variables(tp: Any) -> dict[Any, Any]:
-    """What each type variable stands for in `tp` and in the generic classes it derives from."""
-    origin = get_origin(tp) or tp
-    found: dict[Any, Any] = dict(
-        zip(getattr(origin, "__parameters__", ()), get_args(tp), strict=False)
-    )
-    for base in getattr(origin, "__orig_bases__", ()):
-        if get_origin(base) in (None, Generic, Protocol):
-            continue
-        for variable, given in _variables(base).items():
-            found.setdefault(
-                variable, found.get(given, given) if isinstance(given, TypeVar) else given
-            )
+def _scopes(tp: Any) -> dict[Any, dict[Any, Any]]:
+    """What the type variables stand for in `tp`, and in each class that it derives from.
+
+    One variable stands for something else in each of them, as T in `class C(A[int],
+    B[str])`. Those that stay open are left out.
+    """
+    found: dict[Any, dict[Any, Any]] = {}
+
+    def walk(each: Any, outer: Mapping[Any, Any]) -> None:
+        origin = get_origin(each) or each
+        own: dict[Any, Any] = {}
+        for variable, given in zip(
+            getattr(origin, "__parameters__", ()), get_args(each), strict=False
+        ):
+            filled = _filled(given, outer)
+            if not isinstance(filled, TypeVar) and not (
+                get_args(filled) and getattr(filled, "__parameters__", ())
+            ):
+                own[variable] = filled
+        found.setdefault(origin, own)
+        bases: tuple[Any, ...] = origin.__dict__.get("__orig_bases__", origin.__bases__)
+        for base in bases:
+            if base is not object and get_origin(base) not in (Generic, Protocol):
+                walk(base, own)
+
+    walk(tp, {})
+    return found
+
+
+def _filled(tp: Any, variables: Mapping[Any, Any]) -> Any:
+    if isinstance(tp, TypeVar):
+        return variables.get(tp, tp)
+    parameters = getattr(tp, "__parameters__", ())
+    if parameters and get_args(tp):
+        return tp[tuple(variables.get(each, each) for each in parameters)]
+    return tp
+
+
+def _scope(scopes: Mapping[Any, dict[Any, Any]], cls: type, name: str) -> Mapping[Any, Any]:
+    """That of the class which says the field's type."""
+    owner = next((each for each in cls.__mro__ if name in inspect.get_annotations(each)), cls)
+    return scopes.get(owner, {})
+
+
+def _tags(tp: Any, path: str) -> dict[str, frozenset[tuple[type, Any]]]:
+    """The Literal fields of a class, and as what their values are stored."""
+    cls: type = get_origin(tp) or tp
+    scopes = _scopes(tp)
+    hints = get_type_hints(cls, include_extras=True)
+    found: dict[str, frozenset[tuple[type, Any]]] = {}
+    for name, declared, init, _ in _declared(cls, path):
+        if init:
+            bare = _bare(hints.get(name, declared), _scope(scopes, cls, name), path)
+            if get_origin(bare) is Literal:
+                found[name] = frozenset(literal_values(bare))
     return found
 
 
@@ -424,6 +512,55 @@ def _declared(cls: type, path: str) -> list[tuple[str, Any, bool, Mapping[Any, A
     ]
 
 
+def lost(value: Any, copy: Any) -> str | None:
+    """A field outside `__init__` in which `copy` differs from `value`, of which it was decoded.
+
+    `==` of the whole values would ask too much: a class may have none, and an aware
+    datetime in a repeated hour equals nothing of another zone.
+    """
+    cls = value.__class__
+    if isinstance(value, set | frozenset):  # in any order, so that they cannot be paired
+        members = cast("frozenset[Any]", value)
+        differs = any(_is_class(each.__class__) for each in members) and members != copy
+        return "of a member" if differs else None
+    if isinstance(value, list | tuple):
+        pairs = zip(cast("list[Any]", value), cast("list[Any]", copy), strict=True)
+        return next((name for one, two in pairs if (name := lost(one, two)) is not None), None)
+    if cls is dict:
+        return lost(list(value.values()), list(copy.values()))
+    if not _is_class(cls):
+        return None
+    for field in attrs.fields(cls) if attrs.has(cls) else dataclasses.fields(value):
+        one, two = getattr(value, field.name, None), getattr(copy, field.name, None)
+        if field.init:
+            name = lost(one, two)
+            if name is not None:
+                return name
+        elif getattr(field, "eq", getattr(field, "compare", True)) and not _same(one, two):
+            return field.name
+    return None
+
+
+def _same(one: Any, two: Any) -> bool:
+    if isinstance(one, datetime) and isinstance(two, datetime):
+        return one.isoformat() == two.isoformat()
+    return bool(one == two)
+
+
+@attrs.frozen
+class _Frozen:
+    n: int
+
+
+@attrs.define
+class _Checked:
+    n: int = attrs.field(validator=attrs.validators.instance_of(int))
+
+
+_MADE_SETTERS: Final = frozenset(
+    {"<string>", *(each.__setattr__.__code__.co_filename for each in (_Frozen, _Checked))}
+)
+"""Where `__setattr__` comes from if not from a user: dataclasses, and attrs."""
 _HOOKS: Final = (
     "__attrs_pre_init__",
     "__attrs_post_init__",
@@ -440,6 +577,10 @@ def _is_faithful(cls: type) -> bool:
     costs the publisher a second look at each value and nothing else.
     """
     if any(getattr(cls, hook, None) is not getattr(object, hook, None) for hook in _HOOKS):
+        return False
+    setter: Any = getattr(cls, "__setattr__", None)
+    made_in = getattr(getattr(setter, "__code__", None), "co_filename", "")
+    if setter is not getattr(object, "__setattr__", None) and made_in not in _MADE_SETTERS:
         return False
     code = getattr(vars(cls).get("__init__", cls), "__code__", None)
     made_by = "<attrs generated" if attrs.has(cls) else "<string>"

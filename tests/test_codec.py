@@ -1405,3 +1405,181 @@ def test_any_value_in_any_field_is_stored_as_it_is_or_refused(value: Any) -> Non
             continue
         assert copy == payload
         assert CODEC.decode(data, cls) == payload
+
+
+# ---- classes that ordinary code makes, and few tests do -----------------------------
+
+
+@attrs.frozen(slots=False)
+class First(Generic[T]):
+    x: T
+
+
+@attrs.frozen(slots=False)
+class Second(Generic[T]):
+    y: T
+
+
+@attrs.frozen(slots=False)
+class Both(First[float], Second[int]):
+    pass
+
+
+@attrs.frozen(slots=False)
+class Further(First[int], Generic[T]):
+    z: T
+
+
+@attrs.frozen
+class HasFurther:
+    of: Further[str]
+
+
+class Kind(Enum):
+    MAIL = "mail"
+    SMS = "sms"
+
+
+@attrs.frozen
+class Mail:
+    kind: Literal[Kind.MAIL]
+    to: str
+
+
+@attrs.frozen
+class Sms:
+    kind: Literal[Kind.SMS]
+    to: str
+
+
+@dataclasses.dataclass
+class Create:
+    op: Literal["create"]
+    name: str
+
+
+@dataclasses.dataclass
+class CreateAs:
+    op: Annotated[Literal["create"], "with an owner"]
+    name: str
+    owner: str
+
+
+@dataclasses.dataclass
+class Delete:
+    op: Literal["delete"]
+    name: str
+
+
+@attrs.frozen
+class Message:
+    via: Mail | Sms
+    what: Create | CreateAs | Delete
+
+
+class Visible(Enum):
+    UNSET = None
+    PUBLIC = "public"
+
+
+@attrs.frozen
+class MaybeVisible:
+    of: Visible | None
+
+
+@attrs.frozen
+class Clashing:
+    of: Literal[Kind.MAIL, "mail"]
+
+
+@attrs.define(eq=False)
+class Tried:
+    at: datetime
+    tries: int = attrs.field(init=False, default=0)
+
+
+@dataclasses.dataclass
+class Shouting:
+    text: str
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, f"{value}!")
+
+
+@attrs.frozen
+class Tokens:
+    tokens: dict[str, int] = attrs.field(metadata={"secret": True})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Both(x=1.5, y=3),
+        HasFurther(Further(x=1, z="a")),
+        Message(Mail(Kind.MAIL, "a"), Create("create", "n")),
+        Message(Sms(Kind.SMS, "a"), CreateAs("create", "n", "o")),
+        Message(Sms(Kind.SMS, "a"), Delete("delete", "n")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_generic_bases_and_told_apart_unions_come_back_as_they_were(codec: Codec, value: Any) -> None:
+    cls = type(value)
+    data, copy = codec.encode(value, cls, WHERE)
+    assert repr(copy) == repr(codec.decode(data, cls)) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "why"),
+    [(MaybeVisible, r"null|None"), (Clashing, "stored as the same JSON")],
+    ids=["an Enum with None", "a Literal of two that are one"],
+)
+def test_what_would_be_one_once_stored_is_refused(codec: Codec, cls: type, why: str) -> None:
+    with pytest.raises(InvalidTaskTypeError, match=why):
+        codec.check(cls, WHERE)
+
+
+def test_a_field_outside_init_may_be_beside_whatever_cannot_be_compared(codec: Codec) -> None:
+    twice = datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"))
+    _, copy = codec.encode(Tried(twice), Tried, WHERE)
+    assert copy.at.isoformat() == twice.isoformat()
+    changed = Tried(twice)
+    changed.tries = 3
+    with pytest.raises(InvalidQueuePayloadError, match=r"does not take \(tries\) would be lost"):
+        codec.encode([changed], list[Tried], WHERE)
+
+
+def test_a_class_that_changes_what_it_is_given_again_is_refused(codec: Codec) -> None:
+    with pytest.raises(InvalidQueuePayloadError, match=r"a!'.*would come back as.*a!!"):
+        codec.encode(Shouting("a"), Shouting, WHERE)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"tokens":{"hunter2":"x"}}',
+        b'{"tokens":{"hunter2":1,"hunter2":2}}',
+        b'{"tokens":{"a":1e1999}}',
+        b'{"tokens":{"hunter2\\u0000":1}}',
+    ],
+)
+def test_nothing_of_what_a_secret_field_holds_is_told(codec: Codec, data: bytes) -> None:
+    with pytest.raises(InvalidQueuePayloadError) as caught:
+        codec.decode(data, Tokens)
+    shown = codec.decode_plain(data, Tokens)
+    for text in (str(caught.value), caught.value.path, repr(shown)):
+        assert "hunter2" not in text
+        assert "1999" not in text
+
+
+@pytest.mark.parametrize("value", [timedelta.max, timedelta.min])
+def test_a_span_beyond_floats_is_refused_with_its_path(codec: Codec, value: timedelta) -> None:
+    with pytest.raises(InvalidQueuePayloadError) as caught:
+        codec.encode({"a": [value]}, dict[str, list[timedelta]], WHERE)
+    assert caught.value.path == "$.a[0]"
+
+
+@pytest.mark.parametrize("name", ["attrs", "cl", "converter", "typevar_map"])
+def test_a_name_that_cattrs_cannot_take_is_named(codec: Codec, name: str) -> None:
+    cls = attrs.make_class("Named", {name: attrs.field(type=int)})
+    with pytest.raises(InvalidTaskTypeError, match=rf"{name}.*name it otherwise"):
+        codec.check(cls, WHERE)
