@@ -113,7 +113,7 @@ async def limit(
     concurrency
         A number from 1, or `none` for what its code says.
     """
-    if concurrency != "none" and not (concurrency.isdecimal() and concurrency.isascii()):
+    if concurrency != "none" and not (concurrency.isdecimal() and concurrency.isascii() and len(concurrency) <= 40):
         raise CommandError(f"limit wants a number from 1, or none, got {concurrency[:40]!r}", 2)
     wanted = None if concurrency == "none" else int(concurrency)
     async with shell.open(store) as opened:

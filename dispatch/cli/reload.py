@@ -67,7 +67,7 @@ async def reloading(shell: Shell, *, grace: float) -> int:
     A changed worker gets its grace before it is replaced; one that ended with
     an error is started again when something has changed.
     """
-    arguments = [each for each in shell.arguments if each != "--reload"]
+    arguments = [each for each in shell.arguments if each.partition("=")[0] != "--reload"]
     worker = _Worker()
     root = Path.cwd()
     with signals(worker.tell, worker.tell):

@@ -23,7 +23,7 @@ from dispatch.cli.selection import (
 from dispatch.cli.shell import CommandError, Opened, Shell, ShellArgument, StoreOption, YesOption
 from dispatch.records import TaskRecord
 from dispatch.storage.protocol import Change
-from dispatch.storage.query import Ids, PruneSpec, Statuses, Time, Where
+from dispatch.storage.query import All, Ids, PruneSpec, Statuses, Time, Where
 
 __all__ = ["DryRunOption", "cancel", "prune_all", "retry", "rm"]
 
@@ -214,6 +214,9 @@ async def prune_all(
     shell: Shell, opened: Opened, spec: PruneSpec, *, dry_run: bool, yes: bool
 ) -> None:
     """Delete what `spec` means, in steps; interrupted, the steps that were made stay."""
+    # What ends from now on was not counted, and nobody agreed to it.
+    before = Time("finished_at", until=opened.storage.now() + _NOW_S)
+    spec = attrs.evolve(spec, where=All(spec.where, before))
     total = await opened.control.prune(spec, dry_run=True)
     if dry_run:
         shell.print(f"would delete {plural(total, 'task')}")

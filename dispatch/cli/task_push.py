@@ -217,8 +217,10 @@ def _lines(shell: Shell, name: str) -> Generator[tuple[Iterator[str], int | None
         return
     try:
         with Path(name).open(encoding="utf-8", errors="surrogateescape") as file:
-            total = sum(1 for _ in file)
-            file.seek(0)
+            total = None
+            if file.seekable():  # a pipe, such as of `<(jq ...)`, is not
+                total = sum(1 for _ in file)
+                file.seek(0)
             yield iter(file), total
     except OSError as exc:
         raise CommandError(f"{name}: {exc.strerror}") from None

@@ -47,7 +47,7 @@ async def top(*, every: str = "1s", store: StoreOption = None, shell: ShellArgum
     if every_s < SHORTEST_S:
         raise CommandError(f"--every must be at least {SHORTEST_S} s, got {every}", 2)
     async with shell.open(store) as opened:
-        if not shell.stdout.isatty():
+        if not shell.stdout.isatty() or console(shell.stdout).is_dumb_terminal:
             print_state(shell, await store_state(opened.storage))
             return
         await _live(shell, opened, every_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final, Literal
@@ -95,5 +96,6 @@ def _sqlite(url: str, clock: Clock | None) -> SqliteStorage:
 
 def _shown(url: str) -> str:
     """The URL without what may be a password."""
+    url = re.sub(r"(?i)(?<=password=)[^&\s]+", "***", url)
     head, at, tail = url.rpartition("@")
     return f"{head.partition('://')[0]}://***@{tail}" if at else url

@@ -221,16 +221,14 @@ def _write_ahead(connection: sqlite3.Connection) -> str:
     (https://www.sqlite.org/c3ref/busy_handler.html, on deadlocks), so it is waited
     out here.
     """
-    waited_s = 0.0
+    until = time.monotonic() + BUSY_TIMEOUT_S  # the pragma itself may wait for the busy timeout each time
     while True:
         try:
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         except sqlite3.OperationalError as exc:
-            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited_s > BUSY_TIMEOUT_S:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                 raise
-            pause_s = random.uniform(0.001, 0.02)  # noqa: S311 - who gave up together tries again apart
-            time.sleep(pause_s)
-            waited_s += pause_s
+            time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - who gave up together tries again apart
         else:
             return str(mode)
 

@@ -9,8 +9,9 @@ whose message goes to whoever asked.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, Final, Literal, TypedDict, cast
 from urllib.parse import parse_qsl, urlencode
 
@@ -30,14 +31,14 @@ from dispatch.lifecycle import TABLE, Event
 from dispatch.publisher import TaskQueuePublisher
 from dispatch.records import NewTask, TaskRecord, from_seconds
 from dispatch.storage.protocol import Change
-from dispatch.storage.query import All, Ids, PruneSpec, Queues, Statuses, Where
+from dispatch.storage.query import All, Ids, PruneSpec, Queues, Statuses, Time, Where
 from dispatch.tasks import Priority, QueueTask, TaskStatus, TaskType
 from dispatch.web import pages
 from dispatch.web.desk import BOUND, Desk, priority
 from dispatch.web.filters import QUERY_LIMIT, FilterError, TaskFilter, whole
-from dispatch.web.shown import TEXT_LIMIT, as_json, restored
+from dispatch.web.shown import TEXT_LIMIT, as_json, restored, visible
 
-__all__ = ["ACTIONS", "Ask", "Done", "Fields", "preview"]
+__all__ = ["ACTIONS", "Ask", "Done", "Fields", "preview", "tags_text"]
 
 Fields = Mapping[str, Sequence[str]]
 """A form's fields; each may be given more than once."""
@@ -48,6 +49,9 @@ PRUNE_MOST: Final = 10_000
 SEARCH_S: Final = 5.0
 """All that a filter means is searched for at most this long; then more may be left."""
 SPEC_LIMIT: Final = 500
+TAGS_LIMIT: Final = 100_000
+_TAG: Final = re.compile(r'("(?:[^"\\]|\\.)*")|([^\s,]+)')
+_PLAIN_TAG: Final = re.compile(r'[^\s,"]+')
 
 
 @attrs.frozen(kw_only=True)
@@ -72,6 +76,8 @@ class Ask:
     more: bool = False
     page: str
     query: str = ""
+    until: float | None = None
+    """When it was counted: what came later was not asked about."""
 
 
 def _one(fields: Fields, name: str, limit: int = 500) -> str:
@@ -111,7 +117,14 @@ async def change_tasks(desk: Desk, fields: Fields) -> Done | Ask:
         raise InvalidConfigError("no task was chosen; tick some first")
     page = "task" if _one(fields, "from") == "task" and len(ids) == 1 else "tasks"
     query = urlencode({"id": ids[0]}) if page == "task" else back
-    meant, more = await _meant(desk, wanted, action) if everything else ([Ids(*ids)], False)
+    meant: list[Where] = [Ids(*ids)]
+    more = False
+    if everything:
+        meant, more = await _meant(desk, wanted, action)
+    until = _number(fields, "until", most=inf) if _sure(fields) else desk.storage.now() + 0.001
+    if everything and until is not None:
+        before = Time("finished_at" if action == "delete" else "created_at", until=until)
+        meant = [All(where, before) for where in meant]
     if (everything or action in ("cancel", "delete")) and not _sure(fields):
         n = len(await _each(desk, action, meant, dry_run=True))
         more = more or n >= BOUND
@@ -122,6 +135,7 @@ async def change_tasks(desk: Desk, fields: Fields) -> Done | Ask:
             more=more,
             page=page,
             query=query,
+            until=until if everything else None,
         )
     changed = await _each(desk, action, meant)
     n = len(changed)
@@ -238,7 +252,10 @@ async def change_task(desk: Desk, fields: Fields) -> Done | Ask:
     )
     changed = await desk.storage.alter(Ids(record.id), change)
     if action == "rerun":
-        changed = await desk.storage.alter(Ids(record.id), _change("rerun"))
+        # Only what took the edits: one that succeeded meanwhile would run once more with the old payload.
+        dead = All(Ids(record.id), Statuses("failed"))
+        rerun = await desk.storage.alter(dead, _change("rerun"))
+        action, changed = ("rerun", rerun) if rerun or not changed else ("save", changed)
     return Done(what=action, n=len(changed), page="task", query=query, ids=tuple(changed))
 
 
@@ -323,7 +340,23 @@ def _bytes(tree: Any) -> bytes:
 
 
 def _tags(fields: Fields) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_one(fields, "tags", 4_000).replace(",", " ").split()))
+    """Tags between blanks and commas; one that has some in it, or is not plain to see, in quotes as in JSON."""
+    found: dict[str, None] = {}
+    for quoted, plain in _TAG.findall(_one(fields, "tags", TAGS_LIMIT)):
+        try:
+            found[json.loads(quoted) if quoted else plain] = None
+        except ValueError:
+            raise InvalidConfigError(f"tags: no JSON text: {quoted[:60]}") from None
+    return tuple(found)
+
+
+def tags_text(tags: Sequence[str]) -> str:
+    """Tags as a form has them before it, and as `_tags` reads them."""
+    return " ".join(tag if _PLAIN_TAG.fullmatch(tag) and visible(tag) == tag else _quoted(tag) for tag in tags)
+
+
+def _quoted(tag: str) -> str:
+    return visible(json.dumps(tag, ensure_ascii=False))
 
 
 def _priority(fields: Fields) -> int:
@@ -336,7 +369,7 @@ def _priority(fields: Fields) -> int:
         ) from None
 
 
-def _number(fields: Fields, name: str, *, least: float = 0.001) -> float | None:
+def _number(fields: Fields, name: str, *, least: float = 0.001, most: float = MAX_DELAY_S) -> float | None:
     given = _one(fields, name, 40).strip()
     if not given:
         return None
@@ -346,7 +379,7 @@ def _number(fields: Fields, name: str, *, least: float = 0.001) -> float | None:
         raise InvalidConfigError(f"{name}: a number of seconds, got {given!r}") from None
     if not isfinite(value):
         raise InvalidConfigError(f"{name}: a number of seconds, got {given!r}")
-    return min(max(value, least), MAX_DELAY_S)
+    return min(max(value, least), most)
 
 
 def _whole(fields: Fields, name: str) -> int | None:
@@ -431,7 +464,7 @@ async def _add_cron(desk: Desk, fields: Fields, name: str) -> None:
     ):
         raise InvalidConfigError(f"a function is the cron task {name!r}; take another name")
     cron = desk.cron if publisher is desk.publisher else CronTaskDispatcher(desk.storage, publisher=publisher)
-    await cron.add_with_name(spec, name, task, description=_one(fields, "description"), **_policy(fields))
+    await cron.add_with_name(spec, name, task, description=_description(fields), **_policy(fields))
 
 
 async def _change_cron(desk: Desk, fields: Fields, name: str) -> None:
@@ -465,7 +498,7 @@ async def _change_cron(desk: Desk, fields: Fields, name: str) -> None:
         unique=template.unique,
     )
     policy = attrs.evolve(entry.policy, **_policy(fields))
-    await desk.cron.change(name, spec, policy, _one(fields, "description"), new)
+    await desk.cron.change(name, spec, policy, _description(fields, entry.description), new)
 
 
 def _as_shown(entry: CronTask, template: NewTask, payload: str) -> Fields:
@@ -482,12 +515,18 @@ def _as_shown(entry: CronTask, template: NewTask, payload: str) -> Fields:
         "queue": template.queue,
         "type": template.type,
         "payload": payload,
-        "tags": " ".join(template.tags),
+        "tags": tags_text(template.tags),
         "priority": priority(template.priority),
         "timeout": template.timeout,
         "max_retry": template.max_retry,
     }
     return {name: ["" if value is None else str(value)] for name, value in shown.items()}
+
+
+def _description(fields: Fields, before: str = "") -> str:
+    """A form's description; the one before it where that is what the form shows."""
+    given = _one(fields, "description", 1_000_000)
+    return before if given.replace("\r\n", "\n") == visible(before) else given.replace("\r\n", "\n")
 
 
 def _published(fields: Fields, payload: Any, **more: Any) -> TaskRecord:

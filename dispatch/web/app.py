@@ -32,7 +32,7 @@ from dispatch.errors import (
 )
 from dispatch.storage.protocol import Storage
 from dispatch.web import charts, guard, pages
-from dispatch.web.actions import ACTIONS, Ask, Done, Fields, preview
+from dispatch.web.actions import ACTIONS, Ask, Done, Fields, preview, tags_text
 from dispatch.web.desk import Desk, View
 from dispatch.web.filters import STATUSES, TaskFilter, misread, whole
 from dispatch.web.shown import SECRET_WORDS, Redactor, as_json, seconds, visible
@@ -328,7 +328,7 @@ class _Dashboard:
         if as_data:
             return _page(request, _json(_outcome(done)), as_data=True)
         if isinstance(done, Ask):
-            kept = [(key, each) for key, given in fields.items() for each in given if key != "sure"]
+            kept = [(key, each) for key, given in fields.items() for each in given if key not in ("sure", "until")]
             body = self._draw("confirm", {}, act=True, ask=done, kept=kept, target=name)
             return _page(request, body, as_data=False)
         said = urlencode({"did": done.what, "n": done.n} | ({"more": 1} if done.more else {}))
@@ -472,7 +472,8 @@ def _json(view: Mapping[str, Any]) -> bytes:
 
 def _outcome(done: Done | Ask) -> View:
     if isinstance(done, Ask):
-        return {"done": False, "ask": done.sentence, "n": done.n, "more": done.more, "confirm": {"sure": "yes"}}
+        confirm = {"sure": "yes"} | ({} if done.until is None else {"until": repr(done.until)})
+        return {"done": False, "ask": done.sentence, "n": done.n, "more": done.more, "confirm": confirm}
     return {"done": True, "what": done.what, "n": done.n, "more": done.more, "ids": list(done.ids)}
 
 
@@ -498,6 +499,7 @@ def _templates() -> Environment:
         query=_query,
         list_query=_list_query,
         as_json=as_json,
+        tags_text=tags_text,
         statuses=STATUSES,
     )
     for name in made.list_templates():

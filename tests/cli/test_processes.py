@@ -233,12 +233,13 @@ def test_a_third_signal_ends_it_that_very_moment(
 
 
 @pytest.mark.battery
+@pytest.mark.parametrize("option", ["--reload", "--reload=true"])
 def test_a_worker_is_started_anew_when_its_code_changes(
-    project: Project, started: list[subprocess.Popen[str]]
+    project: Project, started: list[subprocess.Popen[str]], option: str
 ) -> None:
     module = project.folder / "jobs.py"
     original = module.read_text(encoding="utf-8")
-    worker = project.start("run", "jobs:setup", "--reload")
+    worker = project.start("run", "jobs:setup", option)
     started.append(worker)
     until(worker, "works on jobs")
     module.write_text(original.replace('"began"', '"anew"'), encoding="utf-8")

@@ -111,3 +111,10 @@ def test_a_purge_by_status_takes_that_status_only(queues: Terminal) -> None:
         == "deleted 2 tasks\n"
     )
     assert queues("queue", "purge", "email", "--status", "running", "--yes").status == 2
+
+
+def test_a_number_of_a_thousand_digits_is_no_number(terminal: Terminal) -> None:
+    terminal.declare("email")
+    ran = terminal("queue", "limit", "email", "9" * 5_000)
+    assert ran.status == 2
+    assert "limit wants a number from 1" in ran.err

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 
+from dispatch.cli.shell import Shell
 from dispatch.storage.query import All
 from tests.cli.terminal import HOSTILE, Terminal
 
@@ -172,3 +176,22 @@ def test_many_reasons_are_cut_short(terminal: Terminal) -> None:
     assert ran.status == 1
     assert ran.err.splitlines()[-1] == "and 10 more"
     assert not terminal.does(terminal.storage.count, All())
+
+
+@pytest.mark.parametrize("command", [("task", "rm", "--queue", "email"), ("prune", "--keep", "0", "--dead-letters")])
+def test_no_more_is_deleted_than_was_agreed_to(
+    mixed: Terminal, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work_goes_on() -> None:
+        mixed.store("late")
+        mixed.run("late", fail="ValueError: no")
+
+    def confirm(self: Shell, what: str, *, yes: bool) -> None:
+        time.sleep(0.01)  # somebody thinks about it
+        thread = threading.Thread(target=work_goes_on)  # a trio run of its own
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr(Shell, "confirm", confirm)
+    assert mixed(*command, tty=True).status == 0
+    assert (mixed.statuses()["late"], "bad1" in mixed.statuses()) == ("failed", False)

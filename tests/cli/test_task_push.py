@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -269,3 +271,14 @@ def test_a_full_queue_that_raises_says_so(terminal: Terminal) -> None:
     assert ran.err.startswith("dispatch: queue 'email' is full")
     ran = terminal("task", "push", "--file", "-", stdin=lines(GOOD))
     assert (ran.status, ran.out) == (1, "published 0 tasks, skipped 1 bad line\n")
+
+
+def test_a_pipe_is_a_file_too(ready: Terminal, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"  # as a shell makes for `--file <(jq ...)`
+    os.mkfifo(pipe)
+    line = json.dumps({"queue": "email", "type": "welcome", "payload": {}})
+    writer = threading.Thread(target=pipe.write_text, args=[f"{line}\n{line}\n"])
+    writer.start()
+    ran = ready("task", "push", "--file", str(pipe))
+    writer.join()
+    assert (ran.status, ran.out, ran.err) == (0, "published 2 tasks\n", "")

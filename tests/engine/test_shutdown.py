@@ -427,6 +427,8 @@ async def test_a_broken_storage_reaches_the_caller(autojump_clock: object) -> No
         ("sqlite:///jobs.db?synchronous=", "the only option is synchronous=full or synchronous=normal"),
         ("memory:foo", "a storage is named by memory:, .*; got 'memory:foo'"),
         ("memory", "got 'memory'"),
+        ("host=h password=hunter2", r"got 'host=h password=\*\*\*'"),
+        ("postgressql://h/db?user=u&password=hunter2&x=1", r"password=\*\*\*&x=1'"),
         ("sqlite:///:memory:", "for a storage in memory use MemoryStorage"),
     ],
 )

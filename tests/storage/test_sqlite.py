@@ -710,6 +710,30 @@ async def test_closing_waits_for_every_write_that_was_begun(path: Path) -> None:
 # ---- trouble --------------------------------------------------------------------
 
 
+def test_a_file_that_is_held_for_itself_alone_is_waited_for_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_schema, "BUSY_TIMEOUT_S", 0.2)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("CREATE TABLE orders (n)")
+        other.execute("BEGIN EXCLUSIVE")  # on a file without a log yet
+        attempts = Counted(path)
+        with closing(attempts.db), pytest.raises(sqlite3.OperationalError, match="locked"):
+            sqlite_schema._write_ahead(attempts)  # type: ignore[arg-type]
+        assert attempts.made <= 3  # each waits for the lock itself
+
+
+class Counted:
+    """A connection that waits 0.2 s for a lock at each attempt, and counts them."""
+
+    def __init__(self, path: Path) -> None:
+        self.db = sqlite3.connect(path, timeout=0.2, isolation_level=None)
+        self.made = 0
+
+    def execute(self, statement: str) -> sqlite3.Cursor:
+        self.made += 1
+        time.sleep(0.2)  # where SQLite does not, as for a change of the journal's mode
+        return self.db.execute(statement)
+
+
 @pytest.mark.parametrize("how", ["deleted", "moved", "replaced", "without its log"])
 async def test_a_file_that_others_cannot_see_any_more_is_not_written_to(path: Path, how: str) -> None:
     async with stored(path) as storage:

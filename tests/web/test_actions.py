@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -23,7 +24,8 @@ from dispatch import (
     open_dispatcher,
 )
 from dispatch.cron.dispatcher import CronTaskDispatcher
-from dispatch.records import NewTask
+from dispatch.records import NewTask, Transition, TransitionKind
+from dispatch.storage.protocol import Change, QueueRecord, Want
 from dispatch.storage.query import Ids, Queues
 from dispatch.web import create_app
 from tests.web.visitor import WELCOME, Mail, Visitor, status_of, visit
@@ -183,6 +185,64 @@ async def test_a_dead_letter_is_rerun_with_edits_and_hidden_values_stay() -> Non
     assert (changed.status.value, changed.tags, changed.priority, changed.timeout) == ("pending", ("a", "b"), 2, 1.5)
 
 
+async def test_a_stale_form_runs_nothing_again_that_went_well_meanwhile() -> None:
+    visitor, storage = await visit()
+    payload = json.dumps({"to": "bob@example.org", "password": "***"})
+    await storage.alter(Ids("dead"), Change(action="rerun"))
+    # It waits: what was edited is kept, and there is nothing to run again.
+    answer = await visitor.post("task.json", edit(action="rerun", payload=payload))
+    assert (answer.data["what"], answer.data["n"]) == ("save", 1)
+    assert json.loads((await record(storage, "dead")).payload)["to"] == "bob@example.org"
+    [claim] = (await storage.claim([Want(queue="email", limit=1, ids=frozenset({"dead"}))], worker="w", lease=9.0)).claims
+    await storage.settle([Transition("dead", claim.epoch, TransitionKind.DONE)])
+    answer = await visitor.post("task.json", edit(action="rerun", payload=payload))
+    assert (answer.data["what"], answer.data["n"]) == ("rerun", 0)
+    assert await status_of(storage, "dead") == "succeeded"
+
+
+def shown(page: str, name: str) -> str:
+    """The value of a field of a page's form, as a browser would send it unchanged."""
+    found = re.search(rf'<input name="{name}"[^>]*? value="([^"]*)"|<textarea name="{name}"[^>]*>([^<]*)</textarea>', page)
+    assert found is not None
+    return html.unescape(found[1] if found[1] is not None else found[2])
+
+
+ODD_TAGS = ("a b", "c,d", 'say "x"', "\u0645\u06cc\u200c\u0634\u0648\u062f", "plain", "\\u200c", "tab\there")
+
+
+async def test_tags_that_are_saved_as_shown_stay_what_they_are() -> None:
+    visitor, storage = await visit()
+    await storage.enqueue([NewTask(id="odd", queue="email", type="welcome", payload=b'{"to": "a"}', tags=ODD_TAGS)])
+    page = (await visitor.get("task?id=odd")).text
+    fields = {**edit(action="save"), "id": "odd", "payload": shown(page, "payload"), "tags": shown(page, "tags")}
+    assert (await visitor.post("task", fields)).status == 303
+    assert (await record(storage, "odd")).tags == ODD_TAGS
+    await visitor.post("task", {**fields, "tags": 'x, "y z" w'})
+    assert (await record(storage, "odd")).tags == ("x", "y z", "w")
+    assert (await visitor.post("task", {**fields, "tags": r'"\x"'})).status == 422
+
+
+async def test_no_more_is_deleted_than_was_asked_about() -> None:
+    visitor, storage = await visit()
+    fields = {"action": "delete", "all": "yes", "query": "status=failed"}
+    asked = await visitor.post("tasks.json", fields)
+    page = (await visitor.post("tasks", fields)).text
+    assert f'name="until" value="{shown_until(page)}"' in page
+    await trio.sleep(0.01)
+    await storage.enqueue([NewTask(id="new", queue="email", type="welcome", payload=b"{}")])
+    [claim] = (await storage.claim([Want(queue="email", limit=1, ids=frozenset({"new"}))], worker="w", lease=9.0)).claims
+    await storage.settle([Transition("new", claim.epoch, TransitionKind.FAILED, error="no")])
+    done = await visitor.post("tasks.json", {**fields, **asked.data["confirm"]})
+    assert done.data["n"] == asked.data["n"]
+    assert (await status_of(storage, "dead"), await status_of(storage, "new")) == (None, "failed")
+
+
+def shown_until(page: str) -> str:
+    found = re.search(r'name="until" value="([\d.]+)"', page)
+    assert found is not None
+    return found[1]
+
+
 async def test_an_edit_is_saved_without_running() -> None:
     visitor, storage = await visit()
     await visitor.post("task", edit(action="save", headers='{"trace": "1"}'))
@@ -294,6 +354,27 @@ CRON = {
     "name": "nightly", "spec": "0 2 * * *", "zone": "Europe/Berlin", "queue": "email", "type": "welcome",
     "payload": '{"to": "team", "password": "geheim2"}', "overlap": "skip", "description": "At night",
 }  # fmt: skip
+
+
+async def test_a_cron_entry_that_is_saved_as_shown_stays_what_it_is() -> None:
+    visitor, storage = await visit()
+    await storage.declare([QueueRecord(name=f"a{n:03}") for n in range(300)] + [QueueRecord(name="zz")])
+    words = "first line\n" + "second line " * 60
+    task = TaskType("zz", "t", dict)({"a": 1}, key="k", headers={"h": "1"}, tags=("a b",))
+    cron = CronTaskDispatcher(storage)
+    await cron.add_with_name("@daily", "far", task, description=words)
+    [before] = await storage.crons("far")
+    page = (await visitor.get("cron?name=far")).text
+    assert "<option selected>zz</option>" in page
+    names = ("spec", "zone", "type", "tags", "payload", "jitter", "timeout", "max_retry", "description")
+    fields = {name: shown(page, name) for name in names}
+    same = {**fields, "action": "change", "name": "far", "queue": "zz"}
+    assert (await visitor.post("cron", same)).status == 303
+    [after] = await storage.crons("far")
+    assert (after.definition, after.template) == (before.definition, before.template)
+    browser = {**same, "description": "one\r\ntwo"}  # how browsers send line breaks
+    assert (await visitor.post("cron", browser)).status == 303
+    assert (await CronTaskDispatcher(storage).get_task("far")).description == "one\ntwo"
 
 
 async def test_a_cron_task_is_added_previewed_run_paused_changed_and_deleted() -> None:
