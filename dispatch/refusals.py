@@ -53,7 +53,7 @@ class Refused(Exception):  # noqa: N818 - turned into InvalidQueuePayloadError b
         super().__init__(path, problem)
         self.path = path
         self.problem = problem
-        self.withheld = withheld or problem
+        self.withheld: str = withheld or problem
         """The same without anything of the data, which may be secret."""
 
 

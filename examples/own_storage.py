@@ -221,7 +221,7 @@ class FileStorage(Storage):
                     if started < room and not behind_its_key(tables, queue, row, now):
                         claims.append(start(tables, row, want, now, worker, lease))
                         started += 1
-                if queue.rate is not None and started:
+                if queue.rate is not None:  # each time, for the clock may have been set back
                     tables.tokens[queue.name] = (bucket - started, now)
                 if more_at is not None and started == room:
                     dues.append(more_at)
