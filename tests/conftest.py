@@ -10,8 +10,8 @@ import pytest
 from dispatch import jsontext
 from tests.conclusive import AGAIN, InconclusiveError
 
-# As after an install without extras; the tests of the codec have it both ways, and the
-# processes that batteries start have it installed.
+# As after an install without extras. The two are compared in test_jsontext.py; with orjson
+# the tests of the codec are a battery, and so are processes that have it installed.
 ORJSON, jsontext.fast = jsontext.fast, None
 
 

@@ -45,7 +45,11 @@ from dispatch.tasks import (
 T = TypeVar("T")
 
 
-@pytest.fixture(autouse=True, scope="module", params=["json", "orjson"])
+@pytest.fixture(
+    autouse=True,
+    scope="module",
+    params=["json", pytest.param("orjson", marks=pytest.mark.battery)],
+)
 def json_by(request: pytest.FixtureRequest, orjson: jsontext.Fast) -> Iterator[None]:
     """All of it is true of both ways to JSON, in the same words."""
     jsontext.fast = orjson if request.param == "orjson" else None
