@@ -176,6 +176,7 @@ async def drain(stage: Stage, storage: Storage) -> None:
             )
 
 
+@pytest.mark.battery
 async def test_a_crowd_on_keyed_queues_keeps_every_promise(stage: Stage) -> None:
     await run_crowd(stage, seed=1, seconds=1.0)
 

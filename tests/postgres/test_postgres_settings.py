@@ -63,7 +63,9 @@ def stored(dsn: str) -> list[str]:
         return [row[0] for row in connection.execute("SELECT id FROM dispatch.tasks ORDER BY seq")]
 
 
-@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+@pytest.mark.parametrize(
+    "isolation", ["repeatable read", pytest.param("serializable", marks=pytest.mark.battery)]
+)
 async def test_unique_tasks_stay_so_whatever_the_default_isolation(database: str, isolation: str) -> None:
     migrate(database)
     set_default(database, isolation)
@@ -339,7 +341,7 @@ async def test_a_run_completed_in_a_transaction_makes_room_for_others(database: 
             await started.wait()
 
 
-@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", pytest.param("LATIN1", marks=pytest.mark.battery)])
 async def test_a_connection_that_cannot_say_everything_is_refused(database: str, encoding: str) -> None:
     migrate(database)
     async with publishing(database) as dispatcher:

@@ -64,12 +64,12 @@ def test_every_example_is_listed_here() -> None:
     assert {path.name for path in (scripts.ROOT / "examples").glob("*.py")} == set(TELLING)
 
 
-SLOW = "fleet_postgres.py"
-"""A server, three processes, and a lease that has to run out."""
+SLOW = ("fleet_postgres.py", "testing_your_handlers.py")
+"""A server, three processes, and a lease that has to run out; a run of pytest of its own."""
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.battery] if name == SLOW else []) for name in TELLING]
+    "name", [pytest.param(name, marks=[pytest.mark.battery] if name in SLOW else []) for name in TELLING]
 )
 def test_an_example_prints_what_it_shows(name: str) -> None:
     printed = scripts.output(name)

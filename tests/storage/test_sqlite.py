@@ -659,6 +659,7 @@ async def test_what_the_engine_looks_at_waits_for_no_search(path: Path, searchin
         searching.set()
 
 
+@pytest.mark.battery
 async def test_a_search_ends_no_lease_of_its_process(path: Path, searching: threading.Event) -> None:
     release = trio.Event()
 
