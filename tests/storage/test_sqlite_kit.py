@@ -72,6 +72,7 @@ class TestSqlite(StorageConformance):
             storage._ledger.db.set_progress_handler(None, 0)
 
 
+@pytest.mark.battery
 class TestSqliteInline(TestSqlite):
     inline = True
 
