@@ -36,20 +36,20 @@ from dispatch.errors import ClosedError, InvalidConfigError, StorageError
 from dispatch.records import AttemptRecord, NewTask, Transition
 from dispatch.storage import postgres_query
 from dispatch.storage.postgres_bell import BellRope
+from dispatch.storage.postgres_claim import Ended
 from dispatch.storage.postgres_joined import Joined
 from dispatch.storage.postgres_publishing import LateError, PostgresPublishing
 from dispatch.storage.postgres_registry import PostgresRegistry
 from dispatch.storage.postgres_rows import Address, Lanes, Sql
 from dispatch.storage.postgres_schema import DEFAULT_SCHEMA, check_schema_name, check_version
 from dispatch.storage.postgres_step import Again, Outcome
-from dispatch.storage.postgres_tasks import PostgresTasks
+from dispatch.storage.postgres_tasks import PostgresTasks, all_plain, settled
 from dispatch.storage.protocol import (
     KEEP,
     AdvanceAnswer,
     Change,
     Claimed,
     CronRecord,
-    EnqueueAnswer,
     EnqueueResult,
     Keep,
     Page,
@@ -84,22 +84,20 @@ DEADLINE_S: Final = 4.0
 """A step of the ordinary flow that takes longer has failed: less than the engine waits for it."""
 TRIES: Final = 5
 """How often a step that the server rolled back for the sake of others is made."""
+DECLARE_TRIES: Final = 20
+PLACING_PAUSE_S: Final = 0.25
+KEPT_FROM_PLACING: Final = (
+    "a queue is to be declared that changes `keyed` or `on_retry`, so its tasks must be placed anew; "
+    f"{DECLARE_TRIES} times the table of tasks was not free for that. Nothing was declared. A transaction that "
+    "has published or ended tasks is still open: end it, then declare again"
+)
 POLL_S: Final = 30.0
 POLL_DEAF_S: Final = 1.0
-ISOLATION: Final = "default_transaction_isolation=read\\ committed"
+ISOLATION: Final = "-c default_transaction_isolation=read\\ committed"
 """Whatever the database's default: what others have committed must be seen behind their locks."""
-ISOLATION_OPTION: Final = f"-c {ISOLATION}"
-FLOW_OPTIONS: Final = " ".join(
-    f"-c {setting}"
-    for setting in (
-        "enable_seqscan=off",
-        "enable_bitmapscan=off",
-        "enable_hashjoin=off",
-        "enable_mergejoin=off",
-        "jit=off",
-        "plan_cache_mode=force_generic_plan",
-        ISOLATION,
-    )
+FLOW_OPTIONS: Final = (
+    f"{ISOLATION} -c enable_seqscan=off -c enable_bitmapscan=off -c enable_hashjoin=off"
+    " -c enable_mergejoin=off -c jit=off -c plan_cache_mode=force_generic_plan"
 )
 ENDED: Final = (
     "SELECT g.id FROM unnest(%s::text[]) AS g (id) LEFT JOIN @.tasks t ON t.id = g.id"
@@ -150,7 +148,7 @@ class PostgresStorage(Storage):
             isolation_level=psycopg.IsolationLevel.READ_COMMITTED,
         )
         self._reads = TrioPool(
-            with_options(dsn, ISOLATION_OPTION), 2, prepare_threshold=5 if prepare else None
+            with_options(dsn, ISOLATION), 2, prepare_threshold=5 if prepare else None
         )
         # In messages: not with settings that the user did not give.
         self._flow.where = self._reads.where = redacted(dsn)
@@ -303,7 +301,7 @@ class PostgresStorage(Storage):
             async with self._flow.connection() as connection:
                 with trio.CancelScope(deadline=until, shield=shielded):
                     return await self._tried(connection, action, atomic)
-        raise LateError(f"{redacted(self._dsn)}: no answer within {deadline_s:g} s")
+        raise LateError(f"{redacted(self._dsn)}: no answer within {deadline_s:.2g} s")
 
     async def _tried(
         self,
@@ -367,8 +365,8 @@ class PostgresStorage(Storage):
     ) -> list[EnqueueResult]:
         if by is not None:
             return await self._step(
-                lambda connection, outcome: self._enqueue_by(
-                    connection, outcome, tasks, bounded, by
+                lambda connection, outcome: self._tasks.enqueue(
+                    connection, tasks, outcome, bounded=bounded, by=by
                 )
             )
         self._check_open()
@@ -376,18 +374,6 @@ class PostgresStorage(Storage):
         if not tasks:
             return []
         return await self._publishing.enqueue(tasks, bounded)
-
-    async def _enqueue_by(
-        self,
-        connection: TrioConnection[Any],
-        outcome: Outcome,
-        tasks: Sequence[NewTask],
-        bounded: bool,
-        by: tuple[str, int],
-    ) -> list[EnqueueResult]:
-        if not await self._tasks.holds(connection, by):
-            return [EnqueueResult(EnqueueAnswer.CLAIM_LOST, new.id) for new in tasks]
-        return await self._tasks.enqueue(connection, tasks, outcome, bounded=bounded)
 
     def enqueue_in(self, connection: object, tasks: Sequence[NewTask]) -> list[EnqueueResult]:
         """As the contract says; `connection` is a `psycopg.Connection`, or SQLAlchemy's over one.
@@ -436,8 +422,15 @@ class PostgresStorage(Storage):
     async def settle(self, transitions: Sequence[Transition]) -> list[SettleResult]:
         if not transitions:
             return []
+        until = trio.current_time() + DEADLINE_S
+        ended = await self._succeed(transitions)
+        if len(ended) == len(transitions):
+            return settled(transitions, ended)
         return await self._step(
-            lambda connection, outcome: self._tasks.settle(connection, transitions, outcome)
+            lambda connection, outcome: self._tasks.settle(
+                connection, transitions, outcome, ended=ended
+            ),
+            deadline_s=until - trio.current_time(),
         )
 
     async def turn(
@@ -448,28 +441,50 @@ class PostgresStorage(Storage):
         worker: str,
         lease: float | None,
     ) -> tuple[list[SettleResult], Claimed]:
+        """See `Storage.turn`. Ordinarily one statement; what that leaves, in one transaction.
+
+        Should the second fail, a repeat finds settled what the first has settled.
+        """
         if not transitions:
             return [], await self.claim(wants, worker=worker, lease=lease)
         if not wants:
             return await self.settle(transitions), Claimed([])
+        until = trio.current_time() + DEADLINE_S
+        ended: Ended | None = None
         if self._tasks.turns_at_once(transitions, wants):
-            return await self._step(
-                lambda connection, outcome: self._tasks.turn_at_once(
+            over, claimed = await self._step(
+                lambda connection, outcome: self._tasks.claims.turn(
                     connection, transitions, wants[0], outcome, worker=worker, lease=lease
                 ),
                 atomic=False,
             )
+            if len(over) == len(transitions):
+                return settled(transitions, over), claimed
+            ended = over
+        elif self._tasks.keyed(wants):
+            ended = await self._succeed(transitions)
 
         async def both(
             connection: TrioConnection[Any], outcome: Outcome
         ) -> tuple[list[SettleResult], Claimed]:
-            settled = await self._tasks.settle(connection, transitions, outcome)
+            over = ended
+            if over is None:
+                over = await self._tasks.succeed(connection, transitions, outcome)
+            results = await self._tasks.settle(connection, transitions, outcome, ended=over)
             claimed = await self._tasks.claims.claim(
                 connection, wants, outcome, worker=worker, lease=lease
             )
-            return settled, claimed
+            return results, claimed
 
-        return await self._step(both)
+        return await self._step(both, deadline_s=until - trio.current_time())
+
+    async def _succeed(self, transitions: Sequence[Transition]) -> Ended:
+        if not all_plain(transitions):
+            return {}
+        return await self._step(
+            lambda connection, outcome: self._tasks.succeed(connection, transitions, outcome),
+            atomic=False,
+        )
 
     async def renew(
         self, claims: Sequence[tuple[str, int]], *, lease: float | None
@@ -552,10 +567,19 @@ class PostgresStorage(Storage):
     # ---- queues, workers, cron entries -----------------------------------
 
     async def declare(self, queues: Sequence[QueueRecord]) -> None:
-        await self._step(
-            lambda connection, outcome: self._registry.declare(connection, queues, outcome),
-            shielded=False,
-        )
+        for left in reversed(range(DECLARE_TRIES)):
+            try:
+                await self._step(
+                    lambda connection, outcome: self._registry.declare(connection, queues, outcome),
+                    shielded=False,
+                )
+                break
+            except StorageError as exc:
+                if not isinstance(exc.__cause__, psycopg.errors.LockNotAvailable):
+                    raise
+                if not left:
+                    raise StorageError(f"{redacted(self._dsn)}: {KEPT_FROM_PLACING}") from exc
+            await trio.sleep(PLACING_PAUSE_S)  # for those who had to wait behind it
         self._tasks.know(queues)
 
     async def queues(self) -> list[QueueRecord]:

@@ -35,17 +35,26 @@ from dispatch.storage.changes import NO_HEADERS
 from dispatch.storage.limits import allowance
 from dispatch.storage.postgres_query import CLOCK
 from dispatch.storage.postgres_rows import Lane, Lanes, Sql
-from dispatch.storage.postgres_step import Outcome, Step, promote, transaction
+from dispatch.storage.postgres_step import (
+    Outcome,
+    Step,
+    in_transaction,
+    promote,
+    taken,
+    transaction,
+)
 from dispatch.storage.protocol import Claimed, Topic, TopicKind, Want
 from dispatch.storage.psycopg_trio import TrioConnection
 from dispatch.storage.texts import storable
 
-__all__ = ["PostgresClaims"]
+__all__ = ["Ended", "PostgresClaims"]
 
 REACH: Final = 32
 """Candidates that a claim looks at beyond its limit, for those that other claims hold."""
 ROUNDS: Final = 8
 """How often a claim that met only tasks held by others looks again, each time further."""
+BUSY_S: Final = 0.05
+"""After so long a claim looks again at lines that others had locked."""
 
 CLAIMED: Final = (
     "t.id, t.epoch, t.lane, t.payload, t.key, t.headers, t.priority, t.tags, t.timeout, t.max_retry,"
@@ -168,7 +177,7 @@ ENDED_ROWS: Final = (
     " NULL, NULL, e.available_at, NULL, NULL, NULL, NULL, FALSE, FALSE, FALSE FROM ended e"
 )
 ASIDE_DUE: Final = (
-    "SELECT t.seq FROM @.queues q JOIN @.tasks t ON t.queue = q.id AND t.state = 2"
+    "SELECT t.seq, t.queue, t.key, @.now_s() FROM @.queues q JOIN @.tasks t ON t.queue = q.id AND t.state = 2"
     " WHERE q.name = %s AND t.available_at <= @.now_s() ORDER BY t.available_at LIMIT 500"
 )
 
@@ -313,8 +322,13 @@ class PostgresClaims:
                 outcome.rings.add(Topic(TopicKind.ROOM, want.queue))
             if not again:
                 break
-            async with transaction(connection):
-                await self._mature(connection, want.queue)
+            if not claims:
+                next_due = await self._mature(connection, want.queue)
+                if next_due is not None:
+                    break
+            elif not taken:  # those in hand come first: what goes wrong now would lose them
+                next_due = claims[0].started_at
+                break
             reach *= 4
         if claims and lease is not None:
             outcome.leases.append((worker, claims[0].started_at + lease))
@@ -386,15 +400,26 @@ class PostgresClaims:
             statement = self._statements[kind] = _statement(self._sql(text))
         return statement
 
-    async def _mature(self, connection: TrioConnection[Any], queue: str) -> None:
-        """Let those that stepped aside in their lines, and are due, step forward."""
-        cursor = await connection.execute(self._sql(ASIDE_DUE), (queue,))
-        seqs = [row[0] for row in await cursor.fetchall()]
-        if seqs:
+    async def _mature(self, connection: TrioConnection[Any], queue: str) -> float | None:
+        """Let those that stepped aside in their lines, and are due, step forward.
+
+        Amid a transaction, which holds rows that others may wait for, no line is waited
+        for: if one is locked, the answer is when to try again.
+        """
+        amid = in_transaction(connection)
+        async with transaction(connection):
+            cursor = await connection.execute(self._sql(ASIDE_DUE), (queue,))
+            rows = await cursor.fetchall()
+            if not rows:
+                return None
+            busy = set[tuple[int, str]]()
+            if amid:
+                busy = await taken(connection, self._sql, {(row[1], row[2]) for row in rows})
             step = Step(connection, self._sql, self._lanes)
-            await step.begin(seqs=seqs)
-            lines = [stored.line for stored in step.rows() if stored.line is not None]
-            await promote(connection, self._sql, set(lines), step.now)
+            await step.begin(seqs=[row[0] for row in rows if (row[1], row[2]) not in busy])
+            lines = {stored.line for stored in step.rows() if stored.line is not None}
+            await promote(connection, self._sql, lines, step.now)
+            return rows[0][3] + BUSY_S if busy else None
 
 
 def _ends(transitions: Sequence[Transition]) -> dict[str, Any]:

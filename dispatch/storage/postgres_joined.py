@@ -179,9 +179,12 @@ class Joined:
         await self._check_isolation(connection)
         await self._know_lanes(connection, transition.spawn, aside)
         steps, outcome = PostgresTasks(self._sql, self._lanes.copy()), Outcome()
-        [result] = await self._again(
-            connection, lambda: steps.settle(connection, [transition], outcome)
-        )
+
+        async def settle() -> list[SettleResult]:
+            ended = await steps.succeed(connection, [transition], outcome)
+            return await steps.settle(connection, [transition], outcome, ended=ended)
+
+        [result] = await self._again(connection, settle)
         # Of limits on the queue, within which there is room now, these steps know nothing.
         over = [topic.name for topic in outcome.rings if topic.kind is TopicKind.DONE]
         outcome.rings.update(Topic(TopicKind.QUEUE, queue) for queue in over)

@@ -112,9 +112,10 @@ class PostgresRegistry:
             given.name in known and _lines(known[given.name]) != _lines(given) for given in changed
         ):
             # Whoever writes waits behind this lock while it waits itself, perhaps for a user's
-            # long transaction: not for long, then.
-            await connection.execute(b"SET LOCAL lock_timeout = '2s'")
-            await connection.execute(self._sql("LOCK TABLE @.tasks IN SHARE ROW EXCLUSIVE MODE"))
+            # long transaction: not for long, then, and the caller tries again. The mode keeps
+            # out even who locks rows only, so that none of those stays locked to us.
+            await connection.execute(b"SET LOCAL lock_timeout = '500ms'")
+            await connection.execute(self._sql("LOCK TABLE @.tasks IN EXCLUSIVE MODE"))
             known = {record.name: record for record in await self.queues(connection)}
         for given in sorted(changed, key=lambda record: record.name):
             count, seconds = (None, None) if given.rate is None else given.rate

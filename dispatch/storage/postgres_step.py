@@ -6,9 +6,11 @@ same for all of them and so keeps them from waiting for each other in a circle:
 1. LOCK TABLE in the mode that every write takes anyway: from here on no queue is
    declared keyed, or not keyed, under us (`declare` takes a mode that excludes it).
 2. The queues as they are.
-3. Advisory locks, sorted: for unique keys to be looked up and for the lines (keys
-   of keyed queues) of all tasks that will be touched. Both go by a few hundred
-   stripes, so that a large batch does not fill the server's lock table.
+3. Advisory locks, sorted: first for unique keys to be looked up, behind which no
+   further task can take them, then for the lines (keys of keyed queues) of all tasks
+   that will be touched. Both go by a few hundred stripes, so that a large batch does
+   not fill the server's lock table. A line that is met only later is not waited for:
+   if it is taken, the step is made again.
 4. The clock, and numbers for what will be stored: drawn behind the locks, so that
    within a key the order of storing is the order of committing.
 5. The rows, FOR UPDATE, by `seq`.
@@ -73,8 +75,10 @@ __all__ = [
     "Step",
     "as_array",
     "column",
+    "in_transaction",
     "insert_sql",
     "promote",
+    "taken",
     "transaction",
 ]
 
@@ -84,6 +88,11 @@ UNIQUE_STRIPES: Final = 1_024
 LINE_STRIPES: Final = 256
 
 LOCK_STRIPES: Final = "SELECT pg_advisory_xact_lock(hashtext('dispatch @.'), stripe) FROM unnest(%s::int4[]) AS stripe"
+TAKEN: Final = (
+    "SELECT stripe FROM unnest(%s::int4[]) AS stripe"
+    " WHERE NOT pg_try_advisory_xact_lock(hashtext('dispatch @.'), stripe)"
+)
+"""Locks those that are free and answers with the others."""
 LOAD: Final = f"SELECT {COLUMNS} FROM @.tasks t WHERE {{}} ORDER BY t.seq FOR UPDATE"
 WAITING: Final = (
     "SELECT count(*) FROM ("
@@ -223,14 +232,19 @@ class Outcome:
         self.lanes += step.made
 
 
+def in_transaction(connection: TrioConnection[Any]) -> bool:
+    """Whether one is open on this connection."""
+    return connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE
+
+
 @asynccontextmanager
 async def transaction(connection: TrioConnection[Any]) -> AsyncGenerator[None]:
     """A transaction for the block, which may be one that is open already."""
-    if connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+    if in_transaction(connection):
+        yield
+    else:
         async with connection.transaction():
             yield
-    else:
-        yield
 
 
 class Step:
@@ -266,7 +280,7 @@ class Step:
         bounded: bool = False,
         seqs: Collection[int] = (),
     ) -> None:
-        """Lock and read what deciding on these tasks takes; see the top."""
+        """Lock and read what deciding on these tasks takes; see the top. Raises Again."""
         connection, sql = self._connection, self._sql
         await connection.execute(sql("LOCK TABLE @.tasks IN ROW EXCLUSIVE MODE"))
         cursor = await connection.execute(sql(QUEUES))
@@ -282,13 +296,14 @@ class Step:
             and queue.keyed
         ]
         which, values = _which(wanted, keys, states, seqs)
+        await self._lock(map(_unique_stripe, keys))
         if any(queue.keyed for queue in self.queues.values()):
             cursor = await connection.execute(
                 sql(f"SELECT t.queue, t.key FROM @.tasks t WHERE t.key IS NOT NULL AND ({which})"),
                 values,
             )
             lines += self._keyed(await cursor.fetchall())
-        await self._lock([*map(_unique_stripe, keys), *map(_line_stripe, lines)])
+        await self._lock(map(_line_stripe, lines))
         cursor = await connection.execute(
             sql(
                 "SELECT @.now_s(), ARRAY(SELECT nextval('@.tasks_seq_seq')"
@@ -301,10 +316,7 @@ class Step:
         self.now, self._numbers = row[0], list(reversed(row[1]))
         for stored in await self._load(which, values):
             self._note(stored)
-        # Rows that came between: their lines are locked late, at the risk of a deadlock.
-        await self._lock(
-            _line_stripe(row.line) for row in self._rows.values() if row.line is not None
-        )
+        await self._lock_late(row.line for row in self._rows.values() if row.line is not None)
         if bounded:
             await self._count_waiting(news)
 
@@ -317,6 +329,13 @@ class Step:
         if missing:
             await self._connection.execute(self._sql(LOCK_STRIPES), (missing,))
             self._locked.update(missing)
+
+    async def _lock_late(self, lines: Iterable[tuple[int, str]]) -> None:
+        """Lock lines of rows that came between the two looks: out of order, so without waiting."""
+        missing = {line for line in lines if _line_stripe(line) not in self._locked}
+        if await taken(self._connection, self._sql, missing):
+            raise Again
+        self._locked.update(map(_line_stripe, missing))
 
     async def _load(self, which: str, values: Sequence[Any]) -> list[Stored]:
         if which == "FALSE":
@@ -616,6 +635,18 @@ class Step:
         # Not `rowcount`: in a user's pipeline that is not known yet.
         if len(await cursor.fetchall()) != len(rows):
             raise Again
+
+
+async def taken(
+    connection: TrioConnection[Any], sql: Sql, lines: Collection[tuple[int, str]]
+) -> set[tuple[int, str]]:
+    """Those of these lines that others have locked; all the rest is locked now, without waiting."""
+    if not lines:
+        return set()
+    stripes = sorted(set(map(_line_stripe, lines)))
+    cursor = await connection.execute(sql(TAKEN), (stripes,))
+    others = {row[0] for row in await cursor.fetchall()}
+    return {line for line in lines if _line_stripe(line) in others}
 
 
 async def promote(

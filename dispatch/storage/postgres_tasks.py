@@ -7,7 +7,7 @@ tasks, bounds, failures, stale fences.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from operator import itemgetter
 from typing import Any, Final
@@ -15,7 +15,7 @@ from typing import Any, Final
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import NewTask, TaskRecord, Transition, TransitionKind
 from dispatch.storage.changes import changeable, would_change
-from dispatch.storage.postgres_claim import PostgresClaims
+from dispatch.storage.postgres_claim import Ended, PostgresClaims
 from dispatch.storage.postgres_query import (
     CLOCK,
     Condition,
@@ -38,7 +38,6 @@ from dispatch.storage.postgres_step import (
 )
 from dispatch.storage.protocol import (
     Change,
-    Claimed,
     EnqueueAnswer,
     EnqueueResult,
     QueueRecord,
@@ -52,7 +51,7 @@ from dispatch.storage.psycopg_trio import TrioConnection
 from dispatch.storage.query import Order, PruneSpec, Where, matches
 from dispatch.tasks import TaskStatus
 
-__all__ = ["PostgresTasks"]
+__all__ = ["PostgresTasks", "all_plain", "settled"]
 
 CHUNK: Final = 1_000
 """Rows that a bulk change holds in memory at a time."""
@@ -235,59 +234,60 @@ class PostgresTasks:
         outcome: Outcome,
         *,
         bounded: bool,
+        by: tuple[str, int] | None = None,
     ) -> list[EnqueueResult]:
-        """Store tasks of any kind. In a transaction."""
+        """Store tasks of any kind, if the claim `by` which they are published holds. In a transaction."""
         step = self._new_step(connection)
         await step.begin(news=tasks, bounded=bounded)
+        if by is not None and not await self._holds(connection, by):
+            return [EnqueueResult(EnqueueAnswer.CLAIM_LOST, new.id) for new in tasks]
         results = [step.store(new, bounded=bounded) for new in tasks]
         await step.write()
         outcome.add(step)
         self.know(step.queues.values())
         return results
 
-    async def holds(self, connection: TrioConnection[Any], fence: tuple[str, int]) -> bool:
-        """Whether the claim holds, and goes on to until the end of the transaction."""
+    async def _holds(self, connection: TrioConnection[Any], fence: tuple[str, int]) -> bool:
+        """Whether the claim holds, and goes on to until the end of the transaction.
+
+        It locks a row, and so comes after the locks of lines.
+        """
         cursor = await connection.execute(self._sql(FENCE), fence)
         return await cursor.fetchone() is not None
 
     # ---- runs ------------------------------------------------------------
 
-    async def settle(
+    async def succeed(
         self, connection: TrioConnection[Any], transitions: Sequence[Transition], outcome: Outcome
-    ) -> list[SettleResult]:
-        """See `TaskStore.settle`. In a transaction."""
-        ended: dict[str, float] = {}
-        if all_plain(transitions):
-            ended = await self.claims.succeed(connection, transitions, outcome)
-        return await self._settle_others(connection, transitions, ended, outcome)
+    ) -> Ended:
+        """End what plainly succeeded, if that is all there is; not what is in a line.
 
-    async def _settle_others(
+        By itself, where lines are about: its rows are locked before what `settle` would wait for.
+        """
+        if not all_plain(transitions):
+            return {}
+        return await self.claims.succeed(connection, transitions, outcome)
+
+    async def settle(
         self,
         connection: TrioConnection[Any],
         transitions: Sequence[Transition],
-        ended: Mapping[str, float],
         outcome: Outcome,
+        *,
+        ended: Ended,
     ) -> list[SettleResult]:
-        """Settle what is not `ended` yet; the answers for all."""
+        """See `TaskStore.settle`. In a transaction. What is `ended` already is only answered."""
         left = [each for each in transitions if each.id not in ended]
-        decided: Iterator[SettleResult] = iter(())
+        decided: list[SettleResult] = []
         if left:
-            async with transaction(connection):
-                step = self._new_step(connection)
-                news = [new for each in left for new in each.spawn]
-                await step.begin(ids={each.id for each in left}, news=news)
-                decided = iter([step.settle(each) for each in left])
-                await step.write()
+            step = self._new_step(connection)
+            news = [new for each in left for new in each.spawn]
+            await step.begin(ids={each.id for each in left}, news=news)
+            decided = [step.settle(each) for each in left]
+            await step.write()
             outcome.add(step)
             self.know(step.queues.values())
-        return [
-            SettleResult(
-                each.id, each.epoch, SettleAnswer.APPLIED, TaskStatus.SUCCEEDED, ended[each.id]
-            )
-            if each.id in ended
-            else next(decided)
-            for each in transitions
-        ]
+        return settled(transitions, ended, decided)
 
     def turns_at_once(self, transitions: Sequence[Transition], wants: Sequence[Want]) -> bool:
         """Whether one statement will do for `turn`: plain successes, and one ordinary queue."""
@@ -298,31 +298,9 @@ class PostgresTasks:
             and wants[0].queue not in self.claims.limited
         )
 
-    async def turn_at_once(
-        self,
-        connection: TrioConnection[Any],
-        transitions: Sequence[Transition],
-        want: Want,
-        outcome: Outcome,
-        *,
-        worker: str,
-        lease: float | None,
-    ) -> tuple[list[SettleResult], Claimed]:
-        """See `Storage.turn`. Ordinarily one statement; what that leaves, in one transaction.
-
-        Should the second fail, a repeat finds settled what the first has settled.
-        """
-        ended, claimed = await self.claims.turn(
-            connection, transitions, want, outcome, worker=worker, lease=lease
-        )
-        if len(ended) == len(transitions):
-            return await self._settle_others(connection, transitions, ended, outcome), claimed
-        async with transaction(connection):
-            settled = await self._settle_others(connection, transitions, ended, outcome)
-            claimed = await self.claims.claim(
-                connection, [want], outcome, worker=worker, lease=lease
-            )
-        return settled, claimed
+    def keyed(self, wants: Iterable[Want]) -> bool:
+        """Whether one of these queues is known to be keyed."""
+        return any(want.queue in self._keyed for want in wants)
 
     async def renew(
         self,
@@ -507,6 +485,19 @@ def _beyond(spec: PruneSpec, considered: Condition) -> str:
         f"  (PARTITION BY {group} ORDER BY t.finished_at DESC, t.seq DESC) AS newer"
         f"  FROM @.tasks t WHERE {considered.sql}) AS t WHERE t.newer > %s ORDER BY 1, 2 LIMIT %s)"
     )
+
+
+def settled(
+    transitions: Sequence[Transition], ended: Ended, decided: Iterable[SettleResult] = ()
+) -> list[SettleResult]:
+    """The answers for all, in their order: some are `ended`, on the others a step has `decided`."""
+    others = iter(decided)
+    return [
+        SettleResult(each.id, each.epoch, SettleAnswer.APPLIED, TaskStatus.SUCCEEDED, ended[each.id])
+        if each.id in ended
+        else next(others)
+        for each in transitions
+    ]
 
 
 def all_plain(transitions: Sequence[Transition]) -> bool:

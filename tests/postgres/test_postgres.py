@@ -254,6 +254,81 @@ async def test_a_key_that_a_transaction_holds_is_not_the_others_trouble(
         ]
 
 
+@pytest.mark.battery
+async def test_queues_are_placed_anew_once_no_transaction_writes(
+    stage: Stage, connection: psycopg.Connection[Any]
+) -> None:
+    async with stage.open() as (storage, advance):
+        bench = Workbench(storage, advance)
+        await bench.publish("first")
+        storage.enqueue_in(connection, [new("theirs")])
+        declared = trio.Event()
+
+        async def declare() -> None:
+            await storage.declare([QueueRecord(name="q", keyed=True)])
+            declared.set()
+
+        slowest = 0.0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(declare)
+            for number in range(30):
+                began = trio.current_time()
+                await bench.publish(f"{number}")
+                slowest = max(slowest, trio.current_time() - began)
+                await trio.sleep(0.05)
+            assert not declared.is_set()
+            connection.commit()
+            with trio.fail_after(20):
+                await declared.wait()
+        assert slowest < 1.5, "others go on between the tries"
+        assert [queue.keyed for queue in await storage.queues()] == [True]
+
+
+async def test_a_transaction_without_end_keeps_queues_as_they_are(
+    stage: Stage, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "DECLARE_TRIES", 1)
+    async with stage.open() as (storage, advance):
+        bench = Workbench(storage, advance)
+        await bench.publish("first")
+        before = await storage.queues()
+        storage.enqueue_in(connection, [new("theirs")])
+        with pytest.raises(StorageError, match=r"changes `keyed` or `on_retry`.*end it, then declare again"):
+            await storage.declare([QueueRecord(name="q", keyed=True), QueueRecord(name="other")])
+        assert await storage.queues() == before
+        connection.rollback()
+        await storage.declare([QueueRecord(name="q", keyed=True)])
+        assert [queue.keyed for queue in await storage.queues()] == [True]
+
+
+async def test_a_turn_does_not_wait_for_a_line_that_others_hold(
+    stage: Stage, connection: psycopg.Connection[Any]
+) -> None:
+    """It holds rows itself by then, and who holds the line may be waiting for them."""
+    async with stage.open() as (storage, advance):
+        bench = Workbench(storage, advance)
+        await bench.declare(keyed=True, on_retry="yield")
+        for key in "kl":
+            await bench.publish(f"a{key}", key=key, max_retry=1)
+        claims = await bench.claim(limit=2)
+        running = next(claim for claim in claims if claim.id == "ak")
+        other = next(claim for claim in claims if claim.id == "al")
+        await bench.settle(running, TransitionKind.FAILED, retry_in=1.0, error="E")
+        await advance(2.0)
+        storage.enqueue_in(connection, [new("theirs", key="k")])
+        done = Transition(other.id, other.epoch, TransitionKind.DONE)
+        with trio.fail_after(3):
+            [settled], claimed = await storage.turn(
+                [done], [Want(queue="q", limit=9)], worker="w", lease=LEASE_S
+            )
+        assert settled.answer is SettleAnswer.APPLIED
+        assert claimed.claims == []
+        assert claimed.next_due is not None
+        assert stage.now < claimed.next_due < stage.now + 1.0, "it looks again soon, not at once"
+        connection.rollback()
+        assert [claim.id for claim in await bench.claim(limit=9)] == ["ak"]
+
+
 async def test_a_publisher_that_is_cancelled_while_it_waits_its_turn_stores_nothing(
     stage: Stage,
 ) -> None:

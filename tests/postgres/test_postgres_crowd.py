@@ -27,13 +27,14 @@ NOT_FIRST = (
     "SELECT t.id FROM @.tasks t JOIN @.tasks o ON o.queue = t.queue AND o.key = t.key AND o.lined"
     " AND o.state = 1 AND o.seq < t.seq WHERE t.lined AND t.state = 0"
 )
+DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
 FORGOTTEN = (
     "SELECT key FROM @.tasks t WHERE lined AND state = 1 AND NOT EXISTS (SELECT 1 FROM @.tasks o"
     " WHERE o.queue = t.queue AND o.key = t.key AND o.lined AND o.state IN (0, 3))"
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def stage(server: PostgresServer) -> Iterator[Stage]:
     opened = Stage(server.fresh_database())
     yield opened
@@ -155,6 +156,7 @@ async def run_crowd(stage: Stage, seed: int, seconds: float) -> None:
             nursery.start_soon(crowd.look)
         await one.declare([QueueRecord(name="q", keyed=True, on_retry="hold")])
         assert stage.execute(TWO_AT_ONCE) == []
+        assert stage.execute(DEADLOCKS) == [(0,)]  # each would have held up all for a second
         assert stage.execute(NOT_FIRST) == []
         assert stage.execute(FORGOTTEN) == []
         await drain(stage, storages[0])

@@ -198,6 +198,17 @@ async def test_joined_publishing_uses_up_no_numbers(database: str) -> None:
     assert row == (1,)
 
 
+async def publish_into(
+    answered: dict[str, str], dispatcher: Dispatcher, name: str, key: str | None = None
+) -> None:
+    unique = None if key is None else Unique(key=key)
+    try:
+        await dispatcher.publisher.publish(JOB(Job(), id=name, unique=unique))
+        answered[name] = "stored"
+    except StorageError as exc:
+        answered[name] = str(exc)
+
+
 async def test_a_key_that_a_transaction_holds_is_one_publishers_trouble(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,26 +216,19 @@ async def test_a_key_that_a_transaction_holds_is_one_publishers_trouble(
     monkeypatch.setattr(postgres, "DEADLINE_S", 0.5)
     answered: dict[str, str] = {}
 
-    async def publish(name: str, key: str | None) -> None:
-        try:
-            await dispatcher.publisher.publish(JOB(Job(), id=name, unique=None if key is None else Unique(key=key)))
-            answered[name] = "stored"
-        except StorageError as exc:
-            answered[name] = str(exc)
-
     async with publishing(database) as dispatcher:
         with psycopg.connect(database) as connection:
             dispatcher.publisher.publish_in(connection, JOB(Job(), unique=Unique(key="A")))
             async with trio.open_nursery() as nursery:
                 # While the first is being stored, the others gather, and go together.
                 for name, key in (("first", "F"), ("a", "A"), ("b", "B"), ("c", "C")):
-                    nursery.start_soon(publish, name, key)
+                    nursery.start_soon(publish_into, answered, dispatcher, name, key)
                     await trio.testing.wait_all_tasks_blocked(0.0)
                 await trio.sleep(0.2)
-                await publish("plain", None)
+                await publish_into(answered, dispatcher, "plain")
                 assert set(answered) == {"first", "plain"}, "plain ones wait for nobody"
             connection.rollback()
-        await publish("again", "A")
+        await publish_into(answered, dispatcher, "again", "A")
     held = answered.pop("a")
     assert "no answer within 0.5 s; nothing was stored" in held
     assert "published the same unique key" in held
@@ -239,23 +243,16 @@ async def test_an_id_that_a_transaction_holds_is_one_publishers_trouble(
     monkeypatch.setattr(postgres, "DEADLINE_S", 0.5)
     answered: dict[str, str] = {}
 
-    async def publish(name: str) -> None:
-        try:
-            await dispatcher.publisher.publish(JOB(Job(), id=name))
-            answered[name] = "stored"
-        except StorageError as exc:
-            answered[name] = str(exc)
-
     async with publishing(database) as dispatcher:
         with psycopg.connect(database) as connection:
             dispatcher.publisher.publish_in(connection, JOB(Job(), id="a"))
             async with trio.open_nursery() as nursery:
                 for name in ("first", "a", "b", "c"):
-                    nursery.start_soon(publish, name)
+                    nursery.start_soon(publish_into, answered, dispatcher, name)
                     await trio.testing.wait_all_tasks_blocked(0.0)
             connection.rollback()
         held = answered.pop("a")
-        await publish("a")
+        await publish_into(answered, dispatcher, "a")
     assert "published the same unique key or task id" in held
     assert set(answered.values()) == {"stored"}
     assert sorted(stored(database)) == ["a", "b", "c", "first"]
