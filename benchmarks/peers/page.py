@@ -45,6 +45,7 @@ def write_page(results: Sequence[Path], into: Path) -> Path:
 def read(results: Sequence[Path]) -> Found:
     """The results of these files as one. Raises SystemExit where they are of different machines."""
     first, *rest = [Found(**json.loads(each.read_text(encoding="utf-8"))) for each in results]
+    first.about["measured"] = _measured(first)
     for other in rest:
         for what in ("machine", "python"):
             if other.about[what] != first.about[what]:
@@ -55,7 +56,13 @@ def read(results: Sequence[Path]) -> Found:
             # A run of a few contestants says of the rest only that they were left out.
             first.contestants[name] = first.contestants.get(name, {}) | row
         first.about["command"] += f"` and `{other.about['command']}"
+        first.about["measured"] += f"; {_measured(other)}"
     return first
+
+
+def _measured(found: Found) -> str:
+    rounds = max(run["round"] for run in found.runs)
+    return f"on {found.about['date']}, at commit {found.about['commit']}, {rounds} round{'s' * (rounds != 1)}"
 
 
 def introduction(found: Found) -> str:
@@ -65,7 +72,7 @@ def introduction(found: Found) -> str:
         f"- machine: {about['machine']}",
         f"- Python {about['python']}, SQLite {about['sqlite']}"
         + (f", PostgreSQL {server['version'] // 10_000}.{server['version'] % 10_000} ({', '.join(server['settings'])})" if server else ""),
-        f"- measured on {about['date']}, at commit {about['commit']}, {max(run['round'] for run in found.runs)} rounds",
+        f"- measured {about['measured']}",
         f"- command: `{about['command']}`; this page: `python -m benchmarks.peers page`",
     ]
     return "\n".join(

@@ -295,11 +295,8 @@ class ReadyQueue:
             self._leave(row)
 
     def step(self, key: str | None, now: float) -> bool:
-        """Let the next of a key step forward, if there is a key; whether anything may have."""
-        if key is None or not self.record.keyed:
-            return False
-        self._promote(key, now)
-        return True
+        """Let the next of a key step forward, if there is a key; whether one may be claimed now."""
+        return key is not None and self.record.keyed and self._promote(key, now)
 
     def ended(self, row: Row, now: float) -> bool:
         """A run is over and its row written; whether something may be claimable now."""
@@ -443,11 +440,11 @@ class ReadyQueue:
             line.join(row)
         self._promote(key, now)
 
-    def _promote(self, key: str, now: float) -> None:
-        """Make the first in line its head, and READY if it is due."""
+    def _promote(self, key: str, now: float) -> bool:
+        """Make the first in line its head, and READY if it is due; whether it became so."""
         line = self._lines.get(key)
         if line is None:
-            return
+            return False
         head: Row | None = None
         if not line.running:
             heap = line.heap
@@ -463,11 +460,13 @@ class ReadyQueue:
         line.head = head
         if before is not None and before is not head and before.place == READY:
             self._withdraw(before)
-        if head is not None:
-            if head.due and head.place != READY:
-                self._offer(head)
-        elif not line.running and not line.heap:
-            del self._lines[key]
+        if head is None:
+            if not line.running and not line.heap:
+                del self._lines[key]
+        elif head.due and head.place != READY:
+            self._offer(head)
+            return True
+        return False
 
     def _yields(self, record: TaskRecord, now: float) -> bool:
         return record.epoch > 0 and record.available_at > now and self.record.on_retry == "yield"
