@@ -381,7 +381,9 @@ class PostgresStorage(Storage):
         It runs a few statements on your connection, in your thread. They may
         wait: for another transaction that publishes the same unique key, or to
         the same key of a keyed queue, and is not over yet. Those two need READ
-        COMMITTED. Raises StorageError, after which only a rollback helps.
+        COMMITTED. Of a task type that this process meets for the first time, a
+        connection of its own, opened for a moment, makes the place first. Raises
+        StorageError, after which only a rollback helps.
         """
         self._check_open()
         return self._joined.enqueue(connection, tasks)
