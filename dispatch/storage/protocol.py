@@ -319,7 +319,7 @@ class TaskStore(ABC):
 
         Spawned tasks are stored exactly if their run's answer is APPLIED, which
         then says what became of each; they are never bounded. A repeat answers REPEATED, and the first outcome
-        stays. Rings TASK for what ended, QUEUE for what may run again.
+        stays. What fails may have settled some runs of the batch, each of them whole. Rings TASK for what ended, QUEUE for what may run again.
         """
 
     @abstractmethod
@@ -575,8 +575,9 @@ class Storage(TaskStore, ControlStore, CronStore):
     ) -> tuple[list[SettleResult], Claimed]:
         """`settle`, then `claim`: what a worker does between two attempts.
 
-        A database storage overrides it to do both in one transaction, where
-        one failing then means that neither was done. Each part may be empty.
+        A database storage overrides it to do both in one transaction, or as
+        few as it can; where that fails, some of the runs may be settled, as
+        with `settle`. Each part may be empty.
         """
         settled = await self.settle(transitions) if transitions else []
         if not wants:
