@@ -82,6 +82,7 @@ T = TypeVar("T")
 
 DEADLINE_S: Final = 4.0
 """A step of the ordinary flow that takes longer has failed: less than the engine waits for it."""
+CONFLICTS: Final = (Again, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 TRIES: Final = 5
 """How often a step that the server rolled back for the sake of others is made."""
 DECLARE_TRIES: Final = 20
@@ -290,18 +291,23 @@ class PostgresStorage(Storage):
         atomic: bool = True,
         shielded: bool = True,
         deadline_s: float | None = None,
+        until: float | None = None,
     ) -> T:
-        """One step of the flow, then what follows from it; `atomic`: it takes several statements."""
+        """One step of the flow, then what follows from it; `atomic`: it takes several statements.
+
+        `until` is when its deadline is, in trio's time, if another step came before it.
+        """
         self._check_open()
         await trio.lowlevel.checkpoint_if_cancelled()
         # Getting a connection counts, too; what may take long (changes in bulk) has no deadline.
         deadline_s = DEADLINE_S if deadline_s is None else deadline_s
-        until = trio.current_time() + deadline_s if shielded else inf
+        if until is None:
+            until = trio.current_time() + deadline_s if shielded else inf
         with trio.CancelScope(deadline=until):
             async with self._flow.connection() as connection:
                 with trio.CancelScope(deadline=until, shield=shielded):
                     return await self._tried(connection, action, atomic)
-        raise LateError(f"{redacted(self._dsn)}: no answer within {deadline_s:.2g} s")
+        raise LateError(f"{redacted(self._dsn)}: no answer within {deadline_s:g} s")
 
     async def _tried(
         self,
@@ -317,11 +323,11 @@ class PostgresStorage(Storage):
                         result = await action(connection, outcome)
                 else:
                     result = await action(connection, outcome)
-            except (
-                Again,
-                psycopg.errors.DeadlockDetected,
-                psycopg.errors.SerializationFailure,
-            ) as exc:
+            except BaseException as exc:
+                if not atomic:  # an earlier statement of the action may be committed
+                    self._rope.ring(outcome.rings)
+                if not isinstance(exc, CONFLICTS):
+                    raise
                 if not left:
                     raise StorageError(
                         f"{redacted(self._dsn)}: {TRIES} times in conflict with others"
@@ -428,12 +434,13 @@ class PostgresStorage(Storage):
         ended = await self._succeed(transitions)
         if len(ended) == len(transitions):
             return settled(transitions, ended)
-        return await self._step(
+        rest = self._step(
             lambda connection, outcome: self._tasks.settle(
                 connection, transitions, outcome, ended=ended
             ),
-            deadline_s=until - trio.current_time(),
+            until=until,
         )
+        return await (_shielded(rest) if ended else rest)
 
     async def turn(
         self,
@@ -478,7 +485,8 @@ class PostgresStorage(Storage):
             )
             return results, claimed
 
-        return await self._step(both, deadline_s=until - trio.current_time())
+        rest = self._step(both, until=until)
+        return await (_shielded(rest) if ended else rest)
 
     async def _succeed(self, transitions: Sequence[Transition]) -> Ended:
         if not all_plain(transitions):
@@ -678,3 +686,10 @@ class PostgresStorage(Storage):
             finally:
                 for name in leases:
                     self._relied_on.pop(name, None)
+
+
+async def _shielded(rest: Awaitable[T]) -> T:
+    """The rest of what has begun: a cancelled call does all or nothing."""
+    with trio.CancelScope(shield=True):
+        return await rest
+    raise AssertionError("nobody cancels this scope")

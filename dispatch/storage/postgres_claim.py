@@ -35,14 +35,7 @@ from dispatch.storage.changes import NO_HEADERS
 from dispatch.storage.limits import allowance
 from dispatch.storage.postgres_query import CLOCK
 from dispatch.storage.postgres_rows import Lane, Lanes, Sql
-from dispatch.storage.postgres_step import (
-    Outcome,
-    Step,
-    in_transaction,
-    promote,
-    taken,
-    transaction,
-)
+from dispatch.storage.postgres_step import Outcome, Step, promote, taken, transaction
 from dispatch.storage.protocol import Claimed, Topic, TopicKind, Want
 from dispatch.storage.psycopg_trio import TrioConnection
 from dispatch.storage.texts import storable
@@ -80,8 +73,9 @@ TYPES_WANTED: Final = (
 LANE: Final = (
     "lane AS MATERIALIZED (SELECT l.id, l.tagged FROM @.queues q JOIN @.lanes l ON l.queue = q.id{types}"
     " WHERE q.name = %(queue)s AND NOT q.paused AND (l.tagged = FALSE OR %(tagged)s)"
-    f" AND (%(within)s OR (q.max_running IS NULL AND q.rate_count IS NULL)) AND NOT {OVERDUE}{{whole}})"
+    f" AND (%(within)s OR (q.max_running IS NULL AND q.rate_count IS NULL)) AND (%(past)s OR NOT {OVERDUE}){{whole}})"
 )
+"""`past`: although tasks are due whose lines somebody else has locked, perhaps for long."""
 PLAIN_RANGES: Final = (
     "SELECT t.seq, t.priority, t.available_at FROM lane CROSS JOIN generate_series(0, 3) AS p (priority)"
     " CROSS JOIN clock c CROSS JOIN LATERAL (SELECT t.seq, t.priority, t.available_at FROM @.tasks t"
@@ -298,9 +292,10 @@ class PostgresClaims:
         reach = limit + REACH
         claims: list[Claim] = []
         next_due: float | None = None
+        busy: float | None = None
         for _ in range(ROUNDS):
             values = _values(want, worker, lease)
-            values |= {"limit": limit - len(claims), "reach": reach, "within": within}
+            values |= {"limit": limit, "reach": reach, "within": within, "past": busy is not None}
             statement = self._claiming(want, ending=ending is not None)
             values.update(ending or {})
             rows = await self._run(connection, statement, values)
@@ -315,21 +310,19 @@ class PostgresClaims:
             if limited:
                 self.limited.add(want.queue)
                 return await self._claim_within(connection, want, worker, lease, outcome)
-            taken = [row for row in rows if row[0] is not None and row[0] >= 0]
-            taken.sort(key=_claim_order)
-            claims += [_claim_of(row, self._lanes.of(row[4]), want) for row in taken]
-            if taken and bounded:
+            started = [row for row in rows if row[0] is not None and row[0] >= 0]
+            started.sort(key=_claim_order)
+            claims = [_claim_of(row, self._lanes.of(row[4]), want) for row in started]
+            if claims and bounded:
                 outcome.rings.add(Topic(TopicKind.ROOM, want.queue))
-            if not again:
+            if claims and again:
+                next_due = claims[0].started_at  # not now: what went wrong would lose those in hand
+            if claims or busy is not None or not again:
                 break
-            if not claims:
-                next_due = await self._mature(connection, want.queue)
-                if next_due is not None:
-                    break
-            elif not taken:  # those in hand come first: what goes wrong now would lose them
-                next_due = claims[0].started_at
-                break
+            busy = await self._mature(connection, want.queue)
             reach *= 4
+        if busy is not None:
+            next_due = busy
         if claims and lease is not None:
             outcome.leases.append((worker, claims[0].started_at + lease))
         return claims, next_due
@@ -344,6 +337,8 @@ class PostgresClaims:
     ) -> tuple[list[Claim], float | None]:
         """Claim from a queue with a limit over all processes."""
         async with transaction(connection):
+            # As in a `Step`: before any row, as `declare` has it.
+            await connection.execute(self._sql("LOCK TABLE @.tasks IN ROW EXCLUSIVE MODE"))
             cursor = await connection.execute(self._sql(LIMITS), (want.queue,))
             row = await cursor.fetchone()
             if row is None:
@@ -403,18 +398,15 @@ class PostgresClaims:
     async def _mature(self, connection: TrioConnection[Any], queue: str) -> float | None:
         """Let those that stepped aside in their lines, and are due, step forward.
 
-        Amid a transaction, which holds rows that others may wait for, no line is waited
-        for: if one is locked, the answer is when to try again.
+        No line is waited for: a user's open transaction may hold one, and amid one of
+        our own others may wait for us. If one is locked, the answer is when to try again.
         """
-        amid = in_transaction(connection)
         async with transaction(connection):
             cursor = await connection.execute(self._sql(ASIDE_DUE), (queue,))
             rows = await cursor.fetchall()
             if not rows:
                 return None
-            busy = set[tuple[int, str]]()
-            if amid:
-                busy = await taken(connection, self._sql, {(row[1], row[2]) for row in rows})
+            busy = await taken(connection, self._sql, {(row[1], row[2]) for row in rows})
             step = Step(connection, self._sql, self._lanes)
             await step.begin(seqs=[row[0] for row in rows if (row[1], row[2]) not in busy])
             lines = {stored.line for stored in step.rows() if stored.line is not None}

@@ -30,12 +30,13 @@ ALIVE_S: Final = 60.0
 
 DECLARED: Final = "keyed, on_retry, max_waiting, overflow, max_running, rate_count, rate_s"
 DECLARE: Final = (
-    f"INSERT INTO @.queues (name, {DECLARED}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
+    f"INSERT INTO @.queues AS q (name, {DECLARED}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
     f" ON CONFLICT (name) DO UPDATE SET ({DECLARED}) ="
     " (EXCLUDED.keyed, EXCLUDED.on_retry, EXCLUDED.max_waiting, EXCLUDED.overflow,"
-    "  EXCLUDED.max_running, EXCLUDED.rate_count, EXCLUDED.rate_s) RETURNING xmax = 0"
+    "  EXCLUDED.max_running, EXCLUDED.rate_count, EXCLUDED.rate_s)"
+    " WHERE (q.keyed, q.on_retry) = (%s, %s) RETURNING xmax = 0"
 )
-"""Answers whether it is new."""
+"""Answers whether it is new; nothing if its tasks have been placed otherwise since it was read."""
 REPLACE: Final = (
     "UPDATE @.tasks t SET lined = q.keyed AND t.key IS NOT NULL, state = CASE WHEN t.state > 2 THEN t.state"
     " WHEN NOT q.keyed OR t.key IS NULL THEN 0"
@@ -118,6 +119,7 @@ class PostgresRegistry:
             await connection.execute(self._sql("LOCK TABLE @.tasks IN EXCLUSIVE MODE"))
             known = {record.name: record for record in await self.queues(connection)}
         for given in sorted(changed, key=lambda record: record.name):
+            before = known.get(given.name)
             count, seconds = (None, None) if given.rate is None else given.rate
             cursor = await connection.execute(
                 self._sql(DECLARE),
@@ -130,10 +132,10 @@ class PostgresRegistry:
                     given.max_running,
                     count,
                     seconds,
+                    *_lines(before or given),
                 ),
             )
-            before = known.get(given.name)
-            if before is None and await cursor.fetchone() != (True,):
+            if await cursor.fetchone() != (before is None,):
                 raise Again  # another process declared it just now, perhaps otherwise
             if before is not None:
                 outcome.rings.add(Topic(TopicKind.CONTROL, given.name))

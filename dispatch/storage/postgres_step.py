@@ -75,7 +75,6 @@ __all__ = [
     "Step",
     "as_array",
     "column",
-    "in_transaction",
     "insert_sql",
     "promote",
     "taken",
@@ -232,19 +231,14 @@ class Outcome:
         self.lanes += step.made
 
 
-def in_transaction(connection: TrioConnection[Any]) -> bool:
-    """Whether one is open on this connection."""
-    return connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE
-
-
 @asynccontextmanager
 async def transaction(connection: TrioConnection[Any]) -> AsyncGenerator[None]:
     """A transaction for the block, which may be one that is open already."""
-    if in_transaction(connection):
-        yield
-    else:
+    if connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
         async with connection.transaction():
             yield
+    else:
+        yield
 
 
 class Step:

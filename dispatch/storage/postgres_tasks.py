@@ -12,7 +12,7 @@ from contextlib import aclosing
 from operator import itemgetter
 from typing import Any, Final
 
-from dispatch.lifecycle import SettleAnswer
+from dispatch.lifecycle import SettleAnswer, fence
 from dispatch.records import NewTask, TaskRecord, Transition, TransitionKind
 from dispatch.storage.changes import changeable, would_change
 from dispatch.storage.postgres_claim import Ended, PostgresClaims
@@ -91,7 +91,6 @@ RENEW: Final = (
 A row that somebody has locked, perhaps for long, must not cost the others their leases:
 it is held as far as anyone can see, and nobody else takes it while it is locked.
 """
-FENCE: Final = "SELECT 1 FROM @.tasks WHERE id = %s AND epoch = %s AND state = 3 FOR UPDATE"
 PROGRESS: Final = "UPDATE @.tasks SET progress = %s WHERE id = %s AND epoch = %s AND state = 3"
 EXPIRED: Final = (
     "SELECT seq FROM @.tasks WHERE state = 3 AND lease_until < @.now_s()"
@@ -238,22 +237,14 @@ class PostgresTasks:
     ) -> list[EnqueueResult]:
         """Store tasks of any kind, if the claim `by` which they are published holds. In a transaction."""
         step = self._new_step(connection)
-        await step.begin(news=tasks, bounded=bounded)
-        if by is not None and not await self._holds(connection, by):
+        await step.begin(ids=() if by is None else by[:1], news=tasks, bounded=bounded)
+        if by is not None and fence(step.record(by[0]), by[1]) is not SettleAnswer.APPLIED:
             return [EnqueueResult(EnqueueAnswer.CLAIM_LOST, new.id) for new in tasks]
         results = [step.store(new, bounded=bounded) for new in tasks]
         await step.write()
         outcome.add(step)
         self.know(step.queues.values())
         return results
-
-    async def _holds(self, connection: TrioConnection[Any], fence: tuple[str, int]) -> bool:
-        """Whether the claim holds, and goes on to until the end of the transaction.
-
-        It locks a row, and so comes after the locks of lines.
-        """
-        cursor = await connection.execute(self._sql(FENCE), fence)
-        return await cursor.fetchone() is not None
 
     # ---- runs ------------------------------------------------------------
 

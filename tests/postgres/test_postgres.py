@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
@@ -25,9 +27,11 @@ from dispatch.storage import postgres
 from dispatch.storage.postgres import PostgresStorage
 from dispatch.storage.postgres_claim import _values
 from dispatch.storage.postgres_schema import SCHEMA_VERSION, migrate, migration_sql
+from dispatch.storage.postgres_step import Again, Step
 from dispatch.storage.protocol import EnqueueAnswer, QueueRecord, Topic, TopicKind, Want
 from dispatch.storage.psycopg_trio import TrioConnection, psycopg, with_options
 from dispatch.storage.query import All, Ids, Order, Queues, Statuses, Types, Where
+from dispatch.tasks import TaskStatus
 from dispatch.testing.postgres import PostgresServer
 from dispatch.testing.workbench import LEASE_S, Workbench, unique
 from tests.postgres.stage import Stage
@@ -301,32 +305,158 @@ async def test_a_transaction_without_end_keeps_queues_as_they_are(
         assert [queue.keyed for queue in await storage.queues()] == [True]
 
 
-async def test_a_turn_does_not_wait_for_a_line_that_others_hold(
-    stage: Stage, connection: psycopg.Connection[Any]
+def success(claim: Claim) -> Transition:
+    return Transition(claim.id, claim.epoch, TransitionKind.DONE)
+
+
+@pytest.mark.parametrize("turn", [True, False])
+async def test_a_line_that_others_hold_keeps_no_claim_waiting(
+    stage: Stage, connection: psycopg.Connection[Any], turn: bool
 ) -> None:
-    """It holds rows itself by then, and who holds the line may be waiting for them."""
     async with stage.open() as (storage, advance):
         bench = Workbench(storage, advance)
         await bench.declare(keyed=True, on_retry="yield")
-        for key in "kl":
-            await bench.publish(f"a{key}", key=key, max_retry=1)
-        claims = await bench.claim(limit=2)
-        running = next(claim for claim in claims if claim.id == "ak")
-        other = next(claim for claim in claims if claim.id == "al")
-        await bench.settle(running, TransitionKind.FAILED, retry_in=1.0, error="E")
+        await bench.publish("ak", key="k", max_retry=1)
+        await bench.publish("al", key="l", max_retry=1)
+        claims = {claim.id: claim for claim in await bench.claim(limit=2)}
+        await bench.settle(claims["ak"], TransitionKind.FAILED, retry_in=1.0, error="E")
+        await bench.publish("free")
         await advance(2.0)
         storage.enqueue_in(connection, [new("theirs", key="k")])
-        done = Transition(other.id, other.epoch, TransitionKind.DONE)
+        done = [success(claims["al"])] if turn else []
         with trio.fail_after(3):
-            [settled], claimed = await storage.turn(
-                [done], [Want(queue="q", limit=9)], worker="w", lease=LEASE_S
+            settled, claimed = await storage.turn(
+                done, [Want(queue="q", limit=9)], worker="w", lease=LEASE_S
             )
-        assert settled.answer is SettleAnswer.APPLIED
-        assert claimed.claims == []
+        assert [answer.answer for answer in settled] == [SettleAnswer.APPLIED] * len(done)
+        assert [claim.id for claim in claimed.claims] == ["free"]
         assert claimed.next_due is not None
         assert stage.now < claimed.next_due < stage.now + 1.0, "it looks again soon, not at once"
         connection.rollback()
         assert [claim.id for claim in await bench.claim(limit=9)] == ["ak"]
+
+
+async def test_a_settle_that_is_cancelled_in_between_settles_all(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stage.open() as (storage, advance):
+        bench = Workbench(storage, advance)
+        await bench.declare(keyed=True)
+        await bench.publish("plain")
+        await bench.publish("lined", key="k")
+        claims = await bench.claim(limit=2)
+        succeed = storage._tasks.claims.succeed
+
+        async def cancelling(*given: Any) -> Any:
+            try:
+                return await succeed(*given)
+            finally:
+                scope.cancel()
+
+        monkeypatch.setattr(storage._tasks.claims, "succeed", cancelling)
+        with trio.CancelScope() as scope:
+            await storage.settle([success(claim) for claim in claims])
+        assert [await bench.status(claim.id) for claim in claims] == [TaskStatus.SUCCEEDED] * 2
+
+
+async def test_what_a_turn_ended_is_told_though_it_has_to_be_made_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stage.open() as (storage, advance):
+        bench = Workbench(storage, advance)
+        await bench.declare(keyed=True, on_retry="yield")
+        await bench.publish("a")
+        await bench.publish("late", key="k", max_retry=1)
+        claims = {claim.id: claim for claim in await bench.claim(limit=2)}
+        await bench.settle(claims["late"], TransitionKind.FAILED, retry_in=1.0, error="E")
+        await advance(2.0)
+        storage._tasks._keyed.clear()  # as in a process that has not heard of it yet
+        begin, begun = Step.begin, count()
+
+        async def interrupted(step: Step, **given: Any) -> None:
+            await begin(step, **given)
+            if next(begun) == 0:
+                raise Again
+
+        monkeypatch.setattr(Step, "begin", interrupted)
+        bell = Bell()
+        with storage.watch(bell, Topic(TopicKind.TASK, "a")):
+            wants = [Want(queue="q", limit=3)]
+            _, claimed = await storage.turn([success(claims["a"])], wants, worker="w", lease=LEASE_S)
+            with trio.fail_after(3):
+                await bell.wait()
+        assert [claim.id for claim in claimed.claims] == ["late"]
+
+
+async def test_claims_in_hand_are_not_lost_to_a_further_look(
+    stage: Stage, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stage.open() as (storage, advance):
+        bench = Workbench(storage, advance)
+        ids = [f"t{number:02}" for number in range(60)]
+        await bench.publish(*ids)
+        connection.execute("SELECT 1 FROM dispatch.tasks WHERE id = ANY(%s) FOR UPDATE", (ids[:33],))
+        run, runs = storage._tasks.claims._run, count()
+
+        async def cut(*given: Any) -> Any:
+            if next(runs) == 1:
+                raise psycopg.OperationalError("cut")
+            return await run(*given)
+
+        monkeypatch.setattr(storage._tasks.claims, "_run", cut)
+        claims = await bench.claim(limit=5)
+        connection.rollback()
+        running = stage.execute("SELECT id FROM @.tasks WHERE state = 3 ORDER BY id")
+        assert [(claim.id,) for claim in claims] == running != []
+
+
+async def test_two_declarations_at_once_leave_no_task_behind(
+    stage: Stage, connection: psycopg.Connection[Any]
+) -> None:
+    async with stage.open() as (one, advance), stage.storage() as two:
+        bench = Workbench(one, advance)
+        await bench.publish("a", "b", "c", key="k")
+        connection.execute(b"SELECT 1 FROM dispatch.queues FOR UPDATE")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.declare, [QueueRecord(name="q", keyed=True)])
+            await trio.sleep(0.15)
+            nursery.start_soon(two.declare, [QueueRecord(name="q", max_waiting=1_000)])
+            await trio.sleep(0.15)
+            connection.rollback()
+        ran: list[str] = []
+        while claims := await bench.claim(limit=5):
+            ran += [claim.id for claim in claims]
+            for claim in claims:
+                await bench.settle(claim)
+        assert sorted(ran) == ["a", "b", "c"]
+
+
+@pytest.mark.battery
+async def test_a_busy_queue_with_a_limit_can_be_declared_anew(stage: Stage) -> None:
+    async with AsyncExitStack() as stack:
+        one, _ = await stack.enter_async_context(stage.open())
+        await one.declare([QueueRecord(name="q", max_running=50)])
+        others = [await stack.enter_async_context(stage.storage()) for _ in range(8)]
+        declared = trio.Event()
+        deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        before = stage.execute(deadlocks)
+
+        async def work(storage: PostgresStorage, worker: str) -> None:
+            number = 0
+            while not declared.is_set():
+                number += 1
+                await storage.enqueue([new(f"{worker}-{number}")])
+                claimed = await storage.claim([Want(queue="q", limit=2)], worker=worker, lease=LEASE_S)
+                await storage.settle([success(claim) for claim in claimed.claims])
+
+        async with trio.open_nursery() as nursery:
+            for number, storage in enumerate(others):
+                await storage.queues()  # it knows of the limit
+                nursery.start_soon(work, storage, f"w{number}")
+            await trio.sleep(0.5)
+            await one.declare([QueueRecord(name="q", max_running=50, keyed=True)])
+            declared.set()
+        assert stage.execute(deadlocks) == before
 
 
 async def test_a_publisher_that_is_cancelled_while_it_waits_its_turn_stores_nothing(
@@ -653,6 +783,7 @@ def plan(stage: Stage, storage: PostgresStorage, want: Want) -> tuple[str, int]:
         "limit": want.limit,
         "reach": want.limit + 32,
         "within": False,
+        "past": False,
     }
     given = psycopg.sql.SQL(", ").join(
         psycopg.sql.Literal(values[name]) for name in statement.names
