@@ -97,7 +97,7 @@ class Raw:
     def turn(self, ended: list[Transition], limit: int) -> list[Transition]:
         """Settle what has ended and claim more, in one statement, as a worker's turn does."""
         values = _values(self.want, "raw", 30.0) | _ends(ended)
-        values |= {"limit": limit, "reach": limit + REACH, "within": False}
+        values |= {"limit": limit, "reach": limit + REACH}
         cursor = psycopg.RawCursor(self.db)
         cursor.execute(
             self.statement.text, [values[name] for name in self.statement.names], binary=True

@@ -432,6 +432,8 @@ def _values(want: Want, worker: str, lease: float | None) -> dict[str, Any]:
         "retry": want.retry,
         "on_interrupt": want.on_interrupt,
         "tagged": want.tags is None or bool(want.tags),
+        "within": False,
+        "past": False,
     }
     if want.types is not None:
         values["types"] = list(want.types)

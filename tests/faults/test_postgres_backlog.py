@@ -57,7 +57,7 @@ class Measured:
 
     def execute(self, prefix: bytes) -> list[Any]:
         statement = self.claims._claiming(WANT, ending=False)
-        values = _values(WANT, "w", 30.0) | {"limit": 1, "reach": 1 + REACH, "within": False}
+        values = _values(WANT, "w", 30.0) | {"limit": 1, "reach": 1 + REACH}
         cursor = psycopg.RawCursor(self.connection)
         cursor.execute(prefix + statement.text, [values[name] for name in statement.names])
         return cursor.fetchall()

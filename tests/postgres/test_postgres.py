@@ -782,8 +782,6 @@ def plan(stage: Stage, storage: PostgresStorage, want: Want) -> tuple[str, int]:
     values = _values(want, "w", 30.0) | {
         "limit": want.limit,
         "reach": want.limit + 32,
-        "within": False,
-        "past": False,
     }
     given = psycopg.sql.SQL(", ").join(
         psycopg.sql.Literal(values[name]) for name in statement.names
