@@ -345,7 +345,7 @@ class PostgresClaims:
                 self.limited.discard(want.queue)
                 return await self._claim(connection, want, worker, lease, outcome)
             queue, max_running, count, seconds, tokens, since, now = row
-            limit, more_at = want.limit, None
+            limit, more_at, left = want.limit, None, tokens
             if max_running is not None:
                 cursor = await connection.execute(self._sql(RUNNING), (queue, max_running))
                 running = await cursor.fetchone()
@@ -353,7 +353,7 @@ class PostgresClaims:
                 limit = min(limit, max_running - running[0])
             if count is not None:
                 allowed = allowance((count, seconds), tokens, since, now)
-                tokens = allowed.tokens
+                left = allowed.tokens
                 if allowed.claims < limit:
                     limit, more_at = allowed.claims, allowed.more_at
             limit = max(limit, 0)
@@ -361,7 +361,12 @@ class PostgresClaims:
                 connection, attrs.evolve(want, limit=limit), worker, lease, outcome, within=True
             )
             if count is not None:
-                await connection.execute(self._sql(SPEND), (tokens - len(claims), now, queue))
+                if claims:
+                    # Spent when they started: had the bucket filled up from before, a stretch that
+                    # begins with a slow claim would see more than twice the count.
+                    now = claims[0].started_at
+                    left = allowance((count, seconds), tokens, since, now).tokens - len(claims)
+                await connection.execute(self._sql(SPEND), (left, now, queue))
             if more_at is not None and len(claims) == limit and (due is None or more_at < due):
                 due = more_at
             return claims, due

@@ -576,6 +576,27 @@ async def test_a_fleets_limit_holds_however_many_claim_at_once(stage: Stage) -> 
             claims.clear()
 
 
+async def test_a_slow_claim_spends_its_tokens_when_it_starts_its_tasks(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stage.open() as (storage, advance):
+        bench = Workbench(storage, advance)
+        await bench.declare(rate=(4, 1.0))
+        await bench.publish(*(f"t{number}" for number in range(12)))
+        await bench.claim(limit=0)  # meets the limit
+        run, pause = storage._tasks.claims._run, 0.5
+
+        async def slowly(*given: Any) -> Any:
+            await advance(pause)
+            return await run(*given)
+
+        monkeypatch.setattr(storage._tasks.claims, "_run", slowly)
+        assert len(await bench.claim(limit=9)) == 4
+        await advance(0.5)
+        pause = 0.0
+        assert len(await bench.claim(limit=9)) == 2, "half a second after the four began"
+
+
 # ---- the user's own transaction -----------------------------------------------------
 
 
