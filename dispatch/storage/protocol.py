@@ -318,8 +318,10 @@ class TaskStore(ABC):
         """End runs where their fence holds: outcome, attempt record and spawned tasks in one step.
 
         Spawned tasks are stored exactly if their run's answer is APPLIED, which
-        then says what became of each; they are never bounded. A repeat answers REPEATED, and the first outcome
-        stays. What fails may have settled some runs of the batch, each of them whole. Rings TASK for what ended, QUEUE for what may run again.
+        then says what became of each; they are never bounded. A repeat answers
+        REPEATED, and the first outcome stays. What fails may have settled some
+        runs of the batch, each of them whole. Rings TASK for what ended, QUEUE
+        for what may run again.
         """
 
     @abstractmethod

@@ -337,7 +337,7 @@ class SqliteStorage(Storage):
 
     def _failed(self, exc: sqlite3.Error) -> StorageError:
         hint = ""
-        # What tests raise in the place of SQLite has no code.
+        # What the module raises by itself, of a closed connection say, has no code.
         if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY_SNAPSHOT:
             hint = (
                 "; the transaction read before somebody else wrote, and so cannot write any more. Roll "
