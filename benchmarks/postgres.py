@@ -53,6 +53,7 @@ from dispatch.storage.postgres_rows import Lanes, Sql
 from dispatch.storage.postgres_schema import migrate
 from dispatch.storage.postgres_tasks import PostgresTasks
 from dispatch.storage.protocol import QueueRecord, Want
+from dispatch.storage.psycopg_trio import send_lists_in_binary
 from dispatch.storage.query import Statuses
 from dispatch.testing.postgres import PostgresServer, postgres_server
 
@@ -82,6 +83,7 @@ class Raw:
 
     def __init__(self, url: str) -> None:
         self.db: psycopg.Connection[Any] = psycopg.connect(url, autocommit=True)
+        send_lists_in_binary(self.db)
         [self.queue] = self.db.execute(QUEUE).fetchone() or ()
         [self.lane] = self.db.execute(LANE, (self.queue,)).fetchone() or ()
         # Of the storage's own code only what makes the text of its statements.

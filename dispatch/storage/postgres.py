@@ -148,6 +148,7 @@ class PostgresStorage(Storage):
             connections,
             prepare_threshold=0 if prepare else None,
             isolation_level=psycopg.IsolationLevel.READ_COMMITTED,
+            binary_lists=True,
         )
         self._reads = TrioPool(
             with_options(dsn, ISOLATION), 2, prepare_threshold=5 if prepare else None

@@ -258,12 +258,10 @@ class PostgresClaims:
         return self._ended(rows, outcome)
 
     def _ended(self, rows: Collection[tuple[str, int, float]], outcome: Outcome) -> Ended:
-        for id_, lane, _ in rows:
-            queue = self._lanes.of(lane).queue
-            outcome.rings.add(Topic(TopicKind.TASK, id_))
-            outcome.rings.add(Topic(TopicKind.DONE, queue))
-            if queue in self.limited:
-                outcome.rings.add(Topic(TopicKind.QUEUE, queue))
+        queues = {self._lanes.of(lane).queue for lane in {lane for _, lane, _ in rows}}
+        outcome.rings.update(Topic(TopicKind.TASK, id_) for id_, _, _ in rows)
+        outcome.rings.update(Topic(TopicKind.DONE, queue) for queue in queues)
+        outcome.rings.update(Topic(TopicKind.QUEUE, queue) for queue in queues & self.limited)
         return {id_: available_at for id_, _, available_at in rows}
 
     async def _run(

@@ -27,8 +27,9 @@ the server; the whole step is then done again.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from operator import attrgetter
 from typing import Any, Final
 from zlib import crc32
 
@@ -70,12 +71,11 @@ __all__ = [
     "INSERTED",
     "QUEUES",
     "Again",
+    "Given",
     "Outcome",
     "Queue",
     "Step",
-    "as_array",
     "column",
-    "insert_sql",
     "promote",
     "taken",
     "transaction",
@@ -123,6 +123,8 @@ PROMOTE: Final = (
     " UPDATE @.tasks t SET state = target.state FROM target"
     " WHERE t.seq = target.seq AND t.state <> target.state"
 )
+OWN: Final = ("seq", "id", "payload")
+"""Columns that are each task's own."""
 INSERTED: Final = (
     "id",
     "lane",
@@ -181,39 +183,61 @@ def due_at(new: NewTask, now: float) -> float:
     return round(now + new.delay, 6) if new.delay else now
 
 
-def insert_sql(columns: Iterable[str], rest: str) -> str:
-    """An INSERT of tasks given as arrays, one per column of them; `rest` follows the unnest."""
-    names = list(columns)
-    arrays = ", ".join(
-        f"%s::{TYPES.get(name, 'float8').replace('jsonb', 'text')}[]" for name in names
-    )
-    return f"unnest({arrays}) WITH ORDINALITY AS g ({', '.join(names)}, ord){rest}"
+class Given:
+    """Tasks as the parameters of a statement: what differs as arrays, what is alike as one value.
+
+    So a thousand tasks cost the server half of what they would with an array for every
+    column. `given[name]` is the SQL of a column, in a statement that reads from `given.table`.
+    """
+
+    def __init__(self, columns: Mapping[str, list[Any]]) -> None:
+        self.values: dict[str, Any] = {}
+        """By name, for the statement."""
+        self._arrays: list[str] = []
+        for name, values in columns.items():
+            if _type(name) == "float8":  # psycopg refuses an int among floats
+                values = [None if value is None else float(value) for value in values]
+            if name in OWN or values.count(values[0]) < len(values):
+                self._arrays.append(name)
+                self.values[name] = values
+            else:
+                self.values[name] = values[0]
+
+    @property
+    def table(self) -> str:
+        """Their rows, as a table g with their number in `ord`."""
+        arrays = ", ".join(f"%({name})s::{_type(name)}[]" for name in self._arrays)
+        return f"unnest({arrays}) WITH ORDINALITY AS g ({', '.join(self._arrays)}, ord)"
+
+    def __getitem__(self, name: str) -> str:
+        value = f"g.{name}" if name in self._arrays else f"%({name})s::{_type(name)}"
+        return f"{value}::jsonb" if TYPES.get(name) == "jsonb" else value
 
 
-def as_array(name: str, values: Iterable[Any]) -> list[Any]:
-    """The values of one column as `insert_sql` wants them: psycopg refuses an int among floats."""
-    if TYPES.get(name, "float8") != "float8":
-        return list(values)
-    return [None if value is None else float(value) for value in values]
+def _type(name: str) -> str:
+    """In which a value of this column is sent."""
+    return TYPES.get(name, "float8").replace("jsonb", "text")
 
 
-def column(name: str, new: NewTask | TaskRecord, lane: int) -> Any:
-    """One of `INSERTED` of one task."""
+def column(
+    name: str, tasks: Sequence[NewTask] | Sequence[TaskRecord], lanes: Iterable[int]
+) -> list[Any]:
+    """One column of these tasks, whose lanes have these numbers."""
     match name:
         case "lane":
-            return lane
+            return list(lanes)
         case "priority":
-            return int(new.priority)
+            return [int(new.priority) for new in tasks]
         case "headers":
-            return as_json(new.headers)
+            return [as_json(new.headers) for new in tasks]
         case "tags":
-            return as_json(new.tags)
+            return [as_json(new.tags) for new in tasks]
         case "unique_key":
-            return None if new.unique is None else new.unique.key
+            return [None if new.unique is None else new.unique.key for new in tasks]
         case "unique_rule":
-            return unique_to_text(new.unique)
+            return [unique_to_text(new.unique) for new in tasks]
         case _:
-            return getattr(new, name)
+            return list(map(attrgetter(name), tasks))
 
 
 @attrs.define
@@ -581,53 +605,45 @@ class Step:
         ]
         if not names:
             return
-        values = [
-            [stored.record.seq for stored in changed],
-            *(as_array(name, (row[WRITTEN.index(name)] for row in rows)) for name in names),
-        ]
-        sets = ", ".join(
-            f"{name} = g.{name}::jsonb" if TYPES[name] == "jsonb" else f"{name} = g.{name}"
-            for name in names
+        columns = _columns(rows)
+        given = Given(
+            {
+                "seq": [stored.record.seq for stored in changed],
+                **{name: columns[WRITTEN.index(name)] for name in names},
+            }
         )
+        sets = ", ".join(f"{name} = {given[name]}" for name in names)
         await self._connection.execute(
-            self._sql(
-                f"UPDATE @.tasks t SET {sets} FROM {insert_sql(['seq', *names], '')} WHERE t.seq = g.seq"
-            ),
-            values,
+            self._sql(f"UPDATE @.tasks t SET {sets} FROM {given.table} WHERE t.seq = g.seq"),
+            given.values,
         )
 
     async def _insert(self, lanes: dict[tuple[str, str, int, bool], int]) -> None:
         if not self._fresh:
             return
-        rows = [
-            (
-                stored.record.seq,
-                stored.record.created_at,
-                stored.record.available_at,
-                stored.queue_id,
-                int(stored.state),
-                stored.lined,
-                stored.record.finished_at,
-                stored.record.cancel_reason,
-                *(column(name, stored.record, lanes[stored.address()]) for name in INSERTED),
-            )
-            for stored in self._fresh
-        ]
+        records = [stored.record for stored in self._fresh]
+        numbers = [lanes[stored.address()] for stored in self._fresh]
         # One may have been superseded already, by a later one of the same step.
-        ended = ("finished_at", "cancel_reason")
-        names = ("seq", "created_at", "available_at", "queue", "state", "lined", *ended, *INSERTED)
-        selected = ", ".join(
-            f"g.{name}::jsonb" if TYPES[name] == "jsonb" else f"g.{name}" for name in names
+        names = ("seq", "created_at", "available_at", "finished_at", "cancel_reason", *INSERTED)
+        given = Given(
+            {
+                "queue": [stored.queue_id for stored in self._fresh],
+                "state": [int(stored.state) for stored in self._fresh],
+                "lined": [stored.lined for stored in self._fresh],
+                **{name: column(name, records, numbers) for name in names},
+            }
         )
+        columns = ", ".join(given.values)
+        selected = ", ".join(map(given.__getitem__, given.values))
         cursor = await self._connection.execute(
             self._sql(
-                f"INSERT INTO @.tasks ({', '.join(names)}) SELECT {selected}"
-                f" FROM {insert_sql(names, ' ORDER BY ord')} ON CONFLICT (id) DO NOTHING RETURNING 1"
+                f"INSERT INTO @.tasks ({columns}) SELECT {selected} FROM {given.table}"
+                " ORDER BY ord ON CONFLICT (id) DO NOTHING RETURNING 1"
             ),
-            list(map(as_array, names, _columns(rows))),
+            given.values,
         )
         # Not `rowcount`: in a user's pipeline that is not known yet.
-        if len(await cursor.fetchall()) != len(rows):
+        if len(await cursor.fetchall()) != len(records):
             raise Again
 
 

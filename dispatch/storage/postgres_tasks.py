@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Final
 
 from dispatch.lifecycle import SettleAnswer, fence
@@ -27,13 +27,11 @@ from dispatch.storage.postgres_query import (
 from dispatch.storage.postgres_rows import Address, Lane, Lanes, Sql, address_of
 from dispatch.storage.postgres_schema import State
 from dispatch.storage.postgres_step import (
-    INSERTED,
+    Given,
     Outcome,
     Queue,
     Step,
-    as_array,
     column,
-    insert_sql,
     transaction,
 )
 from dispatch.storage.protocol import (
@@ -57,18 +55,28 @@ CHUNK: Final = 1_000
 """Rows that a bulk change holds in memory at a time."""
 PLAIN: Final = ("id", "lane", "priority", "payload")
 """The columns that every stored task brings."""
+OPTIONAL: Final[tuple[tuple[str, object], ...]] = (
+    ("key", None),
+    ("headers", {}),
+    ("tags", ()),
+    ("timeout", None),
+    ("max_retry", None),
+    ("cron", None),
+    ("slot", None),
+)
+"""Columns that a plain task may bring, and what those hold that do not."""
 
 ENQUEUE: Final = (
     f"{CLOCK} INSERT INTO @.tasks (created_at, available_at, queue, state, {{columns}})"
-    " SELECT c.now, coalesce(g.at, floor((c.now + g.delay) * 1e6 + 0.5) / 1e6), q.id, 0, {selected}"
-    " FROM {given} JOIN @.lanes l ON l.id = g.lane JOIN @.queues q ON q.id = l.queue CROSS JOIN clock c"
+    " SELECT c.now, coalesce({at}, floor((c.now + {delay}) * 1e6 + 0.5) / 1e6), q.id, 0, {selected}"
+    " FROM {given} JOIN @.lanes l ON l.id = {lane} JOIN @.queues q ON q.id = l.queue CROSS JOIN clock c"
     " ORDER BY g.ord ON CONFLICT (id) DO NOTHING RETURNING id, created_at, available_at"
 )
 ENQUEUE_ALL: Final = (
     f"{CLOCK}, given AS MATERIALIZED (SELECT g.*, q.id AS of, coalesce({{fits}}, FALSE) AS fits"
-    "  FROM {given} JOIN @.lanes l ON l.id = g.lane JOIN @.queues q ON q.id = l.queue CROSS JOIN clock c)"
+    "  FROM {given} JOIN @.lanes l ON l.id = {lane} JOIN @.queues q ON q.id = l.queue CROSS JOIN clock c)"
     " INSERT INTO @.tasks (created_at, available_at, queue, state, {columns})"
-    " SELECT c.now, coalesce(g.at, floor((c.now + g.delay) * 1e6 + 0.5) / 1e6), g.of, 0, {selected}"
+    " SELECT c.now, coalesce({at}, floor((c.now + {delay}) * 1e6 + 0.5) / 1e6), g.of, 0, {selected}"
     " FROM given g CROSS JOIN clock c WHERE (SELECT bool_and(fits) FROM given)"
     " ORDER BY g.ord ON CONFLICT (id) DO NOTHING RETURNING id, created_at, available_at"
 )
@@ -163,13 +171,15 @@ class PostgresTasks:
             )
             stored = {row[0]: (row[1], row[2]) for row in await cursor.fetchall()}
         results: list[EnqueueResult | None] = []
+        queues: set[str] = set()
         for new, number in zip(tasks, numbers, strict=True):
             moments = None if number is None else stored.pop(new.id, None)
             if moments is None:
                 results.append(None)
                 continue
-            outcome.rings.add(Topic(TopicKind.QUEUE, new.queue))
+            queues.add(new.queue)
             results.append(EnqueueResult(EnqueueAnswer.CREATED, new.id, *moments))
+        outcome.rings |= {Topic(TopicKind.QUEUE, queue) for queue in queues}
         return results
 
     async def _numbers(
@@ -197,34 +207,35 @@ class PostgresTasks:
 
     def _insert(
         self, tasks: Sequence[NewTask], numbers: Sequence[int], *, bounded: bool
-    ) -> tuple[bytes, list[Any]]:
+    ) -> tuple[bytes, dict[str, Any]]:
         names = list(PLAIN)
         names += [
             name
-            for name in INSERTED[len(PLAIN) :]
-            if any(getattr(new, name, None) not in (None, (), {}) for new in tasks)
+            for name, absent in OPTIONAL
+            if list(map(attrgetter(name), tasks)).count(absent) < len(tasks)
         ]
-        columns = {
-            name: [column(name, new, number) for new, number in zip(tasks, numbers, strict=True)]
-            for name in names
-        }
-        selected = (
-            f"g.{name}::jsonb" if name in ("headers", "tags") else f"g.{name}" for name in names
+        given = Given(
+            {
+                **{name: column(name, tasks, numbers) for name in names},
+                "at": [new.available_at for new in tasks],
+                "delay": [new.delay for new in tasks],
+            }
         )
         fits: list[str] = []
         if "key" in names:
-            fits.append("(NOT q.keyed OR g.key IS NULL)")
+            fits.append(f"(NOT q.keyed OR {given['key']} IS NULL)")
         if bounded:
-            fits.append("(q.max_waiting IS NULL OR g.at > c.now OR g.delay > 0)")
+            fits.append(f"(q.max_waiting IS NULL OR {given['at']} > c.now OR {given['delay']} > 0)")
         statement = (ENQUEUE_ALL if fits else ENQUEUE).format(
             columns=", ".join(names),
-            selected=", ".join(selected),
-            given=insert_sql([*names, "at", "delay"], ""),
+            selected=", ".join(given[name] for name in names),
+            given=given.table,
+            lane=given["lane"],
+            at=given["at"],
+            delay=given["delay"],
             fits=" AND ".join(fits),
         )
-        columns["at"] = [new.available_at for new in tasks]
-        columns["delay"] = [new.delay for new in tasks]
-        return self._sql(statement), [as_array(*each) for each in columns.items()]
+        return self._sql(statement), given.values
 
     async def enqueue(
         self,

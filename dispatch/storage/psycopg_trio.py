@@ -53,6 +53,7 @@ except ImportError as _missing:
     ) from _missing
 
 from psycopg.abc import AdaptContext, ConnDict, ConnParam, PQGen  # noqa: TC002 - after the guard
+from psycopg.adapt import PyFormat
 from psycopg.pq import Conninfo, PipelineStatus, PollingStatus, TransactionStatus
 from psycopg.rows import AsyncRowFactory, Row, tuple_row
 from psycopg.waiting import Ready, Wait
@@ -66,6 +67,7 @@ __all__ = [
     "listen",
     "psycopg",
     "redacted",
+    "send_lists_in_binary",
     "storage_errors",
     "with_options",
 ]
@@ -637,7 +639,8 @@ class TrioPool:
     rest. Kept after use only if `reusable`, and still in the autocommit that
     they were lent in; all others are closed, and replaced when they are
     needed, as are those whose server has gone. `isolation_level` is that of
-    their transactions, by default the server's.
+    their transactions, by default the server's. `binary_lists`: see
+    `send_lists_in_binary`.
     """
 
     def __init__(
@@ -648,6 +651,7 @@ class TrioPool:
         autocommit: bool = True,
         prepare_threshold: int | None = 5,
         isolation_level: psycopg.IsolationLevel | None = None,
+        binary_lists: bool = False,
         patience_s: float = 3.0,
         random: Callable[[], float] = random_module.random,
     ) -> None:
@@ -657,6 +661,7 @@ class TrioPool:
         self._autocommit = autocommit
         self._prepare_threshold = prepare_threshold
         self._isolation_level = isolation_level
+        self._binary_lists = binary_lists
         self._patience_s = patience_s
         self._random = random
         self._size = size
@@ -716,6 +721,8 @@ class TrioPool:
                     )
                     if self._isolation_level is not None:
                         await connection.set_isolation_level(self._isolation_level)
+                    if self._binary_lists:
+                        send_lists_in_binary(connection)
                     return connection
                 except psycopg.Error as exc:
                     why = brief(exc)
@@ -746,6 +753,15 @@ class TrioPool:
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"lent={self._lent}/{self._size}"
         return f"<TrioPool {self.where!r} {state}>"
+
+
+def send_lists_in_binary(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """Have a connection send lists in binary: ten times as fast, for psycopg writes texts in Python.
+
+    A list of strings is then text[] to the server, where it was of whatever type would do.
+    """
+    adapters = connection.adapters
+    adapters.register_dumper(list, adapters.get_dumper(list, PyFormat.BINARY))
 
 
 def _is_hopeless(error: psycopg.Error) -> bool:

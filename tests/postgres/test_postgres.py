@@ -13,6 +13,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+import attrs
 import pytest
 import sqlalchemy
 import trio
@@ -20,21 +21,23 @@ import trio.testing
 from psycopg.rows import dict_row
 
 from dispatch.bell import Bell
+from dispatch.clock import Clock
 from dispatch.errors import ClosedError, InvalidConfigError, StorageError
 from dispatch.lifecycle import SettleAnswer
-from dispatch.records import Claim, NewTask, Transition, TransitionKind
+from dispatch.records import Claim, NewTask, TaskRecord, Transition, TransitionKind
 from dispatch.storage import postgres
+from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.postgres import PostgresStorage
 from dispatch.storage.postgres_claim import _values
 from dispatch.storage.postgres_schema import SCHEMA_VERSION, migrate, migration_sql
 from dispatch.storage.postgres_step import Again, Step
-from dispatch.storage.protocol import EnqueueAnswer, QueueRecord, Topic, TopicKind, Want
+from dispatch.storage.protocol import EnqueueAnswer, QueueRecord, Storage, Topic, TopicKind, Want
 from dispatch.storage.psycopg_trio import TrioConnection, psycopg, with_options
 from dispatch.storage.query import All, Ids, Order, Queues, Statuses, Types, Where
 from dispatch.tasks import TaskStatus
 from dispatch.testing.postgres import PostgresServer
 from dispatch.testing.workbench import LEASE_S, Workbench, unique
-from tests.postgres.stage import Stage
+from tests.postgres.stage import START, Stage
 
 SECRET = "hunter2"  # noqa: S105 - of nobody
 QUEUE = Topic(TopicKind.QUEUE, "q")
@@ -196,6 +199,49 @@ async def test_many_publishers_share_a_statement(stage: Stage) -> None:
                 nursery.start_soon(publish, f"t{number % 290}")
         assert sorted(answers) == [EnqueueAnswer.CREATED] * 290 + [EnqueueAnswer.EXISTING] * 10
         assert statements < 30
+
+
+VARIETIES: dict[str, tuple[Any, Any]] = {
+    "type": ("t", "u"),
+    "payload": (b'"a"', b'"{\\"b\\": null}"'),
+    "version": (1, 2),
+    "headers": ({}, {"trace": 'NULL "{\\}" ü'}),
+    "available_at": (None, START + 5.5),
+    "delay": (0, 7.25),
+    "timeout": (None, 3),
+    "max_retry": (None, 0),
+    "priority": (1, 3),
+    "tags": ((), ("NULL", "a,b")),
+    "cron": (None, "null"),
+    "slot": (None, START),
+    "key": (None, "ä {x}"),
+}
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+@pytest.mark.parametrize("field", VARIETIES)
+async def test_what_tasks_of_a_batch_share_and_what_they_do_not_is_stored(
+    stage: Stage, field: str, keyed: bool
+) -> None:
+    one, other = VARIETIES[field]
+    batches = [[one, one], [one, other], [other, other, one], [other, other], [other]]
+
+    async def stored(storage: Storage) -> dict[str, TaskRecord]:
+        await storage.declare([QueueRecord(name="q", keyed=keyed)])
+        more = {"key": "k"} if keyed and field != "key" else {}
+        for number, values in enumerate(batches):
+            tasks = [
+                new(f"{number}-{at}", **{field: value}, **more) for at, value in enumerate(values)
+            ]
+            answers = await storage.enqueue(tasks)
+            assert {each.answer for each in answers} == {EnqueueAnswer.CREATED}
+        page = await storage.find(All(), limit=100)
+        return {each.id: attrs.evolve(each, seq=0) for each in page.records}
+
+    async with stage.open() as (storage, _):
+        found = await stored(storage)
+    assert len(found) == 10
+    assert found == await stored(MemoryStorage(Clock(wall=lambda: START)))
 
 
 async def test_one_callers_bad_task_is_not_the_others_trouble(stage: Stage) -> None:

@@ -22,6 +22,7 @@ from dispatch.storage.postgres_rows import Lanes, Sql
 from dispatch.storage.postgres_schema import migrate
 from dispatch.storage.postgres_tasks import PostgresTasks
 from dispatch.storage.protocol import Want
+from dispatch.storage.psycopg_trio import send_lists_in_binary
 
 PAYLOAD = json.dumps(fields(7), separators=(",", ":")).encode()
 QUEUE = "INSERT INTO dispatch.queues (name, keyed, on_retry, overflow) VALUES ('orders', false, 'hold', 'wait') RETURNING id"
@@ -37,6 +38,7 @@ class RawPostgres(Peer):
     async def open(self) -> None:
         migrate(self.spec.store)
         self.db: psycopg.Connection[Any] = psycopg.connect(self.spec.store, autocommit=True)
+        send_lists_in_binary(self.db)
         self.lock = threading.Lock()
         self.ids = (f"{number:036}" for number in itertools.count())
         self.ended: list[Transition] = []
