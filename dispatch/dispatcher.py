@@ -41,6 +41,9 @@ __all__ = ["Dispatcher", "DispatcherStatistics", "EventStream", "open_dispatcher
 log: Final = logging.getLogger("dispatch.dispatcher")
 
 STREAM_BUFFER: Final = 1_024
+REST: Final = 4
+"""A drain rests this many times as long as it looked, and at most `REST_S` seconds."""
+REST_S: Final = 0.5
 
 
 @attrs.frozen(kw_only=True)
@@ -259,10 +262,13 @@ class Dispatcher:
                         self.storage.watch(bell, *(Topic(kind, name) for kind in kinds for name in new))
                     )
                 last = self._ended  # read before the look, which may take until after the end
+                began = trio.current_time()
                 if not await self._unfinished(bell):
                     break
                 if last:
                     raise ClosedError("drain: this dispatcher has ended, and left tasks that can still run")
+                # Every end rings; looks that took most of the time would slow down what is waited for.
+                await trio.sleep(min(REST * (trio.current_time() - began), REST_S))
                 await bell.wait()
         await trio.lowlevel.checkpoint()
 
