@@ -124,9 +124,11 @@ CLAIM: Final = (
     "WITH RECURSIVE {clock},{ending} {lane}, {sets}"
     " candidate AS MATERIALIZED (SELECT t.seq, t.available_at, {level} AS level FROM ({ranges}) AS t"
     "  CROSS JOIN clock c ORDER BY 3 DESC, 2, 1 LIMIT %(reach)s),"
-    " taken AS MATERIALIZED (SELECT t.seq, n.level FROM candidate n JOIN @.tasks t ON t.seq = n.seq"
-    "  WHERE t.state = 0 AND t.available_at = n.available_at"
-    "  ORDER BY n.level DESC, n.available_at, n.seq LIMIT %(limit)s FOR UPDATE OF t SKIP LOCKED),"
+    # In the candidates' order: a subquery that locks can but be gone through for one after the other.
+    # Joined and sorted, up to PostgreSQL 16 the rows of all candidates would be read before the first is taken.
+    " taken AS MATERIALIZED (SELECT l.seq, n.level FROM candidate n CROSS JOIN LATERAL"
+    "  (SELECT t.seq FROM @.tasks t WHERE t.seq = n.seq AND t.state = 0 AND t.available_at = n.available_at"
+    "   FOR UPDATE SKIP LOCKED) AS l LIMIT %(limit)s),"
     " started AS (UPDATE @.tasks t SET state = 3, attempt = attempt + 1, epoch = epoch + 1,"
     "  worker = %(worker)s, started_at = c.now, finished_at = NULL, lease_until = c.now + %(lease)s::float8,"
     "  retry_limit = coalesce(max_retry, %(max_retry)s), retry = %(retry)s,"
