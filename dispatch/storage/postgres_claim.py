@@ -124,7 +124,7 @@ CLAIM: Final = (
     "WITH RECURSIVE {clock},{ending} {lane}, {sets}"
     " candidate AS MATERIALIZED (SELECT t.seq, t.available_at, {level} AS level FROM ({ranges}) AS t"
     "  CROSS JOIN clock c ORDER BY 3 DESC, 2, 1 LIMIT %(reach)s),"
-    # In the candidates' order: a subquery that locks can but be gone through for one after the other.
+    # In the candidates' order: a subquery that locks is gone through for one after the other.
     # Joined and sorted, up to PostgreSQL 16 the rows of all candidates would be read before the first is taken.
     " taken AS MATERIALIZED (SELECT l.seq, n.level FROM candidate n CROSS JOIN LATERAL"
     "  (SELECT t.seq FROM @.tasks t WHERE t.seq = n.seq AND t.state = 0 AND t.available_at = n.available_at"

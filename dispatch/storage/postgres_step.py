@@ -188,16 +188,18 @@ class Given:
 
     So a thousand tasks cost the server half of what they would with an array for every
     column. `given[name]` is the SQL of a column, in a statement that reads from `given.table`.
+    Without `fold` all are arrays: where what is alike changes from batch to batch, each
+    time with another statement to be planned.
     """
 
-    def __init__(self, columns: Mapping[str, list[Any]]) -> None:
+    def __init__(self, columns: Mapping[str, list[Any]], *, fold: bool = True) -> None:
         self.values: dict[str, Any] = {}
         """By name, for the statement."""
         self._arrays: list[str] = []
         for name, values in columns.items():
             if _type(name) == "float8":  # psycopg refuses an int among floats
                 values = [None if value is None else float(value) for value in values]
-            if name in OWN or values.count(values[0]) < len(values):
+            if not fold or name in OWN or values.count(values[0]) < len(values):
                 self._arrays.append(name)
                 self.values[name] = values
             else:
@@ -610,7 +612,8 @@ class Step:
             {
                 "seq": [stored.record.seq for stored in changed],
                 **{name: columns[WRITTEN.index(name)] for name in names},
-            }
+            },
+            fold=False,
         )
         sets = ", ".join(f"{name} = {given[name]}" for name in names)
         await self._connection.execute(
