@@ -219,28 +219,25 @@ VARIETIES: dict[str, tuple[Any, Any]] = {
 
 
 @pytest.mark.parametrize("keyed", [False, True])
-@pytest.mark.parametrize("field", VARIETIES)
-async def test_what_tasks_of_a_batch_share_and_what_they_do_not_is_stored(
-    stage: Stage, field: str, keyed: bool
-) -> None:
-    one, other = VARIETIES[field]
-    batches = [[one, one], [one, other], [other, other, one], [other, other], [other]]
-
+async def test_what_tasks_of_a_batch_share_and_what_they_do_not_is_stored(stage: Stage, keyed: bool) -> None:
     async def stored(storage: Storage) -> dict[str, TaskRecord]:
         await storage.declare([QueueRecord(name="q", keyed=keyed)])
-        more = {"key": "k"} if keyed and field != "key" else {}
-        for number, values in enumerate(batches):
-            tasks = [
-                new(f"{number}-{at}", **{field: value}, **more) for at, value in enumerate(values)
-            ]
-            answers = await storage.enqueue(tasks)
-            assert {each.answer for each in answers} == {EnqueueAnswer.CREATED}
-        page = await storage.find(All(), limit=100)
+        for field, (one, other) in VARIETIES.items():
+            more = {"key": "k"} if keyed and field != "key" else {}
+            batches = [[one, one], [one, other], [other, other, one], [other, other], [other]]
+            for number, values in enumerate(batches):
+                tasks = [
+                    new(f"{field} {number} {at}", **{field: value}, **more)
+                    for at, value in enumerate(values)
+                ]
+                answers = await storage.enqueue(tasks)
+                assert {each.answer for each in answers} == {EnqueueAnswer.CREATED}
+        page = await storage.find(All(), limit=1_000)
         return {each.id: attrs.evolve(each, seq=0) for each in page.records}
 
     async with stage.open() as (storage, _):
         found = await stored(storage)
-    assert len(found) == 10
+    assert len(found) == 10 * len(VARIETIES)
     assert found == await stored(MemoryStorage(Clock(wall=lambda: START)))
 
 
