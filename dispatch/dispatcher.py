@@ -248,8 +248,9 @@ class Dispatcher:
         if there are such tasks when this dispatcher has ended.
         """
         bell = Bell()
+        end = trio.Event()
         watched: set[str] = set()
-        with self._woken_at_end(bell.ring), ExitStack() as watching:
+        with self._woken_at_end(bell.ring), self._woken_at_end(end.set), ExitStack() as watching:
             watching.enter_context(self.storage.watch(bell, Topic(TopicKind.CONTROL)))
             # Only what is stored counts: a run here that lost its task holds nobody up,
             # and its end, which changes nothing, rings no bell.
@@ -268,7 +269,8 @@ class Dispatcher:
                 if last:
                     raise ClosedError("drain: this dispatcher has ended, and left tasks that can still run")
                 # Every end rings; looks that took most of the time would slow down what is waited for.
-                await trio.sleep(min(REST * (trio.current_time() - began), REST_S))
+                with trio.move_on_after(min(REST * (trio.current_time() - began), REST_S)):
+                    await end.wait()  # after which the storage may be closed before long
                 await bell.wait()
         await trio.lowlevel.checkpoint()
 

@@ -129,6 +129,46 @@ async def test_a_drain_looks_again_at_what_came_while_it_looked(autojump_clock: 
         assert [task.payload.n for task in handler.seen] == [2]
 
 
+class SlowToCount(MemoryStorage):
+    """Each count takes a tenth of a second."""
+
+    counts = 0
+
+    async def count(self, *args: Any, **how: Any) -> dict[tuple[str, ...], int]:
+        self.counts += 1
+        await trio.sleep(0.1)
+        return await super().count(*args, **how)
+
+
+async def test_a_drain_does_not_look_after_every_end(autojump_clock: object) -> None:
+    storage = SlowToCount()
+    async with working(Script(0.05), storage=storage) as dispatcher:
+        await dispatcher.publisher.publish_many([JOB(Job(n)) for n in range(100)])
+        began = trio.current_time()
+        await dispatcher.drain()
+        took = trio.current_time() - began
+    assert 4.9 < took < 6.0, "it ends soon after the last one"
+    assert storage.counts <= 12, "half a second apart"
+
+
+async def test_a_drain_that_rests_looks_as_soon_as_the_dispatcher_has_ended(autojump_clock: object) -> None:
+    storage = SlowToCount()
+    ended: list[float] = []
+    async with trio.open_nursery() as nursery:
+        async with working(Script(0.3), storage=storage) as dispatcher:
+            await dispatcher.publisher.publish(JOB(Job()))
+
+            async def drain() -> None:
+                await dispatcher.drain()
+                ended.append(trio.current_time())
+
+            nursery.start_soon(drain)
+            await trio.sleep(0.25)  # it has looked for 0.2 s, and rests for half a second
+        left = trio.current_time()
+    assert left == pytest.approx(0.3)
+    assert ended == pytest.approx([left + 0.1]), "one look more"
+
+
 async def test_holding_the_last_task_ends_a_drain_under_way(autojump_clock: object) -> None:
     async with working(nothing) as dispatcher, trio.open_nursery() as nursery:
         task = await dispatcher.publisher.publish(JOB(Job(), delay=1_000.0))
