@@ -9,7 +9,8 @@ given one it makes databases, and drops them.
 settles and claims by our own statement, 100 tasks to a transaction, or one. It is the
 limit of the schema. The dispatcher does the rest as well: typed payloads checked,
 encoded and decoded, handlers run in scopes of their own, leases, bells, graceful end;
-in one process, or with two worker processes beside the one that publishes.
+in one process, or with two worker processes beside the one that publishes. It claims
+no more than its free slots, or with a `prefetch` as much as raw does.
 
 Rounds alternate, each side in a database of its own; printed are medians of tasks per
 second and of the ratios. Then bulk publishing beside COPY of the same rows; the time
@@ -58,6 +59,7 @@ from dispatch.storage.query import Statuses
 from dispatch.testing.postgres import PostgresServer, postgres_server
 
 BATCH = 100
+PREFETCH = 90
 COPIED = 1_000
 """Rows of one COPY, and of one publish_many beside it."""
 LATENCY_SAMPLES = 200
@@ -184,7 +186,12 @@ async def produce(publisher: TaskQueuePublisher, tasks: int, producers: int, bul
             nursery.start_soon(some)
 
 
-async def one_process(url: str, tasks: int, concurrency: int, bulk: int) -> float:
+def config(concurrency: int, prefetch: int) -> TaskQueueConfig:
+    """The queue's."""
+    return TaskQueueConfig(concurrency=concurrency, max_retry=1, prefetch=prefetch)
+
+
+async def one_process(url: str, tasks: int, concurrency: int, bulk: int, prefetch: int) -> float:
     """Tasks per second from the first publish to the last settle, in this process."""
     done = 0
 
@@ -193,7 +200,7 @@ async def one_process(url: str, tasks: int, concurrency: int, bulk: int) -> floa
         done += 1
 
     async with open_dispatcher(url, observers=()) as dispatcher:
-        dispatcher.consumer.register_queue("orders", TaskQueueConfig(concurrency=concurrency))
+        dispatcher.consumer.register_queue("orders", config(concurrency, prefetch))
         dispatcher.consumer.register_handler(ORDER, ship)
         await dispatcher.control.queues()
         began = perf_counter()
@@ -204,10 +211,10 @@ async def one_process(url: str, tasks: int, concurrency: int, bulk: int) -> floa
     return tasks / elapsed
 
 
-async def two_workers(url: str, tasks: int, concurrency: int, bulk: int) -> float:
+async def two_workers(url: str, tasks: int, concurrency: int, bulk: int, prefetch: int) -> float:
     """Tasks per second from the first publish, here, to the last settle in one of two other processes."""
-    async with workers(url, concurrency, 2), open_dispatcher(url, observers=()) as dispatcher:
-        dispatcher.consumer.register_queue("orders", TaskQueueConfig(concurrency=concurrency))
+    async with workers(url, concurrency, prefetch, 2), open_dispatcher(url, observers=()) as dispatcher:
+        dispatcher.consumer.register_queue("orders", config(concurrency, prefetch))
         await dispatcher.control.queues()
         began = perf_counter()
         await produce(dispatcher.publisher, tasks, concurrency if bulk == 1 else 4, bulk)
@@ -225,9 +232,10 @@ async def ended(dispatcher: Dispatcher) -> None:
 
 
 @asynccontextmanager
-async def workers(url: str, concurrency: int, count: int) -> AsyncGenerator[None]:
+async def workers(url: str, concurrency: int, prefetch: int, count: int) -> AsyncGenerator[None]:
     """So many worker processes, at work."""
-    command = [sys.executable, __file__, "--worker", url, "--concurrency", str(concurrency)]
+    given = ["--worker", url, "--concurrency", str(concurrency), "--prefetch", str(prefetch)]
+    command = [sys.executable, __file__, *given]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(count)]  # noqa: S603, ASYNC220 - ourselves
     try:
         for process in started:
@@ -241,14 +249,14 @@ async def workers(url: str, concurrency: int, count: int) -> AsyncGenerator[None
                 await trio.to_thread.run_sync(process.wait)
 
 
-async def worker(url: str, concurrency: int) -> None:
+async def worker(url: str, concurrency: int, prefetch: int) -> None:
     """A process that works until it is killed."""
 
     async def ship(task: QueueTask[Order]) -> None:
         pass
 
     async with open_dispatcher(url, observers=()) as dispatcher:
-        dispatcher.consumer.register_queue("orders", TaskQueueConfig(concurrency=concurrency))
+        dispatcher.consumer.register_queue("orders", config(concurrency, prefetch))
         dispatcher.consumer.register_handler(ORDER, ship)
         await dispatcher.control.queues()
         print("ready", flush=True)
@@ -368,9 +376,11 @@ class Bench:
         }
         for layout, name in ((one_process, "one process"), (two_workers, "two workers")):
             for concurrency in (10, 100):
-                for bulk in (BATCH, 1):
+                for bulk, prefetch in ((BATCH, 0), (BATCH, PREFETCH), (1, 0)):
                     how = "in bulk" if bulk > 1 else "one by one"
-                    run = partial(layout, tasks=tasks, concurrency=concurrency, bulk=bulk)
+                    if prefetch:
+                        how += f", prefetch {prefetch}"
+                    run = partial(layout, tasks=tasks, concurrency=concurrency, bulk=bulk, prefetch=prefetch)
                     sides[f"{name}, {concurrency}, {how}"] = partial(in_trio, run)
         return self.alternating(sides)
 
@@ -449,7 +459,7 @@ def print_table(head: tuple[str, ...], rows: list[tuple[str, ...]], *, markdown:
             print(f"| {' | '.join(row)} |")
     else:
         for row in (head, *rows):
-            print(f"{row[0]:<32}", *(f"{cell:>10}" for cell in row[1:]))
+            print(f"{row[0]:<40}", *(f"{cell:>10}" for cell in row[1:]))
     print(flush=True)
 
 
@@ -463,10 +473,11 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--concurrency", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--prefetch", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent ends it
-        trio.run(worker, options.worker, options.concurrency)
+        trio.run(worker, options.worker, options.concurrency, options.prefetch)
         return
     with the_server(options.dsn) as server:
         settings = {

@@ -5,7 +5,8 @@
 "Raw" is a loop and nothing else: it stores prepared rows, claims and succeeds
 them with our own statements, 100 to a transaction. It is the limit of the
 schema. The dispatcher does the rest as well: typed payloads checked, encoded and
-decoded, handlers run in scopes of their own, leases, bells, graceful end.
+decoded, handlers run in scopes of their own, leases, bells, graceful end. It claims
+no more than its free slots, or with a `prefetch` as much as raw does.
 
 Rounds alternate; printed are medians of jobs per second and of the ratio, then
 the time from `publish` having returned to the handler's start on an idle queue,
@@ -38,6 +39,7 @@ from dispatch.storage.sqlite_schema import connect, create_or_migrate
 from dispatch.storage.sqlite_tasks import CLAIM_MANY, HEADS, INSERT, SUCCEED, SqliteTasks
 
 BATCH = 100
+PREFETCH = 90
 LATENCY_SAMPLES = 200
 PAYLOAD = (
     b'{"id":7,"customer":"ada@example.org","total":12.5,"express":true,"lines":["book","pen"],"note":null}'
@@ -124,7 +126,7 @@ def raw_claim_latency(folder: Path, synchronous: str) -> list[float]:
 
 
 async def dispatcher_throughput(
-    folder: Path, synchronous: str, tasks: int, *, concurrency: int, bulk: int
+    folder: Path, synchronous: str, tasks: int, *, concurrency: int, bulk: int, prefetch: int
 ) -> float:
     """Tasks per second from the first publish to the last settle; `concurrency` producers, or bulk."""
     done = 0
@@ -135,7 +137,8 @@ async def dispatcher_throughput(
 
     url = f"sqlite:///{folder}/dispatch.db?synchronous={synchronous}"
     async with open_dispatcher(url, observers=()) as dispatcher:
-        dispatcher.consumer.register_queue("orders", TaskQueueConfig(concurrency=concurrency))
+        config = TaskQueueConfig(concurrency=concurrency, max_retry=1, prefetch=prefetch)
+        dispatcher.consumer.register_queue("orders", config)
         dispatcher.consumer.register_handler(ORDER, ship)
         publisher = dispatcher.publisher
         numbers = iter(range(tasks))
@@ -198,9 +201,13 @@ def main() -> None:
     sides: dict[str, Callable[[Path], float]] = {
         "raw, batches of 100": lambda folder: raw_throughput(folder, mode, options.tasks)
     }
-    for concurrency, bulk in ((10, 1), (10, 100), (100, 1), (100, 100)):
+    for concurrency, bulk, prefetch in (
+        (10, 1, 0), (10, 100, 0), (10, 100, PREFETCH), (100, 1, 0), (100, 100, 0), (100, 100, PREFETCH),
+    ):
         name = f"concurrency {concurrency}, {'in bulk' if bulk > 1 else 'one by one'}"
-        run = partial(dispatcher_throughput, concurrency=concurrency, bulk=bulk)
+        if prefetch:
+            name += f", prefetch {prefetch}"
+        run = partial(dispatcher_throughput, concurrency=concurrency, bulk=bulk, prefetch=prefetch)
         sides[name] = lambda folder, run=run: trio.run(run, folder, mode, options.tasks)  # type: ignore[misc]
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.rounds):
@@ -209,13 +216,13 @@ def main() -> None:
     raw_rates = rates["raw, batches of 100"]
     for name, found in rates.items():
         ratio = median(ours / bare for ours, bare in zip(found, raw_rates, strict=True))
-        print(f"{name:<28} {median(found):>8,.0f} tasks/s {ratio:>7.3f} of raw")
+        print(f"{name:<37} {median(found):>8,.0f} tasks/s {ratio:>7.3f} of raw")
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         bare = quantiles(raw_claim_latency(Path(name), mode), n=100)
         ours = quantiles(trio.run(dispatcher_latency, Path(name), mode), n=100)
     for label, cuts in (("raw claim", bare), ("published to start", ours)):
-        print(f"{label:<28} idle: p50 {cuts[49] * 1e3:.3f} ms, p99 {cuts[98] * 1e3:.3f} ms")
-    print(f"{'ratio of p50':<28} {ours[49] / bare[49]:>8.2f}")
+        print(f"{label:<37} idle: p50 {cuts[49] * 1e3:.3f} ms, p99 {cuts[98] * 1e3:.3f} ms")
+    print(f"{'ratio of p50':<37} {ours[49] / bare[49]:>8.2f}")
 
 
 if __name__ == "__main__":

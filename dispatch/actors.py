@@ -4,16 +4,22 @@ Theory of operation. The actors, up to `concurrency` trio tasks that live on, ta
 claims from the *mailbox*, make the attempts, and put their ends into the
 *outbox*. There is no feeder and no settler beside them: an actor that finds the
 mailbox empty takes a *turn*, one storage step that settles the whole outbox and
-claims as many tasks as there are free slots, never more. Only one turn is under
-way at a time; what ends meanwhile gathers for the next one, which is all the
-batching a database needs, and a published task wakes one actor who claims and
-runs it without another hop. (A trio task for feeding and one for settling cost
-two more switches per task, half of the in-memory throughput.)
+claims as many tasks as there are free slots, and `prefetch` more where the queue
+asks for it. Only one turn is under way at a time; what ends meanwhile gathers for
+the next one, which is all the batching a database needs, and a published task
+wakes one actor who claims and runs it without another hop. (A trio task for
+feeding and one for settling cost two more switches per task, half of the
+in-memory throughput.)
 
 A ring wakes an actor only if none is on its way already (`_coming` counts those
 woken, started, or about to take their turn), so a hundred rings wake one.
 `_look` remembers that there is something to look for; whoever goes on to other
 work while it is set, or while an outcome waits, wakes the next.
+
+With a prefetch there is one actor more than slots, so that one can be at a turn
+while as many attempts are made as may be. Outcomes must not wait for the mailbox
+to be empty: a turn is taken when no slot is free, too, and by an actor fresh from a
+rest if the last one was over for longer than it took.
 
 Everything is decided between two awaits, so the counters below need no lock.
 Storage trouble is waited out with a back-off that doubles to 5 s; any other
@@ -37,6 +43,7 @@ from typing import Final, cast
 import attrs
 import trio
 
+from dispatch.alarm import Alarm
 from dispatch.bell import Bell
 from dispatch.errors import InternalError, StorageError
 from dispatch.events import EventKind, Observers, TaskEvent
@@ -66,8 +73,6 @@ STREAK: Final = 16
 SETTLE_BATCH: Final = 1_000
 SETTLE_DEADLINE_S: Final = 5.0
 """How long one settle may take before it counts as failed and is repeated."""
-EARLY_S: Final = (0.005, 1.0)
-"""How long an alarm that rang too early waits before it rings again: the first time, doubling, and at most."""
 ASKED_S: Final = 1.0
 """How long a sync handler has to end once it was asked to at a shutdown, before its thread is abandoned."""
 APART: Final = 3
@@ -84,6 +89,8 @@ class QueueStatistics:
     name: str
     concurrency: int
     running: int
+    prefetched: int
+    """Claimed, and waiting here for a free slot."""
     paused: bool
     started: int
     succeeded: int
@@ -140,6 +147,8 @@ class QueueActors:
     paused: bool = False
     target: int = 0
     """The concurrency in force: the registered one, or the one set by hand."""
+    renewed_at: float = -inf
+    """When the last renewal of what is held here began, in trio's time."""
     _handlers: dict[str, HandlerEntry] = attrs.field(factory=dict[str, HandlerEntry])
     _mailbox: deque[Claim] = attrs.field(factory=deque[Claim])
     _parked: list[trio.lowlevel.Task] = attrs.field(factory=list[trio.lowlevel.Task])
@@ -149,17 +158,14 @@ class QueueActors:
     _alone: deque[_Ending] = attrs.field(factory=deque[_Ending])
     """What is settled one by one, by one trio task of its own; the next one first."""
     _ringer: _Ringer = attrs.field(init=False)
-    _alarm: Bell = attrs.field(factory=Bell)
-    _next_due: float = inf
-    _rung_for: float = -inf
-    """The due time that the alarm rang for last; like `_next_due`, in the storage's time."""
-    _early_s: float = 0.0
-    _not_before: float = -inf
-    """Until then, in trio's time, the alarm is silent, for it was early; `_early_s` is how long it was made to wait."""
+    _alarm: Alarm = attrs.field(init=False)
     _look: bool = True
     _coming: int = 0
     """How many actors will look at the mailbox and the outbox in a moment."""
     _turning: bool = False
+    _turned_at: float = -inf
+    _turn_s: float = 0.0
+    """When the last turn was over, in trio's time, and how long it took."""
     _live: int = 0
     _failures: int = 0
     _refused: str | None = None
@@ -173,6 +179,7 @@ class QueueActors:
     def __attrs_post_init__(self) -> None:
         self.target = self.config.concurrency
         self._ringer = _Ringer(self.ring)
+        self._alarm = Alarm(self.storage, self.ring)
 
     # -- what others ask of it ------------------------------------------------
 
@@ -188,7 +195,7 @@ class QueueActors:
             with self.storage.watch(self._ringer, topic):
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
-                    nursery.start_soon(self._alarm_loop)
+                    nursery.start_soon(self._alarm.run)
                     self.ring()
                     try:
                         await self._finished.wait()
@@ -232,13 +239,18 @@ class QueueActors:
         self.ring()
 
     def control(self, record: QueueRecord) -> None:
-        """Apply what was set on the queue by hand; a lower concurrency lets running ones finish."""
+        """Apply what was set on the queue by hand.
+
+        A lower concurrency lets running ones finish; a pause hands unstarted claims back.
+        """
         target = self._asked_of(record)
         if (record.paused, target) == (self.paused, self.target):
             return
         self.paused, self.target = record.paused, target
         self.executor.limiter.total_tokens = target
-        self._wake(max(0, self._live - target))
+        if self.paused:
+            self._hand_back_unstarted()
+        self._wake(max(0, self._live - self._most))
         self.ring()
 
     def _asked_of(self, record: QueueRecord) -> int:
@@ -357,6 +369,7 @@ class QueueActors:
             name=self.name,
             concurrency=self.target,
             running=len(self._slots),
+            prefetched=len(self._mailbox),
             paused=self.paused,
             started=counts[EventKind.STARTED],
             succeeded=counts[EventKind.SUCCEEDED],
@@ -370,7 +383,8 @@ class QueueActors:
 
     def __repr__(self) -> str:
         state = " paused" if self.paused else " stopping" if self._stopping else ""
-        return f"<Queue {self.name!r} running={len(self._slots)}/{self.target}{state}>"
+        prefetched = f" prefetched={len(self._mailbox)}" if self.config.prefetch else ""
+        return f"<Queue {self.name!r} running={len(self._slots)}/{self.target}{prefetched}{state}>"
 
     # -- actors ---------------------------------------------------------------
 
@@ -380,7 +394,7 @@ class QueueActors:
             return
         if self._parked:
             self._wake(1)
-        elif self._live < self.target or (self._live == 0 and (self._outbox or self._writing)):
+        elif self._live < self._most or (self._live == 0 and (self._outbox or self._writing)):
             self._start_actor()
 
     def _start_actor(self) -> None:
@@ -403,7 +417,7 @@ class QueueActors:
                 with trio.CancelScope() as slot.scope:
                     slot.stop = None
                     while True:
-                        if self._mailbox and streak < STREAK:
+                        if self._mailbox and streak < STREAK and (not self.config.prefetch or self._begins(streak)):
                             streak += 1
                             claim = self._mailbox.popleft()
                             if self._look or self._outbox:
@@ -421,13 +435,25 @@ class QueueActors:
                             self._outbox or self._writing or (self._look and self._can_claim())
                         ):
                             await self._turn()
-                        elif self._stopping or self._live > self.target:
+                        elif self._stopping or self._live > self._most:
                             return
                         else:
                             await self._park()
         finally:
             self._live -= 1
             self._maybe_finished()
+
+    def _begins(self, streak: int) -> bool:
+        """Where there is a prefetch: whether an actor takes the next claim, instead of a turn or a rest."""
+        if len(self._slots) >= self.target:
+            return False
+        self._hand_back_expired()
+        if not self._mailbox:
+            return False
+        if streak > 0 or self._turning or not (self._outbox or self._writing):
+            return True
+        # Turns one after another would leave little time for what they are for.
+        return trio.current_time() - self._turned_at < self._turn_s
 
     async def _park(self) -> None:
         task = trio.lowlevel.current_task()
@@ -452,6 +478,8 @@ class QueueActors:
     async def _attempt(self, slot: Slot, claim: Claim) -> bool:
         """Make one attempt; False if it used up the slot's scope."""
         began = trio.current_time()
+        if self.config.prefetch:
+            claim.started_at = self.storage.now()
         slot.claim = claim
         self._slots[claim.id] = slot
         entry = self._handlers[claim.type]
@@ -500,7 +528,13 @@ class QueueActors:
 
     @property
     def _free(self) -> int:
-        return self.target - len(self._slots) - len(self._mailbox)
+        """How many more may be claimed."""
+        return self.target + self.config.prefetch - len(self._slots) - len(self._mailbox)
+
+    @property
+    def _most(self) -> int:
+        """How many actors there may be: one per slot, and with a prefetch one to take turns meanwhile."""
+        return self.target + (self.config.prefetch > 0)
 
     async def _turn(self) -> None:
         """Settle the outbox and claim up to the free slots, in one step of the storage.
@@ -509,10 +543,15 @@ class QueueActors:
         trouble it waits, and what it could not write stays for the next turn.
         """
         self._turning = True
+        began = trio.current_time()
+        if self.config.prefetch:
+            self._call_up(len(self._mailbox) - self._coming)  # no slot is to be free for as long as this takes
         try:
             await self._take_turn()
         finally:
             self._turning = False
+            self._turned_at = trio.current_time()
+            self._turn_s = self._turned_at - began
         if self._look or self._outbox or self._writing:
             self._lead()
 
@@ -634,19 +673,15 @@ class QueueActors:
 
     def _deliver(self, claimed: Claimed, free: int) -> None:
         """Put claims into the mailbox; wake or start actors for all but the first of them."""
-        claims, due = claimed.claims, claimed.next_due
-        if due is not None:
-            if due <= self._rung_for and not claims:
-                # Past by the clock we read, still to come by the one that decides.
-                self._early_s = min(max(2 * self._early_s, EARLY_S[0]), EARLY_S[1])
-                self._not_before = trio.current_time() + self._early_s
-            if due < self._next_due:
-                self._next_due = due
-                self._alarm.ring()
+        claims = claimed.claims
+        self._alarm.heard(claimed.next_due, claimed=bool(claims))
         if not claims:
             return
-        self._early_s, self._not_before = 0.0, -inf
         self.on_claim()
+        if self.config.prefetch and self._mailbox:
+            # What comes again has lost its lease while it waited here: by a clock that jumped, say.
+            again = {claim.id for claim in claims}
+            self._mailbox = deque(claim for claim in self._mailbox if claim.id not in again)
         for claim in claims:
             if claim.id in self._slots:
                 # Our own earlier run of it lost its lease and has not ended yet: two
@@ -660,10 +695,14 @@ class QueueActors:
         if self._stopping:
             self._hand_back_unstarted()
             return
-        spare = len(self._mailbox) - 1
-        parked = min(spare, len(self._parked))
+        self._call_up(len(self._mailbox) - 1)
+
+    def _call_up(self, count: int) -> None:
+        """Wake or start so many actors, if the mailbox and the free slots have work for them."""
+        count = min(count, len(self._mailbox), self.target - len(self._slots))
+        parked = min(count, len(self._parked))
         self._wake(parked)
-        for _ in range(min(spare - parked, self.target - self._live)):
+        for _ in range(min(count - parked, self._most - self._live)):
             self._start_actor()
 
     def _hand_back_unstarted(self) -> None:
@@ -671,24 +710,15 @@ class QueueActors:
             claim = self._mailbox.popleft()
             self._end(Transition(claim.id, claim.epoch, TransitionKind.HANDED_BACK, begun=False), claim, 0.0)
 
-    async def _alarm_loop(self) -> None:
-        """Ring when the earliest waiting task falls due.
-
-        A clock that was set back, or is not quite ours, may say otherwise: then
-        it rings again and again, ever more slowly, until the task is claimed.
-        """
-        while True:
-            wait_s = inf
-            if self._next_due < inf:
-                wait_s = max(
-                    min(self._next_due - self.storage.now(), self.storage.slice_s),
-                    self._not_before - trio.current_time(),
-                )
-                if wait_s <= 0:
-                    self._rung_for, self._next_due = self._next_due, inf
-                    self.ring()
-                    continue
-            await self._alarm.wait(wait_s)
+    def _hand_back_expired(self) -> None:
+        """What waited here longer than its lease, because nothing was renewed, may be another's by now."""
+        while self._mailbox:
+            age_s = self.storage.now() - self._mailbox[0].started_at
+            # What is as old as a lease was here when they were renewed, if that was within one.
+            if age_s < self.lease_s or trio.current_time() - self.renewed_at < self.lease_s:
+                return
+            claim = self._mailbox.popleft()
+            self._end(Transition(claim.id, claim.epoch, TransitionKind.HANDED_BACK, begun=False), claim, 0.0)
 
     def _settled(self, ending: _Ending, answer: SettleResult) -> None:
         """Count one settled run, and tell the observers."""

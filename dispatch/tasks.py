@@ -260,6 +260,14 @@ class TaskQueueConfig:
       on the storage; `rate_limit`: how many are started. None: no limit.
     - `on_interrupt`: what a run that was interrupted by a crash, a shutdown or
       a lost lease becomes: `"retry"`, or `"fail"` for at most once.
+    - `prefetch`: how many tasks more than `concurrency` are claimed, to wait in
+      this process for a free slot; 0 claims what can run at once. For many short
+      tasks at a low concurrency, where most of the time is asking for the next.
+      What waits here counts as running, waits for this process though another
+      be idle, and is passed by a later one of higher priority; a shutdown or a
+      pause hands it back untouched, but a process that is killed costs each of
+      them an attempt. So it needs a `max_retry`, and does not go with
+      `on_interrupt="fail"`, `max_running` and `rate_limit`.
     """
 
     concurrency: int = 1
@@ -276,6 +284,7 @@ class TaskQueueConfig:
     max_running: int | None = attrs.field(default=None, kw_only=True)
     rate_limit: RateLimit | None = attrs.field(default=None, kw_only=True)
     on_interrupt: Literal["retry", "fail"] = attrs.field(default="retry", kw_only=True)
+    prefetch: int = attrs.field(default=0, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         where = "TaskQueueConfig:"
@@ -306,6 +315,27 @@ class TaskQueueConfig:
         check_choice(f"{where} overflow", self.overflow, ("wait", "raise"))
         check_choice(f"{where} on_retry", self.on_retry, ("hold", "yield"))
         check_choice(f"{where} on_interrupt", self.on_interrupt, ("retry", "fail"))
+        check_count(f"{where} prefetch", self.prefetch, 0)
+        if self.prefetch:
+            self._check_prefetch(f"{where} prefetch={self.prefetch}")
+
+    def _check_prefetch(self, where: str) -> None:
+        killed = "a process that is killed costs each task that it had prefetched an attempt"
+        if self.on_interrupt == "fail":
+            raise InvalidConfigError(
+                f'{where} does not go with on_interrupt="fail": {killed}, and they would fail without having run'
+            )
+        if self.max_retry == 0:
+            raise InvalidConfigError(
+                f"{where} needs a max_retry of at least 1, got 0: {killed}, "
+                "and they would be dead letters without having run"
+            )
+        for name, given in (("max_running", self.max_running), ("rate_limit", self.rate_limit)):
+            if given is not None:
+                raise InvalidConfigError(
+                    f"{where} does not go with {name}={given!r}: a task counts for it when it is claimed, "
+                    "and a prefetched one does not run yet; leave out either"
+                )
 
     @property
     def policy(self) -> RetryPolicy:

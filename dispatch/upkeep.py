@@ -205,6 +205,7 @@ class Upkeep:
             held = actors.held()
             if not held:
                 continue
+            began = trio.current_time()
             try:
                 answers = await self.storage.renew(held, lease=self.lease_s)
             except StorageError as exc:  # of one queue: the others must not lose their leases by it
@@ -215,6 +216,7 @@ class Upkeep:
                     actors.stop_run(answer.id, answer.epoch, Stop.LOST, "its lease ran out")
                 elif answer.cancel_reason is not None:
                     actors.stop_run(answer.id, answer.epoch, Stop.CANCEL, answer.cancel_reason)
+            actors.renewed_at = began
         if failure is not None:
             raise failure
         self._renewed_at = trio.current_time()

@@ -15,6 +15,7 @@ Family = Literal["memory", "sqlite", "postgres"]
 FAMILIES: tuple[Family, ...] = ("memory", "sqlite", "postgres")
 Role = Literal["ours", "limit", "peer"]
 
+PREFETCHING = "as above, with a prefetch of 90, or as large as the concurrency"
 ALL = ("throughput", "latency", "publishing", "growth")
 
 
@@ -60,6 +61,10 @@ CONTESTANTS: tuple[Contestant, ...] = (
         (OURSELVES, "orjson==3.13.0"), "as above, with orjson", "ours", ("throughput", "latency"), bulk=True,
     ),
     Contestant(
+        "dispatch-memory-prefetch", "dispatch, in memory, prefetch", "memory", "dispatch_queue:Prefetching", (OURSELVES,),
+        PREFETCHING, "ours", ("throughput",), bulk=True,
+    ),
+    Contestant(
         "dispatch-loaded", "dispatch, all switched on", "memory", "dispatch_queue:Loaded", (OURSELVES,),
         "without orjson, with two observers, 1,000 keys, four priorities, timeouts and retries",
         "ours", ("throughput", "latency"), bulk=True,
@@ -103,6 +108,10 @@ CONTESTANTS: tuple[Contestant, ...] = (
         "synchronous=full, publish_many of 100, no observers", "ours", (*ALL, "idle"), bulk=True,
     ),
     Contestant(
+        "dispatch-sqlite-prefetch", "dispatch, SQLite, prefetch", "sqlite", "dispatch_queue:Prefetching", (OURSELVES,),
+        PREFETCHING, "ours", ("throughput",), bulk=True,
+    ),
+    Contestant(
         "huey-sqlite", "huey, SQLite", "sqlite", "huey_queue:Huey", ("huey==3.5.4",),
         "fsync=True, WAL, threads, looking every 1 ms, results off",
     ),
@@ -132,8 +141,12 @@ CONTESTANTS: tuple[Contestant, ...] = (
         "publish_many of 100, no observers", "ours", (*ALL, "idle"), bulk=True,
     ),
     Contestant(
+        "dispatch-postgres-prefetch", "dispatch, PostgreSQL, prefetch", "postgres", "dispatch_queue:Prefetching",
+        (OURSELVES,), PREFETCHING, "ours", ("throughput",), bulk=True,
+    ),
+    Contestant(
         "pgqueuer", "pgqueuer", "postgres", "pgqueuer_postgres:Pgqueuer", ("pgqueuer==1.6.0", "asyncpg==0.32.0"),
-        "asyncpg pool, batches as large as the concurrency, bulk enqueue of 100", bulk=True,
+        "asyncpg pool, batches as large as the concurrency and two of them at work, bulk enqueue of 100", bulk=True,
     ),
     Contestant(
         "oban", "oban", "postgres", "oban_postgres:ObanPeer", ("oban==0.7.0",),

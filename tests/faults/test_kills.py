@@ -52,7 +52,7 @@ def test_killed_workers_lose_nothing_and_settle_nothing_twice(
 ) -> None:
     limit_s = 120 + tasks / 100
     figures = figures_of(
-        "killed_workers", tmp_path, limit_s, tasks=tasks, kills=kills, seed=seed, patience=limit_s / 2
+        "killed_workers", tmp_path, limit_s, tasks=tasks, kills=kills, seed=seed, patience=limit_s / 2, prefetch=50
     )
     tell(figures)
     survived_the_kills(figures, kills)

@@ -29,7 +29,16 @@ def test_killed_workers_of_a_fleet_lose_nothing_and_settle_nothing_twice(
 ) -> None:
     limit_s = 120 + tasks / 50
     figures = figures_of(
-        "killed_workers", tmp_path, limit_s, store=store, tasks=tasks, kills=kills, seed=seed, patience=limit_s / 2
+        "killed_workers",
+        tmp_path,
+        limit_s,
+        store=store,
+        tasks=tasks,
+        kills=kills,
+        seed=seed,
+        patience=limit_s / 2,
+        sleep=0.16,  # so that the kills are over before the tasks, on quick machines, too
+        prefetch=50,
     )
     tell(figures)
     survived_the_kills(figures, kills)

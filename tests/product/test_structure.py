@@ -22,7 +22,7 @@ ROOMS = """
     admission cron.walls cron.describe events records
     clock codec cron.spec lifecycle run observe.logging storage.query storage.texts
     cron.policy handlers storage.protocol storage.sqlite_schema storage.postgres_schema storage.sqlite_writer
-    execution registry cron.entries storage.ready storage.changes storage.bells testing.workbench
+    alarm execution registry cron.entries storage.ready storage.changes storage.bells testing.workbench
     actors publisher storage.memory_registry storage.sqlite_rows storage.postgres_rows storage.postgres_bell
     control upkeep pruning cron.functions cron.stored storage.memory storage.sqlite_query storage.postgres_query storage.postgres_step
     consumer cron.dispatcher storage.sqlite_places storage.postgres_claim storage.postgres_registry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import trio
 from attrs import frozen
@@ -49,7 +49,10 @@ class Dispatch(Peer):
     flavour = Trio()
     packages = ("trio-dispatch", "trio")
     bulk = 100
-    settings: ClassVar[dict[str, Any]] = {}
+
+    def settings(self) -> dict[str, Any]:
+        """Of the queue, beside its concurrency."""
+        return {}
 
     def observers(self) -> Sequence[Observer]:
         """None: a line in the log for each task is not what is measured."""
@@ -73,7 +76,7 @@ class Dispatch(Peer):
                 concurrency=self.spec.concurrency,
                 # In memory it bounds who waits; where nobody works, all of them do.
                 buffer_size=128 if runs else max(self.spec.tasks, 1) + 2_000,
-                **self.settings,
+                **self.settings(),
             ),
         )
 
@@ -110,10 +113,18 @@ class Dispatch(Peer):
             await self.dispatcher.cron.add_with_name(f"{minute} {hour} {day} 1 *", f"entry-{number}", order)
 
 
+class Prefetching(Dispatch):
+    """Claiming as much at once as the raw loops do, or twice its slots."""
+
+    def settings(self) -> dict[str, Any]:
+        return {"max_retry": 3, "prefetch": max(90, self.spec.concurrency)}
+
+
 class Loaded(Dispatch):
     """With what a service would switch on: observers, keys, priorities and timeouts."""
 
-    settings: ClassVar[dict[str, Any]] = {"keyed": True, "timeout": 30.0, "max_retry": 3}
+    def settings(self) -> dict[str, Any]:
+        return {"keyed": True, "timeout": 30.0, "max_retry": 3}
 
     def observers(self) -> Sequence[Observer]:
         self.seen: Counter[EventKind] = Counter()

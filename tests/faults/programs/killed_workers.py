@@ -1,6 +1,7 @@
 """A1: two workers and a publisher on one file, one of them killed at random again and again.
 
-A few runs sleep past their lease, unrenewed, and then claim to be done.
+A few runs sleep past their lease, unrenewed, and then claim to be done. One worker
+may have a prefetch.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 import trio
 
 from dispatch import QueueTask, TaskQueueConfig, TaskQueuePublisher, open_dispatcher
@@ -65,8 +68,9 @@ class World:
         self.sleeper_every: int = given.every
         self.done = given.folder / "published"
 
-    async def work(self) -> None:
+    async def work(self, prefetch: int = 0) -> None:
         """Work until everything was published and has ended."""
+        config = attrs.evolve(CONFIG, prefetch=prefetch)
         with HistoryFile(self.folder / "history") as record:
             async with opened(self.where) as inside:
                 storage = Drowsy(inside, record)
@@ -80,7 +84,7 @@ class World:
                         await trio.sleep(self.sleep_s)
 
                 async with open_dispatcher(storage, lease=LEASE_S, observers=()) as dispatcher:
-                    dispatcher.consumer.register_queue("q", CONFIG)
+                    dispatcher.consumer.register_queue("q", config)
                     dispatcher.consumer.register_handler(JOB, handler)
                     published = False
                     while not published:
@@ -124,14 +128,14 @@ class World:
 
 
 def main() -> None:
-    given = arguments(tasks=20_000, kills=40, patience=60.0, sleep=0.08, every=500)
+    given = arguments(tasks=20_000, kills=40, patience=60.0, sleep=0.08, every=500, prefetch=0)
     world, rng = World(given), random.Random(given.seed)
     began = time.monotonic()
     with Crew(given.folder / "log") as crew:
         crew.start("first", world.publish_first)
         if crew.ended("first", 60.0) != 0:
             raise RuntimeError(crew.said())
-        roles = {"one": world.work, "two": world.work, "late": world.publish_late}
+        roles = {"one": world.work, "two": partial(world.work, given.prefetch), "late": world.publish_late}
         for name, role in roles.items():
             crew.start(name, role)
         killed = 0
