@@ -203,6 +203,7 @@ class QueueActors:
                         # Cancelled, or broken: no grace. A thread is only abandoned by being told.
                         self._stopping = True
                         self._nursery = None  # it takes no more actors; `finally` writes what is left
+                        self._hand_back_unstarted()
                         self.interrupt(Stop.GRACE)
                         try:
                             with trio.move_on_after(ASKED_S, shield=True):

@@ -261,14 +261,26 @@ async def test_a_shutdown_hands_them_back_untouched(autojump_clock: object) -> N
     ]
 
 
-async def test_cancelled_from_outside_they_are_handed_back_too(autojump_clock: object) -> None:
-    storage, handler = MemoryStorage(), Script(60.0)
+@pytest.mark.parametrize(("run_s", "delay_s"), [(60.0, 0.0), (0.3, 0.5), (0.3, 0.1)])
+async def test_cancelled_from_outside_they_are_handed_back_too(
+    run_s: float, delay_s: float, autojump_clock: object
+) -> None:
+    inner = MemoryStorage(keep_finished=100)
+    storage, handler = FaultyStorage(inner), Script(run_s)
     with trio.move_on_after(1.0):
-        async with working(handler, prefetching(2, 5), storage=storage) as dispatcher:
-            await publish(dispatcher, 9)
+        async with open_dispatcher(storage) as dispatcher:
+            dispatcher.consumer.register_queue("q", prefetching(2, 15))
+            dispatcher.consumer.register_handler(JOB, handler)
+            await publish(dispatcher, 14)
+            storage.delay_s = delay_s  # so that a step is under way when it ends
             await trio.sleep_forever()
-    rows = (await storage.find(Queues("q"))).records
-    assert [(row.status, row.attempt) for row in rows] == [(TaskStatus.PENDING, 0)] * 9
+    assert max(handler.times) <= 1.0, "nothing is begun after the cancellation"
+    rows = (await inner.find(Queues("q"))).records
+    over = [row for row in rows if row.status is TaskStatus.SUCCEEDED]
+    assert len(over) < len(handler.seen) < 10
+    assert [(row.status, row.attempt) for row in rows if row not in over] == [
+        (TaskStatus.PENDING, 0)
+    ] * (14 - len(over))
 
 
 async def test_a_process_that_dies_costs_each_of_them_an_attempt(autojump_clock: object) -> None:
