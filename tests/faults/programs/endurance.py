@@ -22,7 +22,7 @@ from faults.programs.scenario import JOB, Job, arguments, asked, damage, opened,
 
 KEPT = 2_000
 AHEAD = 1_000
-"""How many may wait: the load is steady, not a flood."""
+"""How many may wait: the load is steady, not a flood. `--pace` is how many may come in a second."""
 FAILS_EVERY = 20
 LATE_EVERY = 200
 LOOKS = 40
@@ -85,7 +85,9 @@ class Run:
         ):
             dispatcher.consumer.register_queue("q", CONFIG)
             dispatcher.consumer.register_handler(JOB, self.handler)
+            began = trio.current_time()
             for start in range(0, tasks, 100):
+                await trio.sleep_until(began + start / self.given.pace)
                 while start - self.ended > AHEAD:
                     await self.moved.wait()
                 batch = [
@@ -134,7 +136,7 @@ class Run:
 
 
 def main() -> None:
-    given = arguments(tasks=200_000, openings=100)
+    given = arguments(tasks=200_000, openings=100, pace=100_000)
     trio.run(Run(given).main)
 
 
