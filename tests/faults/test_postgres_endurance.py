@@ -57,11 +57,18 @@ def test_the_long_run_notices_a_planted_bug(store: str, tmp_path: Path, tell: Te
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("tasks", [200_000, 1_000_000])
+@pytest.mark.parametrize(
+    ("tasks", "pace"),
+    [
+        pytest.param(200_000, 1_500, id="two minutes"),
+        pytest.param(1_000_000, 1_650, id="ten minutes"),
+        pytest.param(1_000_000, 100_000, id="as fast as it goes"),
+    ],
+)
 def test_a_long_run_keeps_its_memory_its_tables_and_its_speed(
-    tasks: int, store: str, tmp_path: Path, tell: Tell
+    tasks: int, pace: int, store: str, tmp_path: Path, tell: Tell
 ) -> None:
-    figures = figures_of("endurance", tmp_path, 3_600, store=store, tasks=tasks, openings=100)
+    figures = figures_of("endurance", tmp_path, 3_600, store=store, tasks=tasks, openings=100, pace=pace)
     tell(figures)
     nothing_leaks(figures)
     assert figures["slope_mb"] <= 1.0
