@@ -33,10 +33,11 @@ def aims(found: Found) -> Iterator[tuple[Aim, float]]:
 def all_aims(found: Found) -> Iterator[tuple[Aim, float | None]]:
     at_10, at_100 = "throughput at 10", "throughput at 100"
     for cell in (at_10, at_100):
-        yield (
-            Aim(f"in memory, of the bare channel, {cell}", 0.2),
-            found.ratio(cell, "dispatch-memory", "trio-channel", "rate"),
-        )
+        for name, how in (("dispatch-memory", ""), ("dispatch-memory-prefetch", " with a prefetch")):
+            yield (
+                Aim(f"in memory{how}, of the bare channel, {cell}", 0.2),
+                found.ratio(cell, name, "trio-channel", "rate"),
+            )
     for cell in (at_10, at_100):
         yield (
             Aim(f"in memory with orjson, of the bare channel, {cell}", 0.33),

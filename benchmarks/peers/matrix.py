@@ -136,7 +136,7 @@ def run_matrix(options: Options, cache: Path, output: Path, say: Say) -> Results
                         results.runs.append(
                             {"round": number, "cell": cell.name, "contestant": contestant.name, **found}
                         )
-                        say(f"round {number}/{options.rounds}  {cell.name:<42}{contestant.title:<30}{told(found)}")
+                        say(f"round {number}/{options.rounds}  {cell.name:<42}{contestant.title:<33}{told(found)}")
                         results.write(output)
     results.write(output)
     return results
