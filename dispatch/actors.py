@@ -693,7 +693,7 @@ class QueueActors:
                 self._mailbox.append(claim)
         if len(claims) == free:
             self._look = True  # there may be more, once a slot is free
-        if self._stopping:
+        if self._stopping or self.paused:
             self._hand_back_unstarted()
             return
         self._call_up(len(self._mailbox) - 1)

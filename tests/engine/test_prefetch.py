@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import attrs
 import pytest
 import trio
 
@@ -207,6 +208,25 @@ async def test_a_pause_hands_them_back_untouched(autojump_clock: object) -> None
         await dispatcher.drain()
     assert [task.payload.n for task in handler.seen] == list(range(6))
     assert {task.attempt for task in handler.seen} == {1}
+
+
+async def test_what_is_claimed_while_the_pause_comes_is_handed_back(autojump_clock: object) -> None:
+    storage, handler = FaultyStorage(MemoryStorage()), Script(1.0)
+    async with open_dispatcher(storage) as dispatcher:
+        dispatcher.consumer.register_queue("q", prefetching(2, 5))
+        dispatcher.consumer.register_handler(JOB, handler)
+        await trio.sleep(1)
+        storage.delay_s = 0.5
+        await publish(dispatcher, 6)
+        await trio.sleep(0.2)
+        [queue] = await storage.inner.queues()
+        dispatcher.consumer._actors["q"].control(attrs.evolve(queue, paused=True))
+        await trio.sleep(3)
+        assert handler.seen == []
+        assert await by_status(dispatcher) == {"pending": 6}
+        dispatcher.consumer._actors["q"].control(queue)
+        await dispatcher.drain()
+    assert [(task.payload.n, task.attempt) for task in handler.seen] == [(n, 1) for n in range(6)]
 
 
 async def test_one_that_waits_here_is_cancelled_and_never_runs(autojump_clock: object) -> None:
