@@ -267,7 +267,8 @@ class TaskQueueConfig:
       be idle, and is passed by a later one of higher priority; a shutdown or a
       pause hands it back untouched, but a process that is killed costs each of
       them an attempt. So it needs a `max_retry`, and does not go with
-      `on_interrupt="fail"`, `max_running` and `rate_limit`.
+      `on_interrupt="fail"`, `max_running` and `rate_limit`; a task whose own
+      `max_retry` is 0 may end as a dead letter that never ran.
     """
 
     concurrency: int = 1
