@@ -248,9 +248,9 @@ class SqliteRegistry:
         if last_slot is not None:
             # A scalar max() with a NULL is NULL.
             self._db.execute(
-                "UPDATE dispatch_crons SET last_slot = max(coalesce(last_slot, ?1), ?1), next_slot = ?2"
-                " WHERE name = ?3",
-                (last_slot, next_slot, name),
+                "UPDATE dispatch_crons SET last_slot = max(coalesce(last_slot, ?), ?), next_slot = ?"
+                " WHERE name = ?",
+                (last_slot, last_slot, next_slot, name),
             )
         return self._changed(
             "UPDATE dispatch_crons SET paused_reason = ? WHERE name = ?", (paused_reason, name)
