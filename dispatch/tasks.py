@@ -264,7 +264,7 @@ class TaskQueueConfig:
       this process for a free slot; 0 claims what can run at once. For many short
       tasks at a low concurrency, where most of the time is asking for the next.
       What waits here counts as running, waits for this process though another
-      be idle, and is passed by a later one of higher priority; a shutdown or a
+      be idle, and goes before a later one of higher priority; a shutdown or a
       pause hands it back untouched, but a process that is killed costs each of
       them an attempt. So it needs a `max_retry`, and does not go with
       `on_interrupt="fail"`, `max_running` and `rate_limit`; a task whose own

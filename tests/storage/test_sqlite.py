@@ -1064,3 +1064,41 @@ def test_a_page_of_a_status_goes_past_what_has_ended(statuses: tuple[str, ...], 
     before = bench.steps(page)
     bench.fill("ended", MANY, place=0, status="succeeded")
     assert bench.steps(page) <= before + 50
+
+
+STRUCK = """
+import signal, sys, trio
+from dispatch.records import NewTask
+from dispatch.storage.protocol import QueueRecord
+from dispatch.storage.sqlite import SqliteStorage
+
+start, armed = trio.lowlevel.start_thread_soon, []
+
+def struck(*args, **options):
+    start(*args, **options)
+    if armed:
+        armed.clear()
+        signal.raise_signal(signal.SIGINT)
+
+trio.lowlevel.start_thread_soon = struck
+
+async def main():
+    async with SqliteStorage(sys.argv[1]) as storage:
+        await storage.declare([QueueRecord(name="q")])
+        armed.append(True)
+        await storage.enqueue([NewTask(id="one", queue="q", type="job", payload=b"{}")])
+        await trio.sleep(10)
+
+try:
+    trio.run(main)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_ctrl_c_never_leaves_a_transaction_at_work(path: Path) -> None:
+    command = [sys.executable, "-c", STRUCK, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)  # noqa: S603 - our own text
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT id FROM dispatch_tasks").fetchall() == [("one",)]
