@@ -5,6 +5,7 @@ The clock that jumps is the storage's; the witness and the handlers note the rea
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 import time
@@ -14,6 +15,7 @@ import trio
 
 from dispatch import Clock, QueueTask, TaskQueueConfig, open_dispatcher
 from dispatch.storage.sqlite import SqliteStorage
+from dispatch.upkeep import Upkeep
 from faults.programs.scenario import (
     JOB,
     Crew,
@@ -37,6 +39,8 @@ JUMPS_H = (1, 2, 3, 0, 1, 2)
 """Where the clock is then, in hours. Not in step with the renewals, so that each process is the first once."""
 SLOTS = {"one": 20, "two": 100, "onlooker": 0}
 """Two are at work, one with slots to spare for what it might claim again; the third only sweeps."""
+LOOK_S = 0.01
+"""How soon after a jump the onlooker's sweep is due: before anybody renews, mostly."""
 
 
 class World:
@@ -46,8 +50,12 @@ class World:
         self.offset = mmap.mmap(-1, 8)
         """Shared by all processes forked from here: by how much the clock is wrong, in seconds."""
 
+    def off_by(self) -> float:
+        [offset_s] = struct.unpack("d", self.offset[:])
+        return offset_s
+
     def wall(self) -> float:
-        return time.time() + struct.unpack("d", self.offset[:])[0]
+        return time.time() + self.off_by()
 
     def jump(self, offset_s: float) -> None:
         self.offset[:] = struct.pack("d", offset_s)
@@ -72,8 +80,18 @@ class World:
                 if name == "one":
                     await dispatcher.publisher.publish_many([JOB(Job(n), id=f"t{n}") for n in range(TASKS)])
                 if name == "onlooker":
-                    await trio.sleep_forever()
+                    await self.look_on(dispatcher.consumer._upkeep)
                 await dispatcher.drain()
+
+    async def look_on(self, upkeep: Upkeep) -> None:
+        """The worst moment for a jump is right before a sweep: let each jump be there."""
+        seen_s = self.off_by()
+        while True:
+            await trio.sleep(LOOK_S)
+            if self.off_by() != seen_s:
+                seen_s = self.off_by()
+                upkeep._next_sweep = -math.inf
+                upkeep._bell.ring()
 
     async def one(self) -> None:
         await self.work("one")
