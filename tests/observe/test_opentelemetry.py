@@ -363,7 +363,11 @@ async def test_tracing_never_takes_the_last_room_for_headers(
 
 
 @pytest.mark.parametrize("value", ["", "00-zz", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "\udcff", "x" * 1_000])
-async def test_a_forged_context_is_ignored(autojump_clock: object, telemetry: Telemetry, value: str) -> None:
+async def test_a_forged_context_is_ignored(
+    autojump_clock: object, telemetry: Telemetry, caplog: pytest.LogCaptureFixture, value: str
+) -> None:
+    # Older versions quote it in a warning, and no report can hold half a surrogate pair.
+    caplog.set_level(logging.ERROR, logger="opentelemetry")
     handler = Script(None)
     storage = MemoryStorage()
     async with working(handler, storage=storage, observers=[telemetry.observer()]) as dispatcher:
@@ -405,6 +409,7 @@ async def test_metrics_are_in_base_units_and_of_low_cardinality(
         await dispatcher.publisher.publish(JOB(Job(), delay=60.0))
         await observer.look(dispatcher)
         units = telemetry.names()
+        await observer.look(dispatcher)  # up to some version of the SDK a gauge is read once per setting
         depth = {point.attributes["dispatch.task.status"]: point.value for point in telemetry.points("dispatch.queue.depth")}
     assert units == {
         "messaging.client.sent.messages": "{message}",
