@@ -708,8 +708,11 @@ class QueueActors:
 
     def _hand_back_unstarted(self) -> None:
         while self._mailbox:
-            claim = self._mailbox.popleft()
-            self._end(Transition(claim.id, claim.epoch, TransitionKind.HANDED_BACK, begun=False), claim, 0.0)
+            self._hand_back_next()
+
+    def _hand_back_next(self) -> None:
+        claim = self._mailbox.popleft()
+        self._end(Transition(claim.id, claim.epoch, TransitionKind.HANDED_BACK, begun=False), claim, 0.0)
 
     def _hand_back_expired(self) -> None:
         """What waited here longer than its lease, because nothing was renewed, may be another's by now."""
@@ -718,8 +721,7 @@ class QueueActors:
             # What is as old as a lease was here when they were renewed, if that was within one.
             if age_s < self.lease_s or trio.current_time() - self.renewed_at < self.lease_s:
                 return
-            claim = self._mailbox.popleft()
-            self._end(Transition(claim.id, claim.epoch, TransitionKind.HANDED_BACK, begun=False), claim, 0.0)
+            self._hand_back_next()
 
     def _settled(self, ending: _Ending, answer: SettleResult) -> None:
         """Count one settled run, and tell the observers."""
