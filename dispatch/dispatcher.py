@@ -35,6 +35,7 @@ from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.opening import IN_MEMORY, open_storage
 from dispatch.storage.protocol import Storage, Topic, TopicKind
 from dispatch.storage.query import All, AnyOf, Order, PruneSpec, Queues, Statuses, Types, Where
+from dispatch.tasks import TaskStatus
 
 __all__ = ["Dispatcher", "DispatcherStatistics", "EventStream", "open_dispatcher"]
 
@@ -294,20 +295,19 @@ class Dispatcher:
             Queues(*(queue for queue, _ in here)), Types(*(name for _, name in here)), Statuses("pending")
         )
         running = All(Queues(*self.consumer.queue_names), Statuses("running"))
-        if not await self._any(AnyOf(waiting, running)):
+        left = AnyOf(waiting, running)
+        if not sum((await self.storage.count(left, bound=1)).values()):
             return False
-        # Something is left. Whether this worker may take it is asked of each task, page after
-        # page; what began to run meanwhile is seen then, and what came has rung.
-        return await self._any_takeable(waiting) or await self._any(running) or bell.is_rung
+        # Whether this worker may take it is asked of each task, page after page; what comes meanwhile rings.
+        return await self._any_running_or_takeable(left) or bell.is_rung
 
-    async def _any(self, where: Where) -> bool:
-        return bool(sum((await self.storage.count(where, bound=1)).values()))
-
-    async def _any_takeable(self, waiting: Where) -> bool:
-        after, limit = None, 1  # mostly the first one looked at may be taken
+    async def _any_running_or_takeable(self, left: Where) -> bool:
+        # In one walk, which meets each task once, whatever it is by then: between a look at those
+        # that wait and one at those that run, a claim and a failed attempt hide a task from both.
+        after, limit = None, 1  # mostly the first one looked at decides
         while True:
-            page = await self.storage.find(waiting, order=Order.NEWEST, limit=limit, after=after)
-            if any(map(self.consumer.takes, page.records)):
+            page = await self.storage.find(left, order=Order.NEWEST, limit=limit, after=after)
+            if any(each.status is TaskStatus.RUNNING or self.consumer.takes(each) for each in page.records):
                 return True
             if page.cursor is None:
                 return False

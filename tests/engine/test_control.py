@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from dispatch import (
     InvalidQueueTaskError,
     MemoryStorage,
     QueueNotRegisteredError,
+    QueueTask,
     TaskCancelledError,
     TaskFailedError,
     TaskNotFoundError,
@@ -20,7 +22,8 @@ from dispatch import (
     TaskStatus,
     TaskType,
 )
-from dispatch.storage.protocol import Page
+from dispatch.bell import Bell
+from dispatch.storage.protocol import Page, Topic, TopicKind
 from dispatch.storage.query import Queues, dead_letters
 from dispatch.tasks import LATEST
 
@@ -127,6 +130,49 @@ async def test_a_drain_looks_again_at_what_came_while_it_looked(autojump_clock: 
         await dispatcher.publisher.publish(JOB(Job(1), tags=("gpu",)))
         await dispatcher.drain()
         assert [task.payload.n for task in handler.seen] == [2]
+
+
+class _LateBell(Bell):
+    """Rings another one, a second later."""
+
+    def __init__(self, bell: Bell, nursery: trio.Nursery) -> None:
+        super().__init__()
+        self.bell, self.nursery = bell, nursery
+
+    def ring(self) -> None:
+        async def later() -> None:
+            await trio.sleep(1)
+            self.bell.ring()
+
+        self.nursery.start_soon(later)
+
+
+async def test_a_drain_sees_a_task_that_fails_while_it_looks(autojump_clock: object) -> None:
+    """As a database shows it: what has changed is there to be read before anybody has rung."""
+
+    class Database(MemoryStorage):
+        async def find(self, *args: Any, **how: Any) -> Page:
+            page = await super().find(*args, **how)
+            await trio.sleep(0.1)
+            return page
+
+        def watch(self, bell: Bell, *topics: Topic) -> AbstractContextManager[None]:
+            of_drain = any(topic.kind is TopicKind.DONE for topic in topics)
+            return super().watch(_LateBell(bell, nursery) if of_drain else bell, *topics)
+
+    async def handler(task: QueueTask[Job]) -> None:
+        if task.attempt == 1:
+            await trio.sleep(5.05)
+            raise ValueError("once")
+
+    async with trio.open_nursery() as nursery:
+        config = TaskQueueConfig(max_retry=1, retry_delay=60.0)
+        async with working(handler, config, storage=Database()) as dispatcher:
+            task = await dispatcher.publisher.publish(JOB(Job()))
+            await trio.sleep(5)
+            await dispatcher.drain()
+            assert (await dispatcher.control.get(task)).status is TaskStatus.SUCCEEDED
+        nursery.cancel_scope.cancel()
 
 
 class SlowToCount(MemoryStorage):
