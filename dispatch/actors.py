@@ -30,6 +30,9 @@ outcome that the storage refuses for its own sake holds up nobody else's.
 
 What is held (claimed, running, or waiting to be settled) is listed by `held()`,
 whose leases `upkeep` renews.
+
+A Ctrl-C that struck amid all this would lose what is claimed: an attempt counts for
+each, though none was made. So actors are protected from it, but for what `drive` runs.
 """
 
 from __future__ import annotations
@@ -183,6 +186,7 @@ class QueueActors:
 
     # -- what others ask of it ------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Work until stopped and everything running has ended and is settled.
 
@@ -404,6 +408,7 @@ class QueueActors:
         self._coming += 1
         self._nursery.start_soon(self._act, name=f"dispatch actor of {self.name}")
 
+    @trio.lowlevel.enable_ki_protection
     async def _act(self) -> None:
         """Attempt after attempt, parked in between; the scope is renewed once it was cancelled.
 

@@ -372,6 +372,12 @@ def task_for_handler(claim: Claim, payload: Any, entry: HandlerEntry, worker: st
     )
 
 
+@trio.lowlevel.disable_ki_protection
+def _interruptible(resume: Callable[[Any], Any], value: Any) -> Any:
+    """A step of a handler, where a Ctrl-C strikes: in a frame of `drive` it would abandon the coroutine."""
+    return resume(value)
+
+
 @types.coroutine
 def drive(
     coroutine: Coroutine[Any, Any, Any], context: Context, name: str
@@ -387,7 +393,7 @@ def drive(
     while True:
         began = perf_counter()
         try:
-            trap = context.run(resume, value)
+            trap = context.run(_interruptible, resume, value)
         except StopIteration as stop:
             return stop.value
         finally:

@@ -121,6 +121,7 @@ class PostgresPublishing:
         self._where = where
         self._plain, self._others = _Jobs(), _Jobs()
 
+    @trio.lowlevel.enable_ki_protection  # else a job might be answered whose caller does not wait for it
     async def enqueue(self, tasks: Sequence[NewTask], bounded: bool) -> list[EnqueueResult]:
         """Store tasks; cancelled before they are under way, none of them."""
         job = _Job(tasks, bounded, trio.lowlevel.current_task())

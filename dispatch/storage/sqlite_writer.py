@@ -88,6 +88,8 @@ class Writer:
         self._closed = False
         self._idle: trio.Event | None = None
 
+    # A Ctrl-C amid this bookkeeping would leave others waiting for ever: it comes later, elsewhere.
+    @trio.lowlevel.enable_ki_protection
     async def run(self, action: Callable[[], T]) -> T:
         """Carry `action` out in a transaction, in a thread; a checkpoint that can cancel only before.
 
@@ -107,6 +109,7 @@ class Writer:
             raise step.error
         return cast("T", step.answer)
 
+    @trio.lowlevel.enable_ki_protection
     async def close(self) -> None:
         """Take no more steps; wait for those taken. Harmless to repeat."""
         self._closed = True
@@ -201,13 +204,12 @@ class Writer:
         self._batch.savepoint("RELEASE")
 
 
-@trio.lowlevel.enable_ki_protection
 async def _in_thread(work: Callable[[], None]) -> None:
     """Have one of trio's threads do `work`, and wait for it: not to be cancelled, and no checkpoint.
 
     `trio.to_thread.run_sync` takes some 40 us more, a third of it all: it names the thread
-    twice, copies the context, and goes once round the scheduler for its limiter. Protected
-    as that is: a Ctrl-C between the two steps below would leave the thread at work, unwaited for.
+    twice, copies the context, and goes once round the scheduler for its limiter. To be called
+    protected from Ctrl-C, which between the two steps below would leave the thread unwaited for.
     """
     task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
 
