@@ -51,6 +51,7 @@ from dispatch.bell import Bell
 from dispatch.errors import InternalError, StorageError
 from dispatch.events import EventKind, Observers, TaskEvent
 from dispatch.execution import Executor, Slot, Stop, tell_refused
+from dispatch.failures import enclosed
 from dispatch.handlers import HandlerEntry
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import Claim, Transition, TransitionKind
@@ -420,8 +421,8 @@ class QueueActors:
         self._coming -= 1
         try:
             while True:
-                with trio.CancelScope() as slot.scope:
-                    slot.stop = None
+                slot.scope, slot.stop = trio.CancelScope(), None
+                with enclosed(slot.scope) as slot.around:
                     while True:
                         if self._mailbox and streak < STREAK and (not self.config.prefetch or self._begins(streak)):
                             streak += 1
@@ -516,7 +517,7 @@ class QueueActors:
             self._end(ended.transition, claim, trio.current_time() - began)
         if ended.raising is not None:
             raise ended.raising
-        return not slot.scope.cancel_called
+        return not slot.scope.cancel_called and not slot.left_open
 
     # -- turns ----------------------------------------------------------------
 
@@ -773,6 +774,7 @@ class QueueActors:
                 headers=claim.headers,
             )
         )
+
 
 _KINDS: Final = {
     TransitionKind.DONE: EventKind.SUCCEEDED,

@@ -8,7 +8,8 @@ attempt (a cancel, the end of the grace, a lost lease) says why in `slot.stop`.
 The scope's reason wins. On return `scope.cancel_called` is read once: if it is
 set, the attempt ended by that reason, whatever the handler made of it; a success
 that comes late is a timeout. If `Cancelled` arrives while the scope was not
-cancelled, it came from outside, and the run is handed back.
+cancelled, it came from outside, and the run is handed back; unless nothing outside
+is cancelled either, when it is a failure (`failures.parted`).
 
 `execute` never raises for what a handler does. It returns an `Ended`: the
 transition to settle, and what must go on propagating (a `Cancelled`, a
@@ -37,7 +38,7 @@ import trio
 
 from dispatch.codec import Codec
 from dispatch.errors import InvalidQueuePayloadError
-from dispatch.failures import describe, parted, traceback_text
+from dispatch.failures import LEFT_OPEN, describe, parted, surroundings, traceback_text
 from dispatch.handlers import HandlerEntry, Middleware
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import Claim, NewTask, Transition, TransitionKind, from_seconds
@@ -70,6 +71,10 @@ class Slot:
     """An actor's place for one attempt at a time."""
 
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    around: object = None
+    """What was open when the scope was entered."""
+    left_open: bool = False
+    """Whether the last attempt has left a scope of its own open in there, which must not reach the next one."""
     claim: Claim | None = None
     handler: str = ""
     stop: Stop | None = None
@@ -142,6 +147,14 @@ class Executor:
         if run is not None:
             run.end()
         stopped = slot.scope.cancel_called
+        slot.left_open = slot.around is not None and surroundings() is not slot.around
+        if slot.left_open:
+            log.warning(
+                LEFT_OPEN,
+                entry.name,
+                f"attempt {claim.attempt} of task {claim.id}",
+                extra={"event": "left_open", "task_id": claim.id, "handler": entry.name},
+            )
         if claim.timeout is not None and not stopped:
             slot.scope.deadline = inf
         if slot.thread is not None and slot.thread.abandoned:
@@ -227,7 +240,7 @@ class Executor:
         raising: BaseException | None = None
         rest: BaseException | None = error
         if error is not None:
-            raising, rest = parted(error)
+            raising, rest = parted(error, slot.around)
         text = describe(rest) if rest is not None else None
         trace = traceback_text(rest) if rest is not None else None
         if stopped:

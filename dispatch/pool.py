@@ -13,7 +13,6 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
-from math import inf
 from typing import Any, Final, cast
 
 import attrs
@@ -21,7 +20,7 @@ import trio
 
 from dispatch.checks import check_within
 from dispatch.errors import ClosedError, InvalidConfigError, InvalidTaskHandlerError, QueueFullError
-from dispatch.failures import describe, parted
+from dispatch.failures import describe, is_cancelled, parted, surroundings
 
 __all__ = ["PoolStatistics", "PoolStatus", "Task", "TaskDispatcher"]
 
@@ -200,17 +199,18 @@ class TaskDispatcher:
         value: Any = None
         error: BaseException | None = None
         passing: BaseException | None = None
+        around = surroundings()
         try:
             value = await self._call(task)
         except BaseException as exc:  # noqa: BLE001 - the pool survives every exception
-            passing, failed = parted(exc)
-            error = exc if passing is None else passing if failed is None else failed
+            passing, failed = parted(exc, around)
+            error = passing if failed is None else failed
             # Who asks for the result must never get a Cancelled whose scope is gone.
             if failed is None and _is_cancelled(exc):
                 error = ClosedError("pool: it closed while this task ran, which was cancelled")
         self._running.discard(task)
         self._finish(task, value, error)
-        if trio.current_effective_deadline() > -inf:  # else the end has come: what is queued never runs
+        if not is_cancelled(around):  # else the end has come: what is queued never runs
             self._fill()
         if passing is not None:
             raise passing

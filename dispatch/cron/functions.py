@@ -12,7 +12,7 @@ import trio
 from dispatch.cron.entries import CronTask
 from dispatch.cron.policy import Decision, Slots, delay_s
 from dispatch.events import Observers
-from dispatch.failures import describe, parted, traceback_text
+from dispatch.failures import LEFT_OPEN, describe, enclosed, parted, surroundings, traceback_text
 from dispatch.handlers import is_async
 from dispatch.publisher import inside_handler
 from dispatch.records import from_seconds, to_seconds
@@ -152,7 +152,7 @@ class Functions:
         """
         inside_handler.set(True)  # publishing from cron never waits
         try:
-            with scope:
+            with enclosed(scope) as around:
                 if wait_s:
                     await trio.sleep(wait_s)
                 entry.task.total += 1
@@ -165,22 +165,27 @@ class Functions:
                         await trio.to_thread.run_sync(
                             function, abandon_on_cancel=True, limiter=self._limiter
                         )
-                except (trio.Cancelled, KeyboardInterrupt):
-                    raise
-                except BaseException as exc:  # noqa: BLE001 - a function cannot take the loop down
-                    passing = parted(exc)[0]
+                except BaseException as exc:
+                    passing, failed = parted(exc, around)
+                    if failed is None:
+                        raise
+                    error = failed if passing is None else exc
                     task = entry.task
                     task.err_count += 1
-                    task.last_error = describe(exc)
+                    task.last_error = describe(error)
                     log.error(  # noqa: TRY400 - its own bounded traceback
                         "cron task %s failed: %s\n%s",
                         task.name,
                         task.last_error,
-                        traceback_text(exc),
+                        traceback_text(error),
                         extra={"event": "cron_failed", "cron": task.name},
                     )
                     if passing is not None:
                         raise passing from None
+                finally:
+                    if surroundings() is not around:
+                        name = entry.task.name
+                        log.warning(LEFT_OPEN, f"cron task {name}", "a run", extra={"event": "left_open", "cron": name})
         finally:
             self.active -= 1
             entry.task.running -= 1
