@@ -305,11 +305,13 @@ class PostgresStorage(Storage):
         deadline_s = DEADLINE_S if deadline_s is None else deadline_s
         if until is None:
             until = trio.current_time() + deadline_s if shielded else inf
+        late = LateError(f"{redacted(self._dsn)}: no answer within {deadline_s:g} s")
         with trio.CancelScope(deadline=until):
             async with self._flow.connection() as connection:
                 with trio.CancelScope(deadline=until, shield=shielded):
                     return await self._tried(connection, action, atomic)
-        raise LateError(f"{redacted(self._dsn)}: no answer within {deadline_s:g} s")
+                late.in_doubt = connection.closed  # else the server has said that it stopped
+        raise late
 
     async def _tried(
         self,
@@ -326,8 +328,8 @@ class PostgresStorage(Storage):
                 else:
                     result = await action(connection, outcome)
             except BaseException as exc:
-                if not atomic:  # an earlier statement of the action may be committed
-                    self._rope.ring(outcome.rings)
+                # Committed it may be all the same, and only the answer lost: a ring too many is harmless.
+                self._rope.ring(outcome.rings)
                 if not isinstance(exc, CONFLICTS):
                     raise
                 if not left:

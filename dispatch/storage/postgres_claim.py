@@ -246,9 +246,14 @@ class PostgresClaims:
     ) -> tuple[Ended, Claimed]:
         """End runs that succeeded and, if that ended all of them, claim; in one statement."""
         ended: Ended = {}
-        taken, due = await self._claim(
-            connection, want, worker, lease, outcome, ending=_ends(transitions), ended=ended
-        )
+        try:
+            taken, due = await self._claim(
+                connection, want, worker, lease, outcome, ending=_ends(transitions), ended=ended
+            )
+        except BaseException:  # they may be ended all the same, and only the answer lost
+            outcome.rings.add(Topic(TopicKind.DONE, want.queue))
+            outcome.rings.update(Topic(TopicKind.TASK, each.id) for each in transitions)
+            raise
         return ended, Claimed(taken, due)
 
     async def succeed(

@@ -35,6 +35,10 @@ HELD: Final = (
     "nothing was stored. If the server is well, a transaction that is still open holds what this "
     "one needs: it published the same unique key or task id, or uses the same key of a keyed queue"
 )
+IN_DOUBT: Final = (
+    "whether it was stored is in doubt, for the server has not answered since; publish it again with the same id, "
+    "which is harmless, or look for it"
+)
 IMPATIENT: Final = b"SET LOCAL lock_timeout = '50ms'"
 BRIEFLY_S: Final = 1.0
 """For one such attempt: if not even that is answered, it is no lock, and no time to waste on the rest."""
@@ -42,6 +46,9 @@ BRIEFLY_S: Final = 1.0
 
 class LateError(StorageError):
     """A step of the flow did not end in time: the server is silent, or somebody holds a lock."""
+
+    in_doubt: bool = False
+    """Whether not even its cancellation was answered: it may have taken effect."""
 
 
 class Steps(Protocol):
@@ -182,7 +189,7 @@ class PostgresPublishing:
             )
             error = _as_storage_error(exc, self._where)
             if isinstance(exc, LateError):
-                error = StorageError(f"{exc.detail}; {HELD}")
+                error = StorageError(f"{exc.detail}; {IN_DOUBT if exc.in_doubt else HELD}")
                 if len(jobs) > 1:
                     await self._attempt_briefly(jobs, error)
                     return

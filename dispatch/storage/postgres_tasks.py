@@ -164,6 +164,8 @@ class PostgresTasks:
         numbers = await self._numbers(connection, tasks, outcome)
         fit = [new for new, number in zip(tasks, numbers, strict=True) if number is not None]
         stored: dict[str, tuple[float, float]] = {}
+        # Said before it is known: if the answer is lost, it may be stored all the same.
+        outcome.rings |= {Topic(TopicKind.QUEUE, queue) for queue in {new.queue for new in fit}}
         if fit:
             known = [number for number in numbers if number is not None]
             cursor = await connection.execute(
@@ -171,15 +173,12 @@ class PostgresTasks:
             )
             stored = {row[0]: (row[1], row[2]) for row in await cursor.fetchall()}
         results: list[EnqueueResult | None] = []
-        queues: set[str] = set()
         for new, number in zip(tasks, numbers, strict=True):
             moments = None if number is None else stored.pop(new.id, None)
             if moments is None:
                 results.append(None)
                 continue
-            queues.add(new.queue)
             results.append(EnqueueResult(EnqueueAnswer.CREATED, new.id, *moments))
-        outcome.rings |= {Topic(TopicKind.QUEUE, queue) for queue in queues}
         return results
 
     async def _numbers(
