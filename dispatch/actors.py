@@ -151,6 +151,10 @@ class QueueActors:
     paused: bool = False
     target: int = 0
     """The concurrency in force: the registered one, or the one set by hand."""
+    interrupted: list[str] = attrs.field(factory=list[str])
+    """The tasks whose attempts the end of the grace, or a cancellation from outside, cut short."""
+    abandoned: list[str] = attrs.field(factory=list[str])
+    """Those whose threads were left to themselves."""
     renewed_at: float = -inf
     """When the last renewal of what is held here began, in trio's time."""
     _handlers: dict[str, HandlerEntry] = attrs.field(factory=dict[str, HandlerEntry])
@@ -295,14 +299,10 @@ class QueueActors:
         """Wait until it was stopped and everything has ended and is settled."""
         await self._finished.wait()
 
-    def interrupt(self, why: Stop, detail: str = "") -> list[Claim]:
-        """Cancel every running attempt; a thread is asked to end. Who it was."""
-        hit: list[Claim] = []
+    def interrupt(self, why: Stop) -> None:
+        """Cancel every running attempt; a thread is asked to end."""
         for slot in list(self._slots.values()):
-            if slot.claim is not None:
-                hit.append(slot.claim)
-                slot.cancel(why, detail)
-        return hit
+            slot.cancel(why)
 
     async def threads_ended(self) -> None:
         """Wait until the threads of sync handlers have ended, for as long as the caller's scope lets it."""
@@ -310,13 +310,11 @@ class QueueActors:
             if slot.thread is not None:
                 await slot.thread.ended()
 
-    def abandon(self) -> list[Claim]:
-        """Wait no longer for the threads that still run: their leases decide. Whose they are."""
-        return [
-            slot.claim
-            for slot in self._slots.values()
-            if slot.claim is not None and slot.thread is not None and slot.thread.abandon()
-        ]
+    def abandon(self) -> None:
+        """Wait no longer for the threads that still run: their leases decide."""
+        for slot in self._slots.values():
+            if slot.claim is not None and slot.thread is not None and slot.thread.abandon():
+                self.abandoned.append(slot.claim.id)
 
     def stop_run(self, task_id: str, epoch: int, why: Stop, detail: str = "") -> None:
         """Cancel one attempt, if it is still this one."""
@@ -515,6 +513,8 @@ class QueueActors:
             del self._slots[claim.id]
         if ended.transition is not None:
             self._end(ended.transition, claim, trio.current_time() - began)
+            if ended.transition.kind is TransitionKind.HANDED_BACK and slot.stop is not Stop.LOST:
+                self.interrupted.append(claim.id)
         if ended.raising is not None:
             raise ended.raising
         return not slot.scope.cancel_called and not slot.left_open

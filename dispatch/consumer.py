@@ -275,8 +275,10 @@ class TaskQueueConsumer:
                         await self._closing.wait()
                         await self._wind_down()
             finally:
+                closed = self._closing.is_set()
                 self._closing.set()
                 self._nursery = None
+                self._report(closed=closed)
                 keepers.cancel_scope.cancel()
                 with trio.move_on_after(1, shield=True):
                     try:
@@ -338,18 +340,15 @@ class TaskQueueConsumer:
             for actors in self._actors.values():
                 await actors.finished()
         deadline = trio.current_time() + SETTLE_DEADLINE_S
-        hit = [claim.id for actors in self._actors.values() for claim in actors.interrupt(Stop.GRACE)]
+        for actors in self._actors.values():
+            actors.interrupt(Stop.GRACE)
         try:
             with trio.move_on_after(ASKED_S):
                 for actors in self._actors.values():
                     await actors.threads_ended()
         finally:
-            left = {claim.id for actors in self._actors.values() for claim in actors.abandon()}
-            self.report = ShutdownReport(
-                interrupted=tuple(each for each in hit if each not in left),
-                abandoned=tuple(each for each in hit if each in left),
-            )
-            self._log_report()
+            for actors in self._actors.values():
+                actors.abandon()
             self._name_unregistered()
         # A storage that is away must not keep the block open: its leases will decide.
         with trio.move_on_at(deadline):
@@ -358,12 +357,15 @@ class TaskQueueConsumer:
         for actors in self._actors.values():
             actors.give_up()
 
-    def _log_report(self) -> None:
-        interrupted, abandoned = self.report.interrupted, self.report.abandoned
+    def _report(self, *, closed: bool) -> None:
+        every = self._actors.values()
+        interrupted = tuple(id_ for actors in every for id_ in actors.interrupted)
+        abandoned = tuple(id_ for actors in every for id_ in actors.abandoned)
+        self.report = ShutdownReport(interrupted=interrupted, abandoned=abandoned)
         if interrupted:
             log.warning(
-                "shutdown: the grace of %g s ended with %d tasks running; handed back: %s",
-                self._grace,
+                "shutdown: %s with %d tasks running; handed back: %s",
+                f"the grace of {self._grace:g} s ended" if closed else "this was cancelled",
                 len(interrupted),
                 ", ".join(interrupted[:20]),
             )

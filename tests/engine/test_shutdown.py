@@ -525,3 +525,26 @@ async def test_a_publisher_closed_amid_many_says_how_many_are_stored(autojump_cl
         await trio.sleep(1.0)
         dispatcher.publisher.close()
     assert sorted(errors) == ["5 of 10 tasks are stored", "nothing was stored"]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "left by an exception"])
+async def test_who_was_interrupted_is_said_however_it_ends(
+    how: str, autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    dispatcher: Any = None
+    with trio.CancelScope() as outside:
+        try:
+            async with working(Script(60.0), TaskQueueConfig(concurrency=2)) as dispatcher:
+                tasks = [await dispatcher.publisher.publish(JOB(Job(n))) for n in range(3)]
+                await trio.sleep(1)
+                if how == "cancelled":
+                    outside.cancel()
+                    await trio.sleep_forever()
+                raise LookupError("ours")
+        except* LookupError:
+            pass
+    running = {task.id for task in tasks[:2]}
+    assert set(dispatcher.report.interrupted) == running
+    assert dispatcher.report.abandoned == ()
+    [told] = [each.getMessage() for each in caplog.records if each.getMessage().startswith("shutdown: ")]
+    assert told.startswith("shutdown: this was cancelled with 2 tasks running; handed back: ")
