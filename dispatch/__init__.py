@@ -52,6 +52,7 @@ from dispatch.retry import RetryPolicy
 from dispatch.run import Run
 from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.protocol import Storage
+from dispatch.storage.query import PruneSpec
 from dispatch.tasks import (
     FailureReason,
     OnClash,
@@ -100,6 +101,7 @@ __all__ = [
     "OnClash",
     "PermanentError",
     "Priority",
+    "PruneSpec",
     "Published",
     "QueueConfigConflictError",
     "QueueFullError",

@@ -35,7 +35,9 @@ def check_duration(
     bound = f"above {least:g}" if above else f"at least {least:g}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidConfigError(f"{what} must be a number of seconds, got {shown(value)}")
-    if (isinstance(value, float) and not isfinite(value)) or value < least or (above and value == least):
+    if isinstance(value, float) and not isfinite(value):
+        raise InvalidConfigError(f"{what} must be a finite number of seconds, got {shown(value)}")
+    if value < least or (above and value == least):
         raise InvalidConfigError(f"{what} must be {bound} seconds, got {shown(value)}")
     if value > most:
         ten_years = " (ten years)" if most == MAX_DELAY_S else ""

@@ -216,6 +216,10 @@ class TaskQueueControl:
 
     async def prune(self, spec: PruneSpec, *, dry_run: bool = False) -> int:
         """Delete ended tasks and their history as `spec` says, in batches; how many."""
+        if not isinstance(spec, PruneSpec):
+            raise InvalidConfigError(
+                f"prune takes a PruneSpec, such as PruneSpec(age_s=86_400, where=Queues('email')); got {shown(spec)}"
+            )
         if dry_run:
             return await self._storage.prune(attrs.evolve(spec, limit=MAX_COUNT), dry_run=True)
         total = 0

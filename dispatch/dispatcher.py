@@ -146,8 +146,12 @@ class Dispatcher:
     ) -> None:
         if storage is not None and not isinstance(storage, Storage):
             raise InvalidConfigError(
-                f"storage must be a Storage or None for an in-memory one, got {type(storage).__name__}"
+                f"storage must be a Storage or None for an in-memory one, got {type(storage).__name__}; "
+                "a URL such as 'sqlite:///jobs.db' is for open_dispatcher"
             )
+        for what, given, kind in (("codec", codec, Codec), ("clock", clock, Clock)):
+            if given is not None and not isinstance(given, kind):
+                raise InvalidConfigError(f"{what} must be a {kind.__name__} or None, got {given!r}")
         self._owns_storage = storage is None
         self.storage = storage if storage is not None else MemoryStorage(clock or Clock())
         self._registry = Registry()

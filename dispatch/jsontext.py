@@ -18,7 +18,7 @@ import json.encoder
 from collections import Counter
 from collections.abc import Callable
 from math import isfinite
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from dispatch.refusals import Refused
 
@@ -81,6 +81,8 @@ def read(data: bytes) -> Any:
                 return read
         except (TypeError, ValueError, RecursionError):
             pass
+    if isinstance(cast("object", data), str):  # put there by hand: SQLite keeps what it is given
+        raise Refused("$", "it is stored as text, wanted are bytes; in SQL: CAST('{}' AS BLOB)")
     text = str(data, "utf-8")
     tree: Any = None
     try:

@@ -1587,3 +1587,15 @@ def test_a_name_that_cattrs_cannot_take_is_named(codec: Codec, name: str) -> Non
     cls = attrs.make_class("Named", {name: attrs.field(type=int)})
     with pytest.raises(InvalidTaskTypeError, match=rf"{name}.*name it otherwise"):
         codec.check(cls, WHERE)
+
+
+@pytest.mark.parametrize("fast", [jsontext.fast, None], ids=["as installed", "standard library"])
+def test_a_payload_that_was_put_there_as_text_says_what_is_wanted(
+    fast: jsontext.Fast | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite keeps what it is given, also in a column for bytes."""
+    monkeypatch.setattr(jsontext, "fast", fast)
+    given: Any = '{"n": 1}'
+    with pytest.raises(InvalidQueuePayloadError) as caught:
+        Codec().decode(given, int)
+    assert "it is stored as text, wanted are bytes; in SQL: CAST('{}' AS BLOB)" in caught.value.detail

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 from collections.abc import Sequence
@@ -119,6 +120,12 @@ def main(arguments: Sequence[str], shell: Shell, app: App | None = None) -> int:
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, shell.stdout.fileno())
         return 1
+    except OSError as exc:
+        if exc.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), shell.stdout.fileno())
+        line(shell.stderr, f"dispatch: {exc.strerror}: not all could be written; what was asked may be done")
+        return 1
 
 
 def _run(shell: Shell, app: App) -> int:
@@ -159,4 +166,6 @@ def _told(error: CycloptsError) -> str:
     text = str(error).strip()
     if "Did you mean" in text:
         text = text.partition(" Available commands:")[0]
+    if "Unused Tokens" in text and "'*'" in text:
+        return f"{text[:1].lower()}{text[1:].rstrip('.')}; a cron text is one argument, in quotes. Try --help"
     return f"{text[:1].lower()}{text[1:]}{'' if text.endswith(('.', '?')) else '.'} Try --help"

@@ -120,19 +120,31 @@ def table(stream: TextIO, columns: Sequence[str], rows: Sequence[Sequence[object
     """A table on a terminal; anywhere else one tab-separated line per row, without a head."""
     if stream.isatty():
         out = console(stream)
-        out.print(text_table(columns, rows))
+        out.print(text_table(columns, rows, width=out.width))
         return
     for row in rows:
         stream.write("\t".join("" if cell is None else safe(cell) for cell in row) + "\n")
     stream.flush()
 
 
-def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> Table:
-    """The table as rich draws it; a column of numbers is flush right."""
+def text_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "", *, width: int = 0
+) -> Table:
+    """The table as rich draws it; a column of numbers is flush right.
+
+    What is typed again, the id or name in front, stays in one piece where half of
+    `width` has room for it; the other columns give way.
+    """
+    whole = max((len(str(row[0])) for row in rows), default=0) <= width // 2
     made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     for index, name in enumerate(columns):
         numbers = bool(rows) and all(isinstance(row[index], int | float | None) for row in rows)
-        made.add_column(Text(name), justify="right" if numbers else "left", overflow="fold")
+        made.add_column(
+            Text(name),
+            justify="right" if numbers else "left",
+            overflow="fold",
+            no_wrap=whole and (index == 0 or name == "status"),
+        )
     for row in rows:
         made.add_row(*(_cell(cell) for cell in row))
     return made

@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from math import inf
-from typing import Any, Final, Unpack
+from typing import Any, Final, Unpack, cast
 
 import trio
 
@@ -510,6 +510,8 @@ def _believable(now: float) -> bool:
 
 def _checked(declared: Sequence[CronEntry]) -> tuple[CronEntry, ...]:
     names: set[str] = set()
+    if isinstance(cast("object", declared), CronEntry):
+        raise InvalidConfigError(f"cron must be a collection of CronEntry values, got {declared!r}; write it in brackets")
     for entry in declared:
         if not isinstance(entry, CronEntry):
             raise InvalidConfigError(

@@ -279,6 +279,26 @@ def test_output_into_a_pipe_that_closes_is_no_traceback(project: Project) -> Non
 
 
 @pytest.mark.battery
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_output_onto_a_full_disk_is_no_traceback(project: Project) -> None:
+    assert project("task", "push", "jobs", "polite").returncode == 0
+    ran = subprocess.run(  # noqa: S602 - our own command
+        f"{' '.join(project.command('task', 'ls'))} > /dev/full",
+        shell=True,
+        cwd=project.folder,
+        env=project.environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert ran.stderr == (
+        "dispatch: No space left on device: not all could be written; what was asked may be done\n"
+    )
+
+
+@pytest.mark.battery
 def test_top_draws_on_a_terminal_obeys_keys_and_leaves_it_as_it_was(project: Project) -> None:
     project("task", "push", "jobs", "polite")
     process, terminal = pty.fork()

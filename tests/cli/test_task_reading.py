@@ -44,6 +44,17 @@ def test_a_listing_on_a_terminal_is_a_table_with_a_head(terminal: Terminal) -> N
     assert "\t" not in ran.out
 
 
+def test_an_id_stays_in_one_piece_on_an_ordinary_terminal(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    id_ = "01a202d5-469f-77f0-a980-3c2e6f2f5c11"
+    terminal.store(id_)
+    ran = terminal("task", "ls", tty=True)
+    assert id_ in ran.out
+    assert max(map(len, ran.out.splitlines())) <= 80
+
+
 def test_a_listing_as_json_has_the_documented_fields_and_a_cursor(terminal: Terminal) -> None:
     terminal.store("a", "b", "c", tags=("x", "y"), key="k")
     first = terminal("task", "ls", "--json", "--limit", "2").json

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from math import nan
+from math import inf, nan
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dispatch import (
+    CronEntry,
     Dispatcher,
     InvalidConfigError,
     InvalidQueueTaskError,
@@ -24,7 +26,7 @@ from dispatch import (
     Unique,
 )
 from dispatch.checks import shown
-from dispatch.storage.query import PruneSpec, Tags
+from dispatch.storage.query import PruneSpec, Tags, dead_letters
 
 from .work import JOB, Job, Script, nothing, working
 
@@ -90,6 +92,20 @@ def plain(*given: object) -> None:
             lambda: RetryPolicy(decide=wait),
             f"RetryPolicy: decide must be a sync function of (exception, attempt), got {wait!r}",
             id="an async decide",  # an address would be another in each process of the tests
+        ),
+        (lambda: TaskQueueConfig(timeout=inf), "TaskQueueConfig: timeout must be a finite number of seconds, got inf"),
+        (lambda: Dispatcher(codec=3), "codec must be a Codec or None, got 3"),
+        (lambda: Dispatcher(clock=3), "clock must be a Clock or None, got 3"),
+        (
+            lambda: Dispatcher(Path("x.db")),
+            "storage must be a Storage or None for an in-memory one, got PosixPath; "
+            "a URL such as 'sqlite:///jobs.db' is for open_dispatcher",
+        ),
+        pytest.param(
+            lambda: Dispatcher(cron=CronEntry("@daily", "tidy", wait)),
+            "cron must be a collection of CronEntry values, got "
+            f"{CronEntry('@daily', 'tidy', wait)!r}; write it in brackets",
+            id="one cron entry",
         ),
         (lambda: RetryPolicy(delay="1"), "RetryPolicy: delay must be within 0 and 3.1536e+08, got '1'"),
         (lambda: Dispatcher(lease="1"), "lease must be within 0.05 and 86400 seconds, got '1'"),
@@ -190,3 +206,14 @@ async def test_a_queue_to_consume_that_nobody_registered_is_named_at_the_end(
     assert [line.getMessage() for line in caplog.records] == [
         "queues: 'emial', 'mail' were never registered here, so nothing of that was consumed; registered: q"
     ]
+
+
+@pytest.mark.parametrize("given", [dead_letters("q"), "id", 5])
+async def test_a_prune_by_hand_takes_a_spec(given: Any, autojump_clock: object) -> None:
+    async with working() as dispatcher:
+        with pytest.raises(InvalidConfigError) as caught:
+            await dispatcher.control.prune(given)
+        assert caught.value.detail == (
+            "prune takes a PruneSpec, such as PruneSpec(age_s=86_400, where=Queues('email')); "
+            f"got {shown(given)}"
+        )
