@@ -135,8 +135,14 @@ def text_table(
     What is typed again, the id or name in front, stays in one piece where half of
     `width` has room for it; the other columns give way.
     """
-    whole = max((len(str(row[0])) for row in rows), default=0) <= width // 2
-    made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    whole = width > 0 and max((len(str(row[0])) for row in rows), default=0) <= width // 2
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        title=title or None,
+        title_justify="left",
+        pad_edge=False,
+        collapse_padding=whole,
+    )
     for index, name in enumerate(columns):
         numbers = bool(rows) and all(isinstance(row[index], int | float | None) for row in rows)
         made.add_column(
