@@ -50,6 +50,11 @@ inside_handler: Final[ContextVar[bool]] = ContextVar("dispatch_inside_handler", 
 
 STORED: Final = frozenset({EnqueueAnswer.CREATED, EnqueueAnswer.EXISTING, EnqueueAnswer.REPLACED})
 
+BREATH_BYTES: Final = 64 * 1024
+"""So much is encoded of a batch, which takes some milliseconds, before others run."""
+TASK_BYTES: Final = 400
+"""What a task without payload costs to prepare, as so many bytes of it."""
+
 _noise: Final = random.Random()  # noqa: S311 - ids must differ, not be secret
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_noise.seed)
@@ -148,12 +153,13 @@ class TaskQueuePublisher:
         A bad item has its error in its answer and does not spoil the others.
         Waits for room as `publish` does; where the queue raises instead, the
         items beyond the bound carry QueueFullError.
-        A checkpoint. Cancelled while it waits for room, what found room before
-        stays stored: publish again with the same ids to learn which.
+        A checkpoint, and amid a large batch others run while it is prepared.
+        Cancelled while it waits for room, what found room before stays stored:
+        publish again with the same ids to learn which.
         """
         if not isinstance(tasks, Iterable):
             raise InvalidQueueTaskError(f"publish_many takes several tasks, got {type(tasks).__name__}; publish takes one")
-        given = tasks if isinstance(tasks, Sequence) else tuple(tasks)
+        given = tuple(tasks)  # the caller's own may change meanwhile
         try:
             if self._observers.around_publishing:
                 with self._observers.publishing(given, "send") as marked:
@@ -172,7 +178,12 @@ class TaskQueuePublisher:
             return answers
         found: list[Published | None] = [None] * len(tasks)
         batch: list[tuple[int, NewTask, object]] = []
+        prepared = 0  # bytes since others ran
         for index, task in enumerate(tasks):
+            if prepared >= BREATH_BYTES:
+                prepared = 0
+                await trio.lowlevel.checkpoint()
+            prepared += TASK_BYTES
             try:
                 new, payload = self._prepare(task)
             except ClosedError:
@@ -181,6 +192,7 @@ class TaskQueuePublisher:
                 found[index] = Published(None, None, exc)
             else:
                 batch.append((index, new, payload))
+                prepared += len(new.payload)
         results = await self._enqueue([new for _, new, _ in batch])
         for (index, new, payload), result in zip(batch, results, strict=True):
             answer, error = self._answer(tasks[index], new, payload, result)

@@ -143,6 +143,40 @@ async def test_publish_many_answers_each_item_and_a_bad_one_spoils_nothing(autoj
         await dispatcher.drain()
 
 
+async def test_others_run_while_a_large_batch_is_prepared_and_the_list_may_change() -> None:
+    tasks = [JOB(Job(n)) for n in range(900)]
+    steps = 0
+
+    async def other(answered: trio.Event) -> None:
+        nonlocal steps
+        while not answered.is_set():
+            await trio.lowlevel.checkpoint()
+            steps += 1
+            tasks.clear()
+
+    async with working(nothing) as dispatcher, trio.open_nursery() as nursery:
+        answered = trio.Event()
+        nursery.start_soon(other, answered)
+        answers = await dispatcher.publisher.publish_many(tasks)
+        answered.set()
+        assert [each.task and each.task.payload for each in answers] == [Job(n) for n in range(900)]
+    assert steps >= 5
+
+
+async def test_a_large_batch_that_is_cancelled_while_it_is_prepared_stores_nothing() -> None:
+    async with working() as dispatcher, trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+
+            async def cancel() -> None:
+                await trio.lowlevel.checkpoint()
+                scope.cancel()
+
+            nursery.start_soon(cancel)
+            await dispatcher.publisher.publish_many([JOB(Job(n)) for n in range(900)])
+        assert scope.cancelled_caught
+        assert await dispatcher.control.count() == {}
+
+
 async def test_publish_many_fills_the_room_there_is(autojump_clock: object) -> None:
     async with working(config=TaskQueueConfig(buffer_size=3, overflow="raise")) as dispatcher:
         answers = await dispatcher.publisher.publish_many([JOB(Job(n)) for n in range(5)])
