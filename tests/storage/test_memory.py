@@ -319,6 +319,27 @@ async def test_publishing_lets_others_run_and_the_hot_path_does_not() -> None:
         assert not others_ran.is_set()
 
 
+async def test_the_first_publish_after_a_pause_lets_others_run_and_a_run_of_them_every_eighth(
+    autojump_clock: MockClock,
+) -> None:
+    storage = MemoryStorage()
+    await storage.declare([QueueRecord(name="q")])
+    ours, yielded = trio.lowlevel.current_task(), list[int]()
+
+    class Yields(trio.abc.Instrument):
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            if task is ours:
+                yielded.append(number)
+
+    for pause in range(3):
+        await trio.sleep(0.01)
+        trio.lowlevel.add_instrument(yields := Yields())
+        for number in range(17):
+            await storage.enqueue([task(f"{pause}-{number}")])
+        trio.lowlevel.remove_instrument(yields)
+    assert yielded == [0, 8, 16] * 3
+
+
 @pytest.mark.parametrize("method", ["enqueue", "claim", "settle", "alter", "prune", "advance_cron"])
 async def test_a_cancelled_call_has_done_nothing(method: str) -> None:
     storage, _ = memory()
