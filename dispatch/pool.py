@@ -206,7 +206,7 @@ class TaskDispatcher:
             passing, failed = parted(exc, around)
             error = passing if failed is None else failed
             # Who asks for the result must never get a Cancelled whose scope is gone.
-            if failed is None and _is_cancelled(exc):
+            if failed is None and _only_cancelled(exc):
                 error = ClosedError("pool: it closed while this task ran, which was cancelled")
         self._running.discard(task)
         self._finish(task, value, error)
@@ -239,7 +239,7 @@ class TaskDispatcher:
             self._idle.clear()
 
 
-def _is_cancelled(error: BaseException) -> bool:
+def _only_cancelled(error: BaseException) -> bool:
     """Whether it is `Cancelled`, alone or as all that is in a group."""
     if isinstance(error, BaseExceptionGroup):
         group = cast("BaseExceptionGroup[Any]", error)

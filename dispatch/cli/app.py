@@ -115,17 +115,19 @@ def main(arguments: Sequence[str], shell: Shell, app: App | None = None) -> int:
         line(shell.stderr, "dispatch: interrupted")
         return 1
     except BrokenPipeError:
-        # Whoever read the output has left, as `head` does. Python would complain again
-        # when it flushes at exit, so what is left goes nowhere.
-        devnull = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(devnull, shell.stdout.fileno())
+        _silence(shell)  # whoever read the output has left, as `head` does
         return 1
     except OSError as exc:
         if exc.errno != errno.ENOSPC:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), shell.stdout.fileno())
+        _silence(shell)
         line(shell.stderr, f"dispatch: {exc.strerror}: not all could be written; what was asked may be done")
         return 1
+
+
+def _silence(shell: Shell) -> None:
+    """Let what is left of the output go nowhere: Python would complain again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), shell.stdout.fileno())
 
 
 def _run(shell: Shell, app: App) -> int:

@@ -96,6 +96,19 @@ class Project:
             check=False,
         )
 
+    def piped(self, into: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The command in a shell's line, its output `into` something."""
+        return subprocess.run(  # noqa: S602 - our own command
+            f"{' '.join(self.command(*arguments))} {into}",
+            shell=True,
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(  # noqa: S603 - our own command
             self.command(*arguments),
@@ -263,17 +276,7 @@ def test_output_into_a_pipe_that_closes_is_no_traceback(project: Project) -> Non
         json.dumps({"queue": "jobs", "type": "polite", "payload": {}}) for _ in range(3_000)
     )
     assert project("task", "push", "--file", "-", stdin=lines).returncode == 0
-    listing = " ".join(project.command("task", "ls", "-n", "3000"))
-    ran = subprocess.run(  # noqa: S602 - our own command in a pipe
-        f"{listing} | head -1",
-        shell=True,
-        cwd=project.folder,
-        env=project.environment,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+    ran = project.piped("| head -1", "task", "ls", "-n", "3000")
     assert ran.stdout.count("\n") == 1
     assert ran.stderr == ""
 
@@ -282,16 +285,7 @@ def test_output_into_a_pipe_that_closes_is_no_traceback(project: Project) -> Non
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_output_onto_a_full_disk_is_no_traceback(project: Project) -> None:
     assert project("task", "push", "jobs", "polite").returncode == 0
-    ran = subprocess.run(  # noqa: S602 - our own command
-        f"{' '.join(project.command('task', 'ls'))} > /dev/full",
-        shell=True,
-        cwd=project.folder,
-        env=project.environment,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+    ran = project.piped("> /dev/full", "task", "ls")
     assert ran.returncode == 1
     assert ran.stderr == (
         "dispatch: No space left on device: not all could be written; what was asked may be done\n"

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
 import pytest
 import trio
 
-from dispatch import MemoryStorage, QueueTask, TaskQueueConfig, TaskStatus, open_dispatcher
+from dispatch import (
+    CronTask,
+    MemoryStorage,
+    QueueTask,
+    TaskQueueConfig,
+    TaskStatus,
+    open_dispatcher,
+)
 from dispatch.failures import is_cancelled, surroundings
 
 from .work import JOB, Job, working
@@ -47,6 +54,21 @@ async def kept_cancelled() -> trio.Cancelled:
         except trio.Cancelled as exc:
             return exc
     raise AssertionError
+
+
+async def every_second(function: Callable[[], Awaitable[None]]) -> tuple[CronTask, int]:
+    """A cron task's record after three seconds of it, and how often another one ran beside it."""
+    others = 0
+
+    async def other() -> None:
+        nonlocal others
+        others += 1
+
+    async with open_dispatcher() as dispatcher:
+        await dispatcher.cron.add_with_name("@every 1s", "watched", function)
+        await dispatcher.cron.add_with_name("@every 1s", "other", other)
+        await trio.sleep(3.5)
+        return await dispatcher.cron.get_task("watched"), others
 
 
 # ---- a Cancelled that was kept --------------------------------------------------
@@ -90,23 +112,13 @@ async def test_it_fails_a_pool_task_and_the_pool_goes_on(autojump_clock: object)
 
 async def test_it_fails_a_run_of_a_cron_task_and_cron_goes_on(autojump_clock: object) -> None:
     kept = await kept_cancelled()
-    runs = 0
 
     async def stray() -> None:
         raise kept
 
-    async def other() -> None:
-        nonlocal runs
-        runs += 1
-
-    async with open_dispatcher() as dispatcher:
-        await dispatcher.cron.add_with_name("@every 1s", "stray", stray)
-        await dispatcher.cron.add_with_name("@every 1s", "other", other)
-        await trio.sleep(5.5)
-        task = await dispatcher.cron.get_task("stray")
-        assert task is not None
-        assert (task.total, task.err_count, task.last_error) == (5, 5, NOBODYS)
-        assert runs == 5
+    task, others = await every_second(stray)
+    assert (task.total, task.err_count, task.last_error) == (3, 3, NOBODYS)
+    assert others == 3
 
 
 # ---- scopes that are left open --------------------------------------------------
@@ -273,23 +285,13 @@ async def test_a_generator_that_is_closed_leaves_nothing_open(
 async def test_a_cron_task_that_leaves_a_scope_open_stops_nobody(
     autojump_clock: object, kept_open: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
-    runs = 0
 
     async def careless() -> None:
         async for _ in kept_open(ticks(lambda: trio.move_on_after(0.1))):
             await trio.sleep(1)
 
-    async def other() -> None:
-        nonlocal runs
-        runs += 1
-
-    async with open_dispatcher() as dispatcher:
-        await dispatcher.cron.add_with_name("@every 1s", "careless", careless)
-        await dispatcher.cron.add_with_name("@every 1s", "other", other)
-        await trio.sleep(3.5)
-        task = await dispatcher.cron.get_task("careless")
-        assert task is not None
-        assert (task.total, task.err_count, runs) == (3, 3, 3)
+    task, others = await every_second(careless)
+    assert (task.total, task.err_count, others) == (3, 3, 3)
     warned = [each for each in caplog.records if each.levelno == logging.WARNING and each.name == "dispatch.cron"]
     assert len(warned) == 3
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import psycopg
 import pytest
 import trio
-from attrs import frozen
 
 from dispatch import (
     QueueTask,
@@ -13,31 +12,18 @@ from dispatch import (
     TaskQueueConfig,
     TaskQueuePublisher,
     TaskStatus,
-    TaskType,
     Unique,
     open_dispatcher,
 )
 from dispatch.storage import postgres
 from dispatch.storage.postgres import PostgresStorage
 from dispatch.storage.postgres_schema import migrate
+from tests.engine.work import ASK, Answer, Job
 
 from .proxy import proxy
 
 SOON_S = 10.0
 """Far from the 30 s of the poll."""
-
-
-@frozen
-class Job:
-    n: int = 0
-
-
-@frozen
-class Answer:
-    n: int
-
-
-JOB = TaskType("q", "job", Job, Answer)
 
 
 async def answers(task: QueueTask[Job, Answer]) -> Answer:
@@ -61,15 +47,15 @@ async def test_a_publish_whose_answer_is_lost_is_in_doubt_and_runs_soon(
         open_dispatcher(direct, observers=()) as dispatcher,
     ):
         dispatcher.consumer.register_queue("q")
-        dispatcher.consumer.register_handler(JOB, answers)
+        dispatcher.consumer.register_handler(ASK, answers)
         await dispatcher.publisher.declare()
         publisher = TaskQueuePublisher(storage)
-        await publisher.publish(JOB(Job(1), id="first"))
+        await publisher.publish(ASK(Job(1), id="first"))
         await trio.sleep(0.2)  # others were told of it: all is at rest
         monkeypatch.setattr(postgres, "DEADLINE_S", 1.0)
         between.mute()
         with pytest.raises(StorageError) as caught:
-            await publisher.publish(JOB(Job(2), id="second"))
+            await publisher.publish(ASK(Job(2), id="second"))
         between.unmute()
         assert "no answer within 1 s; whether it was stored is in doubt" in caught.value.detail
         with trio.fail_after(SOON_S):
@@ -84,12 +70,12 @@ async def test_a_publish_whose_commit_is_not_answered_wakes_all_the_same(databas
         open_dispatcher(storage, observers=()) as dispatcher,
     ):
         dispatcher.consumer.register_queue("q")
-        dispatcher.consumer.register_handler(JOB, answers)
-        await dispatcher.publisher.publish(JOB(Job(1), unique=Unique(), id="first"))
+        dispatcher.consumer.register_handler(ASK, answers)
+        await dispatcher.publisher.publish(ASK(Job(1), unique=Unique(), id="first"))
         await dispatcher.drain()
         between.cut_at(b"COMMIT\0")
         with pytest.raises(StorageError):
-            await dispatcher.publisher.publish(JOB(Job(2), unique=Unique(), id="second"))
+            await dispatcher.publisher.publish(ASK(Job(2), unique=Unique(), id="second"))
         assert [id_ for id_, _ in statuses(database)] == ["first", "second"]
         with trio.fail_after(SOON_S):
             assert await dispatcher.publisher.result(await dispatcher.control.get("second")) == Answer(2)
@@ -110,8 +96,8 @@ async def test_who_awaits_a_result_is_woken_though_its_end_was_not_answered(data
             return Answer(task.payload.n)
 
         dispatcher.consumer.register_queue("q", TaskQueueConfig(keyed=keyed, max_retry=3))
-        dispatcher.consumer.register_handler(JOB, handler)
-        task = await dispatcher.publisher.publish(JOB(Job(1), key="k" if keyed else None))
+        dispatcher.consumer.register_handler(ASK, handler)
+        task = await dispatcher.publisher.publish(ASK(Job(1), key="k" if keyed else None))
         with trio.fail_after(SOON_S):
             assert await dispatcher.publisher.result(task) == Answer(1)
             await dispatcher.drain()
