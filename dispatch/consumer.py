@@ -36,6 +36,7 @@ from dispatch.run import Run
 from dispatch.storage.protocol import Storage
 from dispatch.storage.query import PruneSpec
 from dispatch.tasks import QueueTask, TaskQueueConfig, TaskType, check_name
+from dispatch.unhandled import Unhandled
 from dispatch.upkeep import Upkeep
 
 __all__ = ["ShutdownReport", "TaskQueueConsumer"]
@@ -128,6 +129,7 @@ class TaskQueueConsumer:
             storage, self.worker, lease, self._actors.values, self._observers
         )
         self._pruning = Pruning(storage, prune, prune_every)
+        self._unhandled = Unhandled(storage, self._registry, self._actors.values)
         self._nursery: trio.Nursery | None = None
         self._closing = trio.Event()
         self._base: contextvars.Context | None = None
@@ -212,6 +214,7 @@ class TaskQueueConsumer:
             self._codec.check(task_type.result, f"{where}: result", InvalidTaskTypeError)
         self._registry.handlers[task_type.address] = entry
         self._registry.types[task_type.address] = task_type
+        self._registry.unhandled.pop(task_type.address, None)
         actors = self._actors.get(task_type.queue)
         if actors is not None:
             actors.handle(entry)
@@ -265,6 +268,7 @@ class TaskQueueConsumer:
                 except StorageError as exc:  # raised on below, bare rather than in the nursery's group
                     refused = exc
                 else:
+                    keepers.start_soon(self._unhandled.run)
                     if self._pruning.specs:
                         keepers.start_soon(self._pruning.run)
                     async with trio.open_nursery() as nursery:

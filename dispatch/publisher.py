@@ -451,11 +451,15 @@ class TaskQueuePublisher:
         cls: Any = declared.payload if declared is not None else payload.__class__
         where = f"payload of {task.queue}/{task.type}"
         data, copy = self._codec.encode(payload, cls, where)
+        address = (task.queue, task.type)
         if declared is not None:
-            self._registry.types.setdefault((task.queue, task.type), declared)
+            self._registry.types.setdefault(address, declared)
+        id_ = task.id or new_id(self._storage.now())
+        if address not in self._registry.handlers:
+            self._registry.miss(address, id_)
         return (
             NewTask(
-                id=task.id or new_id(self._storage.now()),
+                id=id_,
                 queue=task.queue,
                 type=task.type,
                 payload=data,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, Final
 
 import attrs
 
+from dispatch.bell import Bell
 from dispatch.errors import QueueConfigConflictError
 from dispatch.handlers import HandlerEntry
 from dispatch.storage.protocol import QueueRecord, Storage
 from dispatch.tasks import TaskQueueConfig, TaskType
 
 __all__ = ["Registry"]
+
+SUSPECTS: Final = 1_000
+"""Types without handler that are remembered: names made up without end must not fill the memory."""
 
 
 @attrs.define(eq=False)
@@ -28,6 +34,9 @@ class Registry:
     """Every task type seen here, published or handled: what a stored payload is decoded as."""
     undeclared: dict[str, TaskQueueConfig] = attrs.field(factory=dict[str, TaskQueueConfig])
     """Registered, but not yet written to the storage."""
+    unhandled: dict[tuple[str, str], str] = attrs.field(factory=dict[tuple[str, str], str])
+    """Of each type that was published here and has no handler here, the id of one task."""
+    _watching: list[Bell] = attrs.field(factory=list[Bell])
 
     def add_queue(self, name: str, config: TaskQueueConfig) -> bool:
         """Add a queue; False if it stands there identically. A different one raises 1005."""
@@ -46,6 +55,22 @@ class Registry:
         self.configs[name] = config
         self.undeclared[name] = config
         return True
+
+    def miss(self, address: tuple[str, str], task_id: str) -> None:
+        """Note that a task was published for which there is no handler here, perhaps rightly."""
+        if address not in self.unhandled and len(self.unhandled) < SUSPECTS:
+            self.unhandled[address] = task_id
+            for bell in self._watching:
+                bell.ring()
+
+    @contextmanager
+    def watched(self, bell: Bell) -> Generator[None]:
+        """Ring `bell` for every new type in `unhandled` while the context is open."""
+        self._watching.append(bell)
+        try:
+            yield
+        finally:
+            self._watching.remove(bell)
 
     async def declare(self, storage: Storage) -> None:
         """Tell the storage of the queues it has not been told of. A checkpoint if there are any."""

@@ -25,7 +25,7 @@ ROOMS = """
     cron.policy handlers storage.protocol storage.sqlite_schema storage.postgres_schema storage.sqlite_writer
     alarm execution registry cron.entries storage.ready storage.changes storage.bells testing.workbench
     actors publisher storage.memory_registry storage.sqlite_rows storage.postgres_rows storage.postgres_bell
-    control upkeep pruning cron.functions cron.stored storage.memory storage.sqlite_query storage.postgres_query storage.postgres_step
+    control upkeep pruning unhandled cron.functions cron.stored storage.memory storage.sqlite_query storage.postgres_query storage.postgres_step
     consumer cron.dispatcher storage.sqlite_places storage.postgres_claim storage.postgres_registry
     storage.sqlite_tasks storage.postgres_tasks
     storage.postgres_publishing

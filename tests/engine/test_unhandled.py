@@ -1,0 +1,182 @@
+"""Tasks of a type that nobody handles are named in the log, once; those that somebody takes are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from dispatch import (
+    MemoryStorage,
+    TaskQueueConsumer,
+    TaskQueuePublisher,
+    TaskType,
+    open_dispatcher,
+    unhandled,
+)
+from dispatch.storage.sqlite import SqliteStorage
+from dispatch.testing.faults import FaultyStorage
+
+from .work import JOB, Job, nothing, working
+
+TYPO = TaskType("q", "jbo", Job)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the log says of types without a handler."""
+    return [each.getMessage() for each in caplog.records if each.name == "dispatch.unhandled"]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unhandled, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(unhandled, "EVERY_S", 0.4)
+
+
+async def test_a_type_without_handler_is_named_once(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(nothing) as dispatcher:
+        task = await dispatcher.publisher.publish(TYPO(Job(1)))
+        with trio.move_on_after(4.9):
+            await dispatcher.publisher.result(task)
+        assert said(caplog) == []
+        await trio.sleep(0.2)
+        assert said(caplog) == [
+            f"queue q: nobody handles the task type 'jbo': task {task.id} has been due for 5 s; handled here: 'job'. "
+            "Register its handler with consumer.register_handler, or correct the type where it is published"
+        ]
+        await dispatcher.publisher.publish_many([TYPO(Job(n)) for n in range(3)])
+        await trio.sleep(3_600)
+        assert len(said(caplog)) == 1
+        await dispatcher.control.cancel(task)
+
+
+async def test_a_queue_whose_handlers_were_all_forgotten_is_named(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working() as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job(1)))
+        await trio.sleep(6)
+    [text] = said(caplog)
+    assert "'job'" in text
+    assert "handled here: none." in text
+
+
+async def test_a_handler_that_is_registered_in_time_is_not_missed(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(nothing) as dispatcher:
+        task = await dispatcher.publisher.publish(TYPO(Job(1)))
+        await trio.sleep(3)
+        dispatcher.consumer.register_handler(TYPO, nothing)
+        await dispatcher.publisher.wait(task)
+        await trio.sleep(3_600)
+    assert said(caplog) == []
+
+
+async def test_a_delayed_task_is_named_when_it_has_been_due(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(nothing) as dispatcher:
+        await dispatcher.publisher.publish(TYPO(Job(1), delay=1_000))
+        await trio.sleep(1_004)
+        assert said(caplog) == []
+        await trio.sleep(2)
+        assert len(said(caplog)) == 1
+
+
+async def test_a_paused_queue_is_asked_once_it_goes_on(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(nothing) as dispatcher:
+        await dispatcher.control.pause_queue("q")
+        await dispatcher.publisher.publish(TYPO(Job(1)))
+        await trio.sleep(600)
+        assert said(caplog) == []
+        await dispatcher.control.resume_queue("q")
+        await trio.sleep(70)
+        assert len(said(caplog)) == 1
+
+
+async def test_what_is_cancelled_is_nobodys_concern_and_the_next_one_is(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(nothing) as dispatcher:
+        for _ in range(2):
+            task = await dispatcher.publisher.publish(TYPO(Job(1)))
+            await trio.sleep(3)
+            await dispatcher.control.cancel(task)
+            await trio.sleep(60)
+        assert said(caplog) == []
+        await dispatcher.publisher.publish(TYPO(Job(1)))
+        await trio.sleep(6)
+        assert len(said(caplog)) == 1
+
+
+async def test_a_storage_that_fails_is_asked_again(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_dispatcher(storage) as dispatcher:
+        dispatcher.consumer.register_queue("q")
+        await dispatcher.publisher.publish(TYPO(Job(1)))
+        storage.fail("find")
+        await trio.sleep(10)
+        assert said(caplog) == []
+        await trio.sleep(61)
+        assert len(said(caplog)) == 1
+
+
+async def test_names_without_end_are_not_all_remembered(autojump_clock: object) -> None:
+    async with working(nothing) as dispatcher:
+        for n in range(1_200):
+            await dispatcher.publisher.publish(TaskType("q", f"t{n}", Job)(Job(n), delay=900))
+        assert len(dispatcher._registry.unhandled) == 1_000
+
+
+# ---- over a store that others use ---------------------------------------------
+
+
+async def test_what_another_process_published_is_named_by_an_idle_worker(
+    tmp_path: Path, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "jobs.db"
+    async with SqliteStorage(file) as other, open_dispatcher(f"sqlite:///{file}") as dispatcher:
+        dispatcher.consumer.register_queue("q")
+        dispatcher.consumer.register_handler(JOB, nothing)
+        await dispatcher.control.queues()
+        await TaskQueuePublisher(other).publish(TYPO(Job(1)))
+        with trio.fail_after(10):
+            while not said(caplog):  # noqa: ASYNC110 - the log has no event
+                await trio.sleep(0.05)
+        await trio.sleep(1)
+    [text] = said(caplog)
+    assert "nobody handles the task type 'jbo': tasks of it have been due for over 0.4 s; handled here: 'job'" in text
+
+
+async def test_nothing_is_said_where_another_worker_takes_it_or_nothing_is_handled_here(
+    tmp_path: Path, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "jobs.db"
+    async with (
+        SqliteStorage(file) as other,
+        open_dispatcher(f"sqlite:///{file}") as dispatcher,
+        trio.open_nursery() as nursery,
+    ):
+        dispatcher.consumer.register_queue("q")
+        await dispatcher.publisher.publish(TYPO(Job(1)))
+        await trio.sleep(1.5)
+        assert said(caplog) == []  # here tasks are only published
+
+        consumer = TaskQueueConsumer(other)
+        consumer.register_queue("q")
+        consumer.register_handler(TYPO, nothing)
+        await nursery.start(consumer.run)
+        dispatcher.consumer.register_handler(JOB, nothing)
+        for _ in range(10):
+            await dispatcher.publisher.publish(TYPO(Job(1)))
+            await trio.sleep(0.1)
+        consumer.close()
+    assert said(caplog) == []
