@@ -67,6 +67,7 @@ from dispatch.storage.protocol import (
     Want,
 )
 from dispatch.tasks import TaskQueueConfig, TaskStatus
+from dispatch.threads import ASKED_S
 
 __all__ = ["QueueActors", "QueueStatistics"]
 
@@ -77,8 +78,6 @@ STREAK: Final = 16
 SETTLE_BATCH: Final = 1_000
 SETTLE_DEADLINE_S: Final = 5.0
 """How long one settle may take before it counts as failed and is repeated."""
-ASKED_S: Final = 1.0
-"""How long a sync handler has to end once it was asked to at a shutdown, before its thread is abandoned."""
 APART: Final = 3
 """So many failures in a row, and the outcomes that met them are settled one by one."""
 ALONE: Final = 1_000

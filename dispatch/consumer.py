@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar, cast, overload
 import attrs
 import trio
 
-from dispatch.actors import ASKED_S, SETTLE_DEADLINE_S, QueueActors, QueueStatistics
+from dispatch.actors import SETTLE_DEADLINE_S, QueueActors, QueueStatistics
 from dispatch.checks import check_names, check_within, shown
 from dispatch.codec import Codec
 from dispatch.errors import (
@@ -36,6 +36,7 @@ from dispatch.run import Run
 from dispatch.storage.protocol import Storage
 from dispatch.storage.query import PruneSpec
 from dispatch.tasks import QueueTask, TaskQueueConfig, TaskType, check_name
+from dispatch.threads import ASKED_S
 from dispatch.unhandled import Unhandled
 from dispatch.upkeep import Upkeep
 

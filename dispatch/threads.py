@@ -17,7 +17,10 @@ from typing import Any, Final
 
 import trio
 
-__all__ = ["ThreadRun"]
+__all__ = ["ASKED_S", "ThreadRun"]
+
+ASKED_S: Final = 1.0
+"""How long a sync function has to end once it was asked to at a shutdown, before its thread is abandoned."""
 
 
 class _Nothing:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from math import inf
 from typing import Any, Final, Unpack, cast
@@ -25,6 +25,7 @@ from typing import Any, Final, Unpack, cast
 import trio
 
 from dispatch.bell import Bell
+from dispatch.checks import check_count, shown
 from dispatch.clock import Clock
 from dispatch.cron.entries import (
     CronEntry,
@@ -54,7 +55,9 @@ from dispatch.failures import describe
 from dispatch.publisher import TaskQueuePublisher
 from dispatch.records import NewTask, from_seconds
 from dispatch.storage.protocol import Storage, Topic, TopicKind
+from dispatch.storage.texts import storable
 from dispatch.tasks import QueueTask
+from dispatch.threads import ASKED_S
 
 __all__ = ["CronTask", "CronTaskDispatcher"]
 
@@ -135,6 +138,8 @@ class CronTaskDispatcher:
         self._stored = StoredEntries(storage, self._publisher, self._now, put, wake)
         self._nursery: trio.Nursery | None = None
         self._closing = trio.Event()
+        self._adding = trio.Lock()
+        """Between the look whether a name is free and the act."""
         # Moments of trio's clock, which does not jump.
         self._reload_at = -inf
         self._renew_at = inf
@@ -194,23 +199,31 @@ class CronTaskDispatcher:
             raise
 
     async def _add(self, task: CronTask, *, replace: bool) -> CronTask:
+        async with self._adding:
+            self._check_open()
+            if task.task is None:
+                return await self._add_function(task, replace=replace)
+            self._check_no_function(task.name, replace=replace)
+            added = await self._stored.add(task, replace=replace)
+            self._wake_if_earlier()
+            return added
+
+    def _check_open(self) -> None:
         if self._closing.is_set():
             raise ClosedError("this cron dispatcher is closed; nothing was added")
-        if task.task is None:
-            return await self._add_function(task, replace=replace)
-        if task.name in self._functions.entries:
+
+    def _check_no_function(self, name: str, *, replace: bool) -> None:
+        if name in self._functions.entries:
             if replace:
-                raise CronNameConflictError(f"cron task {task.name!r} is a function; cancel it first")
-            raise taken(task.name)
-        added = await self._stored.add(task, replace=replace)
-        self._wake_if_earlier()
-        return added
+                raise CronNameConflictError(f"cron task {name!r} is a function; cancel it first")
+            raise taken(name)
 
     async def _add_function(self, task: CronTask, *, replace: bool, declared: bool = False) -> CronTask:
         if await self._storage.crons(task.name):
             raise CronNameConflictError(
                 f"cron task {task.name!r} is a stored entry that publishes a task; cancel it first"
             )
+        self._check_open()
         assert task.spec is not None
         definition = write_definition(task.spec, task.policy, task.description)
         known = self._functions.entries.get(task.name)
@@ -232,6 +245,7 @@ class CronTaskDispatcher:
         return (await self._entry(name)).task
 
     async def _entry(self, name: str) -> FunctionEntry | StoredEntry:
+        _check_named(name)
         function = self._functions.entries.get(name)
         if function is not None:
             await trio.lowlevel.checkpoint()
@@ -269,6 +283,7 @@ class CronTaskDispatcher:
         One that is declared in code comes back when a process that declares it
         starts; to stop it for longer, pause it.
         """
+        _check_named(name)
         if self._functions.remove(name, running=running):
             await trio.lowlevel.checkpoint()
             return True
@@ -293,6 +308,9 @@ class CronTaskDispatcher:
 
         Raises CronTaskNotFoundError (1017).
         """
+        given = cast("object", reason)
+        if not isinstance(given, str) or not given or not storable(given):
+            raise InvalidConfigError(f"pause: the reason must be a str that can be stored, got {shown(given)}")
         await self._set_paused(name, reason)
 
     async def resume(self, name: str) -> None:
@@ -330,6 +348,7 @@ class CronTaskDispatcher:
         harmless. One step; the entry's own place in time is not touched. More
         than `limit` ticks is an error, and nothing is published. A checkpoint.
         """
+        check_count("backfill: limit", limit, 0)
         entry = await self._entry(name)
         if isinstance(entry, FunctionEntry):
             raise InvalidConfigError(f"cron task {name!r} is a function; only stored entries can be backfilled")
@@ -341,7 +360,8 @@ class CronTaskDispatcher:
         """Fire until `close()`, then wait for running functions for at most the grace.
 
         Started once what is declared is stored and the stored entries are
-        loaded. Cancelled: running functions are cancelled with it. A broken
+        loaded. Cancelled: running functions are cancelled with it; a sync one is
+        asked, and its thread left to itself if it takes over a second. A broken
         entry is logged and never stops the others; a storage that is away is
         waited for. Raises CronNameConflictError (1015) where a declared entry's
         name is taken.
@@ -354,15 +374,19 @@ class CronTaskDispatcher:
             with self._storage.watch(self._bell, Topic(TopicKind.CRON)):
                 await self._begin()
                 async with trio.open_nursery() as nursery:
-                    self._nursery = self._functions.nursery = self._stored.nursery = nursery
+                    self._nursery = self._stored.nursery = nursery
+                    self._functions.begin(nursery)
                     task_status.started()
-                    while not self._closing.is_set():
-                        await self._round()
-                        await self._bell.wait(self._nap_s())
-                    with trio.move_on_after(self._grace):
-                        while self._functions.active:
-                            await self._bell.wait()
-                    nursery.cancel_scope.cancel()
+                    try:
+                        while not self._closing.is_set():
+                            await self._round()
+                            await self._bell.wait(self._nap_s())
+                        with trio.move_on_after(self._grace):
+                            while self._functions.active:
+                                await self._bell.wait()
+                    finally:
+                        nursery.cancel_scope.cancel()
+                        await self._functions.end_threads(ASKED_S)
         finally:
             self.close()
             self._nursery = self._functions.nursery = self._stored.nursery = None
@@ -375,10 +399,13 @@ class CronTaskDispatcher:
 
     async def _begin(self) -> None:
         tasks = [entry.task() for entry in self._declared]
-        for task in tasks:
-            if task.task is None:
-                await self._add_function(task, replace=False, declared=True)
-        await self._stored.declare(task for task in tasks if task.task is not None)
+        async with self._adding:
+            for task in tasks:
+                if task.task is None:
+                    await self._add_function(task, replace=False, declared=True)
+                else:
+                    self._check_no_function(task.name, replace=True)
+            await self._stored.declare(task for task in tasks if task.task is not None)
         await self._reload()
         if self._stored.declares:
             self._renew_at = trio.current_time() + RENEW_S
@@ -504,14 +531,22 @@ class CronTaskDispatcher:
         return max(min(self._sleeps_towards - now, look_s, self._source.slice_s), 0.0)
 
 
+def _check_named(name: object) -> None:
+    """What is no name would mean every entry to the storage."""
+    if not isinstance(name, str):
+        raise InvalidConfigError(f"a cron task is named by a str, got {shown(name)}")
+
+
 def _believable(now: float) -> bool:
     return 0.0 <= now <= LATEST_S
 
 
 def _checked(declared: Sequence[CronEntry]) -> tuple[CronEntry, ...]:
     names: set[str] = set()
-    if isinstance(cast("object", declared), CronEntry):
-        raise InvalidConfigError(f"cron must be a collection of CronEntry values, got {declared!r}; write it in brackets")
+    given = cast("object", declared)
+    if isinstance(given, CronEntry) or not isinstance(given, Iterable):
+        hint = "; write it in brackets" if isinstance(given, CronEntry) else ""
+        raise InvalidConfigError(f"cron must be a collection of CronEntry values, got {shown(given, 200)}{hint}")
     for entry in declared:
         if not isinstance(entry, CronEntry):
             raise InvalidConfigError(

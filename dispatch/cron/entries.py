@@ -9,6 +9,7 @@ from typing import Any, Unpack, cast
 
 import attrs
 
+from dispatch.checks import shown
 from dispatch.cron.fields import refuse
 from dispatch.cron.policy import CronOptions, CronPolicy, shared
 from dispatch.cron.spec import CronSpec
@@ -147,6 +148,8 @@ def made_task(spec: str | CronSpec, name: str, what: What, options: CronOptions)
     policies = {field.name for field in attrs.fields(CronPolicy)}
     policy = shared(CronPolicy(**{key: given.pop(key) for key in list(given) if key in policies}))
     description = given.pop("description", "")
+    if not isinstance(description, str):
+        raise InvalidConfigError(f"cron task {name!r}: description must be a str, got {shown(description)}")
     func, task = _parted(what)
     if task is None:
         check_function(name, func)
@@ -191,6 +194,8 @@ def check_function(name: str, function: object) -> None:
         raise InvalidTaskHandlerError(
             f"cron task {name!r}: needs a function of no arguments or a QueueTask, got {function!r}"
         )
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise InvalidTaskHandlerError(f"cron task {name!r}: its function is a generator, of which nothing would run")
     try:
         parameters = parameters_of(function)
     except (TypeError, ValueError):

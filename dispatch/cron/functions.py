@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
-from typing import Final
+from contextvars import Context, copy_context
+from math import inf
+from typing import Any, Final
 
 import attrs
 import trio
 
 from dispatch.cron.entries import CronTask
 from dispatch.cron.policy import Decision, Slots, delay_s
+from dispatch.errors import InvalidTaskHandlerError
 from dispatch.events import Observers
 from dispatch.failures import LEFT_OPEN, describe, enclosed, parted, surroundings, traceback_text
 from dispatch.handlers import is_async
 from dispatch.publisher import inside_handler
 from dispatch.records import from_seconds, to_seconds
+from dispatch.threads import ThreadRun
 
 __all__ = ["FunctionEntry", "Functions"]
 
@@ -57,6 +62,24 @@ class Functions:
         self._schedule = schedule
         self._wake = wake
         self._limiter = trio.CapacityLimiter(THREADS)
+        self._threads: set[ThreadRun] = set()
+        self._base: Context = Context()
+
+    def begin(self, nursery: trio.Nursery) -> None:
+        """Launch into this nursery, each run in a copy of the context there is now."""
+        self.nursery = nursery
+        self._base = copy_context()
+        self._base.run(inside_handler.set, True)  # publishing from cron never waits
+
+    async def end_threads(self, within_s: float) -> None:
+        """Once all runs were cancelled: leave the threads to themselves that take longer than this to end."""
+        try:
+            with trio.move_on_after(within_s, shield=True):
+                for thread in list(self._threads):
+                    await thread.ended()
+        finally:
+            for thread in self._threads:
+                thread.abandon()
 
     def put(self, task: CronTask, definition: str, now: float) -> None:
         """Add a function, or put it in place of the one of that name.
@@ -67,8 +90,7 @@ class Functions:
         assert task.spec is not None
         entry = self.entries.get(task.name)
         begun = now if entry is None else entry.begun
-        if task.spec.anchor is None:
-            task.spec = task.spec.with_anchor(from_seconds(begun))
+        task.spec = task.spec.counted_from(from_seconds(begun))
         if entry is None:
             entry = self.entries[task.name] = FunctionEntry(task, definition, Slots(now), begun)
         else:
@@ -143,28 +165,22 @@ class Functions:
         self.active += 1
         entry.task.running += 1
         entry.scopes.add(scope)
-        self.nursery.start_soon(self._run, entry, scope, wait_s, name=f"cron task {entry.task.name}")
+        begin, name = self.nursery.start_soon, f"cron task {entry.task.name}"
+        # Not in the context of whoever asks, which may be the previous run.
+        self._base.run(lambda: begin(self._run, entry, scope, wait_s, name=name))
 
     async def _run(self, entry: FunctionEntry, scope: trio.CancelScope, wait_s: float) -> None:
         """One run. Counts are changed here and nowhere else, on the trio thread.
 
         The entry's `CronTask` is asked for each time: another may be put in its place.
         """
-        inside_handler.set(True)  # publishing from cron never waits
         try:
             with enclosed(scope) as around:
                 if wait_s:
                     await trio.sleep(wait_s)
                 entry.task.total += 1
-                function = entry.task.func
-                assert function is not None
                 try:
-                    if is_async(function):
-                        await function()
-                    else:
-                        await trio.to_thread.run_sync(
-                            function, abandon_on_cancel=True, limiter=self._limiter
-                        )
+                    await self._call(entry.task.name, entry.task.func)
                 except BaseException as exc:
                     passing, failed = parted(exc, around)
                     if failed is None:
@@ -194,5 +210,21 @@ class Functions:
                 self._wake()
             if entry.queued and not entry.task.running:
                 entry.queued = False
-                if not self.closing and self.entries.get(entry.task.name) is entry:
+                ending = self.closing or trio.current_effective_deadline() == -inf
+                if not ending and self.entries.get(entry.task.name) is entry:
                     self.launch(entry)
+
+    async def _call(self, name: str, function: Callable[[], Any] | None) -> None:
+        if function is None:  # a live CronTask's may be replaced, by anything
+            raise InvalidTaskHandlerError(f"cron task {name!r}: its func is None; pause or cancel it instead")
+        if is_async(function):
+            await function()
+            return
+        thread = ThreadRun(function, copy_context())
+        self._threads.add(thread)
+        try:
+            value = await thread.run(self._limiter)
+        finally:
+            self._threads.discard(thread)
+        if inspect.isawaitable(value):  # of a plain function around an async one, as a lambda is
+            await value

@@ -32,6 +32,8 @@ __all__ = [
 
 FUTURE_S: Final = 3 * 3_600.0
 """A last slot further ahead than this means that the clock was wrong for a moment."""
+WALKED_S: Final = 60.0
+"""A tick decided so soon after its moment was waited for, and not jumped to."""
 ALL_LIMIT: Final = 100
 ALL_WINDOW_S: Final = 86_400.0
 LEAST_GRACE_S: Final = 60.0
@@ -167,7 +169,8 @@ class Slots:
 
     They differ once a clock was wrong. Set back to 1970 for a moment, it makes
     decided ticks lie ahead; the entry starts from there, and without `newest`
-    would decide them again when the clock is right.
+    would decide them again when the clock is right. Set ahead, it makes ticks seem
+    decided that are still to come: who walks on there tick by tick decides them.
     """
 
     __slots__ = ("last", "newest")
@@ -178,7 +181,13 @@ class Slots:
 
     def decide(self, spec: CronSpec, policy: CronPolicy, now: float, *, late: bool = False) -> Decision:
         """`decide` from here."""
-        since = self.newest if self.newest - now <= FUTURE_S else self.last
+        since = self.newest
+        if since - now > FUTURE_S:
+            since = self.last
+        elif self.last < since:
+            due = _next(spec, self.last)
+            if due is not None and due < since and now - due <= WALKED_S:  # no jump has led here
+                since = self.newest = self.last
         return decide(spec, policy, since, now, late=late)
 
     def move_to(self, last: float) -> None:
@@ -271,20 +280,21 @@ def write_definition(
 def read_definition(text: str, anchor: float) -> tuple[CronSpec, CronPolicy, str]:
     """The spec, policies and description of a written entry.
 
-    An `@every` that was given no anchor of its own counts from `anchor`.
+    An `@every` that was given neither an anchor of its own nor a start counts from `anchor`.
     """
     found: dict[str, Any] = json.loads(text)
-    own = _moment(found["anchor"])
+    if "unreadable" in found:  # as a storage tells it of a row
+        raise ValueError(found["unreadable"])
     spec = CronSpec(
         found["text"],
         found["zone"],
         found["dst"],
         name=found["name"],
-        anchor=from_seconds(anchor) if own is None else own,
+        anchor=_moment(found["anchor"]),
         start=_moment(found["start"]),
         end=_moment(found["end"]),
     )
-    return spec, shared(CronPolicy(**found["policy"])), found["description"]
+    return spec.counted_from(from_seconds(anchor)), shared(CronPolicy(**found["policy"])), found["description"]
 
 
 def _fingerprint(template: NewTask) -> str:

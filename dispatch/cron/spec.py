@@ -24,7 +24,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import attrs
 
@@ -96,8 +96,11 @@ class CronSpec:
             moment: datetime | None = getattr(self, field)
             if moment is not None:
                 write(self, field, _instant(moment, field).replace(tzinfo=UTC))
+        # What means nothing here must not make a difference.
         if not isinstance(self._plan, Every):
-            write(self, "anchor", None)  # it means nothing here, and must not make a difference
+            write(self, "anchor", None)
+        if "H" not in body.upper():
+            write(self, "name", None)
         self._refuse_never()
 
     def next(self, after: datetime) -> datetime | None:
@@ -159,6 +162,10 @@ class CronSpec:
         if not isinstance(self._plan, Every):
             return self
         return attrs.evolve(self, anchor=moment)
+
+    def counted_from(self, moment: datetime) -> CronSpec:
+        """For an `@every` with neither anchor nor `start` the one counted from `moment`; else this very one."""
+        return self._counted_from(_instant(moment, "moment"))
 
     @property
     def is_interval(self) -> bool:
@@ -424,6 +431,9 @@ def _rebuilt(
 
 def _instant(moment: datetime, what: str) -> datetime:
     """An aware datetime as naive UTC; at the ends of the calendar the nearest there is."""
+    given = cast("object", moment)
+    if not isinstance(given, datetime):
+        raise InvalidConfigError(f"{what} must be an aware datetime, got {shown(str(given))}")
     offset = moment.utcoffset()
     if offset is None:
         raise InvalidConfigError(

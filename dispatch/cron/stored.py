@@ -217,6 +217,8 @@ class StoredEntries:
         entry.record = record
         entry.stands_at(record.last_slot, record.next_slot, record.total)
         entry.task.paused_reason = record.paused_reason
+        if record.paused_reason is not None:
+            entry.late = False  # a tick that waits has passed, and is not made up
         if record.declared:
             self.abandoned_at = min(self.abandoned_at, _abandoned_at(entry))
         if not entry.awaited:
@@ -456,7 +458,7 @@ class StoredEntries:
                 await self._decide(entry, now)
             except StorageError as exc:
                 outages.append(exc)
-                self._schedule(entry, entry.due(now))
+                self._schedule_live(entry, entry.due(now))
             except Exception as exc:  # noqa: BLE001 - a broken entry must not stop the others
                 self._failed(entry, exc, now)
             else:
@@ -478,7 +480,12 @@ class StoredEntries:
             entry.task.last_error,
             exc_info=None if isinstance(exc, DispatchError) else exc,
         )
-        self._schedule(entry, entry.retry_at)
+        self._schedule_live(entry, entry.retry_at)
+
+    def _schedule_live(self, entry: StoredEntry, at: float | None) -> None:
+        """Schedule it, unless it was removed or made anew meanwhile."""
+        if self.entries.get(entry.record.name) is entry:
+            self._schedule(entry, at)
 
     async def _decide(self, entry: StoredEntry, now: float) -> None:
         """Decide one entry, and try to be the one who writes it."""
@@ -524,7 +531,7 @@ class StoredEntries:
         self._touched.add(name)
         entry.late = False
         entry.stands_at(decision.last_slot, decision.next_slot, task.total + len(tasks))
-        self._schedule(entry, decision.next_slot)
+        self._schedule_live(entry, decision.next_slot)
         say_decided(name, decision)
         if answer is AdvanceAnswer.REFUSED:
             self._refused(entry)
@@ -573,7 +580,12 @@ class StoredEntries:
         # found: it is not to be waited for, let alone cancelled. If the entry still
         # stands where it stood after they were found, all are of earlier ticks.
         there = await self._storage.crons(record.name)
-        if not there or there[0].last_slot != expected or there[0].definition != record.definition:
+        if (
+            not there
+            or there[0].last_slot != expected
+            or there[0].definition != record.definition
+            or there[0].paused_reason is not None
+        ):
             entry.late = False
             self.moved.add(record.name)
             return
@@ -582,7 +594,7 @@ class StoredEntries:
             reason = "its cron task's next tick came"
             await self._storage.alter(Ids(*found), Change(action="cancel", reason=reason))
         if not found or self.nursery is None:
-            self._schedule(entry, now)
+            self._schedule_live(entry, now)
             return
         entry.awaited = True
         self.nursery.start_soon(self._when_ended, entry, found[0])
@@ -651,8 +663,8 @@ def _next(spec: CronSpec, after: float) -> float | None:
 
 
 def _anchored(spec: CronSpec, moment: float) -> CronSpec:
-    """As `read_definition` gives it: an `@every` without an anchor of its own counts from `moment`."""
-    return spec if spec.anchor is not None else spec.with_anchor(from_seconds(moment))
+    """As `read_definition` gives it."""
+    return spec.counted_from(from_seconds(moment))
 
 
 def _in_place_of(known: CronRecord, row: CronRecord, spec: CronSpec) -> CronRecord:

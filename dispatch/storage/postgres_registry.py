@@ -21,7 +21,7 @@ from dispatch.storage.protocol import (
     WorkerRecord,
 )
 from dispatch.storage.psycopg_trio import TrioConnection
-from dispatch.storage.texts import template_from_text, template_to_text
+from dispatch.storage.texts import cron_record, template_to_text
 
 __all__ = ["PostgresRegistry", "queue_record"]
 
@@ -275,21 +275,7 @@ class PostgresRegistry:
             ),
             (name, name),
         )
-        return [
-            CronRecord(
-                name=row[0],
-                definition=row[1],
-                template=template_from_text(row[2]),
-                declared=row[3],
-                paused_reason=row[4],
-                last_slot=row[5],
-                next_slot=row[6],
-                total=row[7],
-                created_at=row[8],
-                seen_at=row[9],
-            )
-            for row in await cursor.fetchall()
-        ]
+        return [cron_record(*row) for row in await cursor.fetchall()]
 
     async def alter_cron(
         self,

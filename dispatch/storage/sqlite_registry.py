@@ -21,7 +21,7 @@ from dispatch.storage.protocol import (
     WorkerRecord,
 )
 from dispatch.storage.sqlite_tasks import SqliteTasks
-from dispatch.storage.texts import template_from_text, template_to_text
+from dispatch.storage.texts import cron_record, template_to_text
 
 __all__ = ["SqliteRegistry"]
 
@@ -214,32 +214,7 @@ class SqliteRegistry:
             f" created_at, seen_at FROM dispatch_crons {where}",
             values,
         )
-        return [
-            CronRecord(
-                name=name,
-                definition=definition,
-                template=template_from_text(template),
-                declared=bool(declared),
-                paused_reason=paused_reason,
-                last_slot=last_slot,
-                next_slot=next_slot,
-                total=total,
-                created_at=created_at,
-                seen_at=seen_at,
-            )
-            for (
-                name,
-                definition,
-                template,
-                declared,
-                paused_reason,
-                last_slot,
-                next_slot,
-                total,
-                created_at,
-                seen_at,
-            ) in rows
-        ]
+        return [cron_record(*row) for row in rows]
 
     def alter_cron(
         self, name: str, paused_reason: str | None, last_slot: float | None, next_slot: float | None

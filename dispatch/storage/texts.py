@@ -9,9 +9,10 @@ from typing import Any
 import attrs
 
 from dispatch.records import NewTask, UniqueKey
+from dispatch.storage.protocol import CronRecord
 from dispatch.tasks import OnClash, TaskStatus
 
-__all__ = ["storable", "template_from_text", "template_to_text", "unique_from_text", "unique_to_text"]
+__all__ = ["cron_record", "storable", "template_from_text", "template_to_text", "unique_from_text", "unique_to_text"]
 
 
 def storable(text: str) -> bool:
@@ -49,6 +50,43 @@ def template_from_text(text: str) -> NewTask:
     given["tags"] = tuple(given["tags"])
     given["unique"] = None if given["unique"] is None else _unique_of(given["unique"])
     return NewTask(**given)
+
+
+def cron_record(
+    name: str,
+    definition: str,
+    template: str,
+    declared: object,
+    paused_reason: str | None,
+    last_slot: float | None,
+    next_slot: float | None,
+    total: int,
+    created_at: float,
+    seen_at: float,
+) -> CronRecord:
+    """The record of a stored entry's row.
+
+    A row that another hand has made unreadable must not hide the others: its definition
+    then says why, and nothing else of it means anything.
+    """
+    try:
+        return CronRecord(
+            name=name,
+            definition=definition,
+            template=template_from_text(template),
+            declared=bool(declared),
+            paused_reason=paused_reason,
+            last_slot=None if last_slot is None else last_slot + 0.0,
+            next_slot=None if next_slot is None else next_slot + 0.0,
+            total=total + 0,
+            created_at=created_at + 0.0,
+            seen_at=seen_at + 0.0,
+        )
+    except Exception as exc:  # noqa: BLE001 - whatever was written there
+        why = f"its row is broken: {type(exc).__name__}: {exc}"
+        return CronRecord(
+            name=name, definition=_dumps({"unreadable": why}), template=NewTask(id="", queue="", type="", payload=b"")
+        )
 
 
 def _unique(unique: UniqueKey) -> dict[str, object]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -14,7 +16,10 @@ import trio
 
 from dispatch import (
     Clock,
+    ClosedError,
+    CronEntry,
     CronNameConflictError,
+    CronSpec,
     CronTaskNotFoundError,
     Dispatcher,
     InvalidConfigError,
@@ -25,12 +30,15 @@ from dispatch import (
     StorageError,
     TaskEvent,
     TaskQueueConfig,
+    TaskStatus,
+    TaskType,
     Unique,
     open_dispatcher,
 )
 from dispatch.cron.dispatcher import CronTaskDispatcher
-from dispatch.storage.protocol import AdvanceAnswer, CronRecord, EnqueueAnswer
+from dispatch.storage.protocol import AdvanceAnswer, CronRecord, EnqueueAnswer, QueueRecord
 from dispatch.storage.query import All, Crons
+from dispatch.storage.sqlite import SqliteStorage
 from dispatch.testing.faults import FaultyStorage
 
 from .work import JOB, Job, Script, nothing, working
@@ -492,6 +500,196 @@ async def test_ticks_made_up_at_once_do_not_overlap_unless_allowed(
         slots = [record.slot for record in (await storage.find(Crons("a"))).records]
         minutes = {"skip": [1, 11], "queue_one": [1, 10, 11], "cancel_running": [10, 11]}
         assert sorted(datetime.fromtimestamp(slot or 0, UTC).minute for slot in slots) == minutes[overlap]
+
+
+@pytest.mark.parametrize(
+    "column", ["template = ''", "template = '{}'", "last_slot = 'soon'", "created_at = 'then'", "total = 'many'"]
+)
+async def test_a_row_of_which_any_part_is_broken_stops_no_other(
+    column: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with SqliteStorage(tmp_path / "jobs.db") as storage:
+        async with open_dispatcher(storage) as dispatcher:
+            dispatcher.consumer.register_queue("q")
+            for name in ("bad", "good"):
+                await dispatcher.cron.add_with_name("* * * * * *", name, JOB(Job()))
+        with closing(sqlite3.connect(tmp_path / "jobs.db")) as db, db:
+            db.execute(f"UPDATE dispatch_crons SET {column} WHERE name = 'bad'")  # noqa: S608 - from above
+        async with open_dispatcher(storage) as dispatcher:
+            dispatcher.consumer.register_queue("q")
+            assert [each.name for each in await dispatcher.cron.tasks()] == ["good"]
+            total = (await dispatcher.cron.get_task("good")).total
+            with trio.fail_after(10):
+                while (await dispatcher.cron.get_task("good")).total == total:  # noqa: ASYNC110 - a wall clock is waited for
+                    await trio.sleep(0.1)
+            assert await dispatcher.cron.cancel("bad")
+    said = [each.getMessage() for each in caplog.records if "cannot be read" in each.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith("cron task bad cannot be read and is left alone: ValueError: its row is broken: ")
+
+
+async def test_pausing_elsewhere_takes_no_run_away(autojump_clock: object, stage: Stage) -> None:
+    other = CronTaskDispatcher(stage)
+
+    async def long(task: QueueTask[Job]) -> None:
+        await trio.sleep(500)
+
+    async with working(long, storage=stage) as dispatcher:
+        await dispatcher.cron.add_with_name("* * * * *", "long", JOB(Job()), overlap="cancel_running")
+        await trio.sleep(89.5)
+        await dispatcher.cron.add_with_name("0 0 1 1 *", "any", JOB(Job()))  # entries are not read for a while
+        await trio.sleep(0.2)
+        await other.pause("long")
+        await trio.sleep(900)
+        [record] = (await stage.find(Crons("long"))).records
+        assert record.status is TaskStatus.SUCCEEDED
+
+
+async def test_a_tick_that_waited_when_its_entry_was_paused_is_not_late_for_ever(
+    autojump_clock: object, stage: Stage
+) -> None:
+    async with working(storage=stage) as dispatcher:
+        await dispatcher.cron.add_with_name("* * * * *", "one", JOB(Job()), overlap="queue_one")
+        await trio.sleep(119)
+        entry = dispatcher.cron._stored.entries["one"]
+        assert entry.late
+        await dispatcher.cron.pause("one")
+        await dispatcher.cron.resume("one")
+        assert not entry.late
+
+
+async def test_an_entry_that_is_cancelled_while_it_cannot_be_fired_is_gone(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Slow(Stage):
+        async def queues(self) -> list[QueueRecord]:
+            await trio.sleep(0.05)
+            return await super().queues()
+
+    stage = Slow()
+    nowhere = TaskType("unknown", "job", Job)
+    async with open_dispatcher(stage, cron=[CronEntry("* * * * *", "lost", nowhere(Job()))]) as dispatcher:
+        await trio.sleep(30 - (stage.now() - START.timestamp()) + 0.02)
+        assert await dispatcher.cron.cancel("lost")
+        caplog.clear()
+        await trio.sleep(600)
+        assert repr(dispatcher.cron) == "<CronTaskDispatcher functions=0 stored=0 due=0>"
+    assert len([each for each in caplog.records if "could not be fired" in each.getMessage()]) <= 1
+
+
+# ---- one name -------------------------------------------------------------------
+
+
+async def test_a_function_and_a_declared_task_of_one_name_are_refused_at_the_start() -> None:
+    dispatcher = Dispatcher(cron=[CronEntry("* * * * *", "x", JOB(Job()))])
+    dispatcher.consumer.register_queue("q")
+    await dispatcher.cron.add_with_name("* * * * *", "x", Ticks())
+    with pytest.raises(CronNameConflictError) as caught:
+        await dispatcher.serve()
+    assert caught.value.detail == "cron task 'x' is a function; cancel it first"
+
+
+async def test_of_two_kinds_that_are_added_at_once_one_is_refused(tmp_path: Path) -> None:
+    refused: list[str] = []
+    async with SqliteStorage(tmp_path / "jobs.db") as storage, open_dispatcher(storage) as dispatcher:
+        dispatcher.consumer.register_queue("q")
+
+        async def add(what: Any) -> None:
+            try:
+                await dispatcher.cron.add_with_name("0 0 1 1 *", "x", what)
+            except CronNameConflictError as exc:
+                refused.append(exc.detail)
+
+        async with trio.open_nursery() as nursery:
+            for what in (Ticks(), JOB(Job())):
+                nursery.start_soon(add, what)
+        assert len(await dispatcher.cron.tasks()) == len(refused) == 1
+
+
+async def test_a_function_is_not_added_by_one_who_is_closed_meanwhile(autojump_clock: object) -> None:
+    class Slow(Stage):
+        async def crons(self, name: str | None = None) -> list[CronRecord]:
+            if name is not None:
+                await trio.sleep(5)
+            return await super().crons(name)
+
+    async with open_dispatcher(Slow()) as dispatcher, trio.open_nursery() as nursery:
+
+        async def add() -> None:
+            with pytest.raises(ClosedError):
+                await dispatcher.cron.add_with_name("@every 1s", "x", Ticks())
+
+        nursery.start_soon(add)
+        await trio.sleep(1)
+        dispatcher.close()
+
+
+# ---- what is given --------------------------------------------------------------
+
+
+async def test_what_is_no_name_means_no_entry(autojump_clock: object, stage: Stage) -> None:
+    async with working(storage=stage) as dispatcher:
+        await dispatcher.cron.add_with_name("0 0 1 1 *", "first", JOB(Job()))
+        cron: Any = dispatcher.cron
+        for act in (cron.get_task, cron.trigger, cron.pause, cron.resume, cron.cancel, cron.preview):
+            with pytest.raises(InvalidConfigError) as caught:
+                await act(None)
+            assert caught.value.detail == "a cron task is named by a str, got None"
+        assert await stage.slots("first") == []
+        assert len(await dispatcher.cron.tasks()) == 1
+
+
+@pytest.mark.parametrize("reason", [None, "", 3, "\ud800", "a\0b"])
+async def test_a_pause_needs_a_reason_that_can_be_stored(
+    reason: Any, autojump_clock: object, stage: Stage
+) -> None:
+    async with working(storage=stage) as dispatcher:
+        await dispatcher.cron.add_with_name("0 0 1 1 *", "x", JOB(Job()))
+        with pytest.raises(InvalidConfigError) as caught:
+            await dispatcher.cron.pause("x", reason)
+        assert caught.value.detail == f"pause: the reason must be a str that can be stored, got {reason!r}"
+
+
+@pytest.mark.parametrize("limit", [-1, "3", 1.5, True])
+async def test_a_backfill_has_a_limit_that_is_a_number(limit: Any, autojump_clock: object, stage: Stage) -> None:
+    async with working(storage=stage) as dispatcher:
+        await dispatcher.cron.add_with_name("@hourly", "x", JOB(Job()))
+        with pytest.raises(InvalidConfigError):
+            await dispatcher.cron.backfill("x", START - timedelta(days=90), START, limit=limit)
+        assert await stage.slots("x") == []
+
+
+async def test_an_every_with_a_start_counts_from_there(autojump_clock: object, stage: Stage) -> None:
+    start = datetime(2026, 3, 3, tzinfo=UTC)
+    expected = CronSpec("@every 6h", start=start).preview(2, after=START)
+    assert [moment.hour for moment in expected] == [6, 12]
+    async with working(storage=stage) as dispatcher:
+        await dispatcher.cron.add_with_name("@every 6h", "function", Ticks(), start=start)
+        await dispatcher.cron.add_with_name("@every 6h", "stored", JOB(Job()), start=start)
+        for name in ("function", "stored"):
+            assert await dispatcher.cron.preview(name, 2) == expected
+            assert (await dispatcher.cron.get_task(name)).next == expected[0]
+
+
+async def test_a_text_and_its_spec_are_the_same_cron_task(autojump_clock: object, stage: Stage) -> None:
+    async with working(storage=stage) as dispatcher:
+        await dispatcher.cron.add_with_name("0 * * * *", "x", JOB(Job()))
+        await dispatcher.cron.add_with_name(CronSpec("0 * * * *"), "x", JOB(Job()))
+        assert len(await dispatcher.cron.tasks()) == 1
+
+
+@pytest.mark.parametrize("bound", ["start", "end", "anchor"])
+def test_a_bound_that_is_no_moment_is_refused(bound: str) -> None:
+    given: dict[str, Any] = {bound: "2026-01-01"}
+    with pytest.raises(InvalidConfigError) as caught:
+        CronSpec("* * * * *", **given)
+    assert caught.value.detail == f"{bound} must be an aware datetime, got '2026-01-01'"
+
+
+def test_a_description_is_a_text() -> None:
+    description: Any = object()
+    with pytest.raises(InvalidConfigError, match="description must be a str"):
+        CronEntry("@daily", "x", JOB(Job()), description=description)
 
 
 def test_enqueue_answers_that_are_no_refusal_are_known() -> None:

@@ -259,3 +259,24 @@ async def test_an_entry_without_any_grace_fires(autojump_clock: object) -> None:
         await trio.sleep(4)
         ran += [record.cron or "" for record in (await storage.find(All())).records]
         assert {name: ran.count(name) for name in ran} == dict.fromkeys(("skip", "all", "stored-skip", "stored-all"), 4)
+
+
+@pytest.mark.parametrize("ahead_h", [2, 5, 30])
+async def test_a_clock_that_was_ahead_and_is_put_right_silences_nothing_later(
+    ahead_h: int, autojump_clock: object
+) -> None:
+    watched = Watched("*/10 * * * *")
+    watched.wall.ahead_s = ahead_h * HOUR_S
+    async with watched.serving():
+        await trio.sleep(20 * 60)
+        watched.wall.ahead_s = 0.0
+        if ahead_h <= 3:  # as after a change of clocks: what was decided is not decided again
+            await trio.sleep(ahead_h * HOUR_S)
+        else:
+            await trio.sleep(10 * 60)
+        for _ in range(40):
+            ran = len(watched.ran)
+            await trio.sleep(HOUR_S)
+            assert len(watched.ran) - ran in (5, 6)
+    slots = await watched.slots()
+    assert len(slots) == len(set(slots))

@@ -1,0 +1,158 @@
+"""Runs of cron functions: threads that cannot be cancelled, contexts, and the end of the dispatcher."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
+
+import pytest
+import trio
+
+from dispatch import InvalidTaskHandlerError, open_dispatcher
+
+runs: ContextVar[int] = ContextVar("runs", default=0)
+
+
+class Threads:
+    """A sync function that takes its time whoever asks it to end, and how many of it run at once."""
+
+    def __init__(self, takes_s: float) -> None:
+        self.takes_s = takes_s
+        self.now = self.most = self.begun = 0
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        with self._lock:
+            self.begun += 1
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(self.takes_s)
+        with self._lock:
+            self.now -= 1
+
+
+async def test_cancel_running_waits_for_the_thread_that_it_asked_to_end() -> None:
+    work = Threads(1.3)
+    async with open_dispatcher() as dispatcher:
+        task = await dispatcher.cron.add_with_name("@every 1s", "slow", work, overlap="cancel_running")
+        await trio.sleep(4.2)
+        assert task.running == work.now == 1
+    assert work.most == 1
+    assert 3 <= work.begun <= 4
+
+
+async def test_a_thread_that_is_asked_to_end_is_waited_for_at_the_end() -> None:
+    ended = threading.Event()
+
+    def asked() -> None:
+        try:
+            while True:
+                trio.from_thread.check_cancelled()
+                time.sleep(0.01)
+        finally:
+            time.sleep(0.2)
+            ended.set()
+
+    async with open_dispatcher(grace=0.1) as dispatcher:
+        await dispatcher.cron.add_with_name("0 0 1 1 *", "asked", asked)
+        await dispatcher.cron.trigger("asked")
+        await trio.sleep(0.1)
+    assert ended.is_set()
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_thread_that_does_not_end_is_left_to_itself(cancelled: bool) -> None:
+    leave = threading.Event()
+    began = trio.current_time()
+    with trio.CancelScope() as scope:
+        async with open_dispatcher(grace=0.1) as dispatcher:
+            await dispatcher.cron.add_with_name("0 0 1 1 *", "deaf", lambda: leave.wait(30))
+            await dispatcher.cron.trigger("deaf")
+            await trio.sleep(0.1)
+            if cancelled:
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+    assert trio.current_time() - began < 10
+    leave.set()
+
+
+async def test_a_lambda_around_an_async_function_runs_it(autojump_clock: object) -> None:
+    ran: list[int] = []
+
+    async def work(n: int) -> None:
+        await trio.sleep(1)
+        ran.append(n)
+
+    async with open_dispatcher() as dispatcher:
+        await dispatcher.cron.add_with_name("@every 1m", "wrapped", lambda: work(3))
+        await trio.sleep(62)
+    assert ran == [3]
+
+
+async def test_a_function_that_was_taken_away_is_a_failed_run(autojump_clock: object) -> None:
+    ran = 0
+
+    async def work() -> None:
+        nonlocal ran
+        ran += 1
+
+    async with open_dispatcher() as dispatcher:
+        task = await dispatcher.cron.add_with_name("@every 1m", "work", work)
+        task.func = None
+        await trio.sleep(61)
+        assert (task.total, task.err_count) == (1, 1)
+        assert task.last_error is not None
+        assert "its func is None" in task.last_error
+        task.func = work
+        await trio.sleep(60)
+        assert (task.total, ran) == (2, 1)
+
+
+@pytest.mark.parametrize("overlap", ["skip", "queue_one", "cancel_running"])
+async def test_every_run_has_a_context_of_its_own(overlap: str, autojump_clock: object) -> None:
+    seen: list[int] = []
+
+    async def work() -> None:
+        seen.append(runs.get())
+        runs.set(runs.get() + 1)
+        await trio.sleep(90)
+
+    async with open_dispatcher(grace=0) as dispatcher:
+        await dispatcher.cron.add_with_name("@every 1m", "work", work, overlap=overlap)  # type: ignore[arg-type]
+        await trio.sleep(600)
+        await dispatcher.cron.trigger("work")
+        await trio.sleep(1)
+    assert len(seen) >= 4
+    assert set(seen) == {0}
+
+
+async def test_a_tick_that_waits_does_not_begin_when_the_dispatcher_is_cancelled(autojump_clock: object) -> None:
+    begun: list[float] = []
+
+    async def work() -> None:
+        begun.append(trio.current_time())
+        await trio.sleep(90)
+
+    with trio.move_on_after(150):
+        async with open_dispatcher() as dispatcher:
+            task = await dispatcher.cron.add_with_name("@every 1m", "work", work, overlap="queue_one")
+            await trio.sleep_forever()
+    assert len(begun) == task.total == 1
+    assert task.running == 0
+
+
+async def test_a_generator_is_refused() -> None:
+    def yields() -> Iterator[int]:
+        yield 1
+
+    async def yields_too() -> AsyncIterator[int]:
+        yield 1
+
+    async with open_dispatcher() as dispatcher:
+        for function in (yields, yields_too):
+            with pytest.raises(InvalidTaskHandlerError) as caught:
+                await dispatcher.cron.add_with_name("@daily", "work", function)
+            assert caught.value.detail == "cron task 'work': its function is a generator, of which nothing would run"
+        assert await dispatcher.cron.tasks() == []
