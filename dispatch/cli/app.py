@@ -7,14 +7,14 @@ import inspect
 import os
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, TextIO, cast
 
 import attrs
 import trio
 from cyclopts import App, CycloptsError
 
 from dispatch.cli import cron, health, migrate, prune, queue, run, stats, task, top, web
-from dispatch.cli.output import console, line
+from dispatch.cli.output import console
 from dispatch.cli.shell import CommandError, Shell, ShellArgument, check_utf8
 from dispatch.errors import (
     DispatchError,
@@ -97,37 +97,48 @@ def main(arguments: Sequence[str], shell: Shell, app: App | None = None) -> int:
     """
     shell = attrs.evolve(shell, arguments=tuple(arguments))
     try:
-        for each in arguments:
+        return _status(shell, app if app is not None else build())
+    finally:
+        # What could not be said would be written once more when Python ends, and fail it with 120.
+        try:
+            shell.stderr.flush()
+        except OSError:
+            _silence(shell.stderr)
+
+
+def _status(shell: Shell, app: App) -> int:
+    try:
+        for each in shell.arguments:
             check_utf8(each, "an argument")
-        return _run(shell, app if app is not None else build())
+        return _run(shell, app)
     except CycloptsError as exc:
-        line(shell.stderr, f"dispatch: {_told(exc)}")
+        shell.say(f"dispatch: {_told(exc)}")
         return 2
     except CommandError as exc:
         for text in exc.detail.splitlines():
-            line(shell.stderr, text)
-        line(shell.stderr, f"dispatch: {exc.message}")
+            shell.say(text)
+        shell.say(f"dispatch: {exc.message}")
         return exc.status
     except DispatchError as exc:
-        line(shell.stderr, f"dispatch: {exc.detail}")
+        shell.say(f"dispatch: {exc.detail}")
         return 2 if isinstance(exc, WRONG_INPUT) else 1
     except KeyboardInterrupt:
-        line(shell.stderr, "dispatch: interrupted")
+        shell.say("dispatch: interrupted")
         return 1
     except BrokenPipeError:
-        _silence(shell)  # whoever read the output has left, as `head` does
+        _silence(shell.stdout)  # whoever read the output has left, as `head` does
         return 1
     except OSError as exc:
         if exc.errno != errno.ENOSPC:
             raise
-        _silence(shell)
-        line(shell.stderr, f"dispatch: {exc.strerror}: not all could be written; what was asked may be done")
+        _silence(shell.stdout)
+        shell.say(f"dispatch: {exc.strerror}: not all could be written; what was asked may be done")
         return 1
 
 
-def _silence(shell: Shell) -> None:
+def _silence(stream: TextIO) -> None:
     """Let what is left of the output go nowhere: Python would complain again when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), shell.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _run(shell: Shell, app: App) -> int:

@@ -140,12 +140,13 @@ class _Service:
 
     def _gracefully(self) -> None:
         running = self.dispatcher.statistics().running
+        # Before anything is said about it, which is the part that may fail.
+        self.dispatcher.close()
         if running:
             self.shell.say(
                 f"dispatch: stopping; {plural(running, 'running task')} may go on for "
                 f"{self.grace_s:g} s. A second signal stops at once"
             )
-        self.dispatcher.close()
 
     def _at_once(self) -> None:
         self._forced = True

@@ -6,7 +6,7 @@ import io
 import re
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Final, Literal, TextIO
 
@@ -159,8 +159,13 @@ class Shell:
             yield Opened(url=url, storage=storage, publisher=publisher, control=control)
 
     def say(self, message: str) -> None:
-        """Tell the person something that is not the command's result."""
-        line(self.stderr, message)
+        """Tell the person something that is not the command's result.
+
+        Nobody may be listening any more, a reader gone with its terminal or a disk
+        full: that is no reason to end the work which is told of.
+        """
+        with suppress(OSError):
+            line(self.stderr, message)
 
     def print(self, text: str) -> None:
         """One line of the command's result."""

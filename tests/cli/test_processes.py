@@ -109,13 +109,13 @@ class Project:
             check=False,
         )
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, stderr: int = subprocess.STDOUT) -> subprocess.Popen[str]:
         return subprocess.Popen(  # noqa: S603 - our own command
             self.command(*arguments),
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             text=True,
         )
 
@@ -207,6 +207,34 @@ def test_a_worker_finishes_what_it_runs_when_it_is_told_to_stop(
     assert status == 0
     assert "ended\n" in rest
     assert project.statuses() == {"succeeded": 1}
+
+
+@pytest.mark.battery
+def test_a_worker_whose_log_nobody_reads_any_more_still_finishes_what_it_runs(
+    project: Project, started: list[subprocess.Popen[str]]
+) -> None:
+    (project.folder / "hold").touch()
+    project("task", "push", "jobs", "polite")
+    # As in `dispatch run ... 2>&1 | tee log`, where Ctrl-C ends tee as well.
+    worker = project.start("run", "jobs:setup", stderr=subprocess.PIPE)
+    started.append(worker)
+    until(worker, "began")
+    assert worker.stderr is not None
+    worker.stderr.close()
+    worker.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    (project.folder / "hold").unlink()
+    assert until(worker, "ended") == "ended\n"
+    assert worker.wait(LIMIT_S) == 0
+    assert project.statuses() == {"succeeded": 1}
+
+
+@pytest.mark.battery
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_worker_works_though_its_log_is_on_a_full_disk(project: Project) -> None:
+    project("task", "push", "jobs", "polite")
+    ran = project.piped("2> /dev/full", "run", "jobs:setup", "--burst", "--log-level", "debug")
+    assert (ran.returncode, ran.stdout) == (0, "began\nended\n")
 
 
 @pytest.mark.battery

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
+import attrs
 import pytest
 
+from dispatch.cli.app import main
 from dispatch.storage.query import All
-from tests.cli.terminal import Terminal
+from tests.cli.terminal import Stream, Terminal
 
 JOBS = """
     import os, signal
@@ -166,6 +169,27 @@ def test_the_first_signal_lets_running_handlers_finish(project: Terminal) -> Non
     assert seen() == ["finished"]
     assert project.statuses() == {"a": "succeeded"}
     assert "1 running task may go on for 10 s. A second signal stops at once\n" in ran.err
+
+
+class Unheard(Stream):
+    """Standard error whose reader has left."""
+
+    def write(self, _text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_what_cannot_be_said_any_more_does_not_end_the_work(project: Terminal) -> None:
+    project.store("a", payload=b"{}")
+    shell = attrs.evolve(project.shell(), stderr=Unheard())
+    assert main(["run", "jobs_here:interrupted", "--store", "memory:"], shell) == 0
+    assert seen() == ["finished"]
+    assert project.statuses() == {"a": "succeeded"}
+
+
+def test_a_wrong_command_line_that_nobody_hears_of_keeps_its_status(project: Terminal) -> None:
+    shell = attrs.evolve(project.shell(), stderr=Unheard())
+    assert main(["run", "jobs_here:setup", "--burts"], shell) == 2
+    assert main(["run", "jobs_here:raises", "--store", "memory:"], shell) == 1
 
 
 def test_a_handler_that_needs_longer_than_the_grace_is_handed_back(project: Terminal) -> None:
