@@ -177,12 +177,16 @@ async def _purge_waiting(
     if dry_run:
         shell.print(f"would delete {plural(total, 'waiting task')}")
         return
-    gone = 0
+    met = gone = 0
     if total:
         shell.confirm(f"delete {plural(total, 'waiting task')} of queue {name}", yes=yes)
         cancel = Change(action="cancel", reason="purged by hand")
         with progress(shell.stderr, "delete", total) as advance:
-            while ids := await storage.alter(where, cancel, limit=BATCH):
+            # What ran when they were counted, and waits for its retry now, is met as well.
+            while met < total and (
+                ids := await storage.alter(where, cancel, limit=min(BATCH, total - met))
+            ):
+                met += len(ids)
                 gone += await storage.prune(PruneSpec(keep=0, where=Ids(*ids), limit=BATCH))
                 advance(len(ids))
     shell.print(f"deleted {plural(gone, 'waiting task')}")

@@ -146,7 +146,10 @@ async def _change_matching(
     elif total:
         shell.confirm(f"{change.action} {plural(total, 'task')}", yes=yes)
         with progress(shell.stderr, change.action, total) as advance:
-            while changed := await opened.storage.alter(where, change, limit=BATCH):
+            # One that was running, and waits again, may be met beside those that were counted.
+            while done < total and (
+                changed := await opened.storage.alter(where, change, limit=min(BATCH, total - done))
+            ):
                 done += len(changed)
                 advance(len(changed))
     _tell(shell, change, done, dry_run=dry_run)
@@ -214,19 +217,41 @@ async def prune_all(
     shell: Shell, opened: Opened, spec: PruneSpec, *, dry_run: bool, yes: bool
 ) -> None:
     """Delete what `spec` means, in steps; interrupted, the steps that were made stay."""
+    now = opened.storage.now()
     # What ends from now on was not counted, and nobody agreed to it.
-    before = Time("finished_at", until=opened.storage.now() + _NOW_S)
+    before = Time("finished_at", until=now + _NOW_S)
     spec = attrs.evolve(spec, where=All(spec.where, before))
-    total = await opened.control.prune(spec, dry_run=True)
+    parts = _lasting(spec, now)
+    total = await opened.control.prune(parts[0] if len(parts) == 1 else spec, dry_run=True)
     if dry_run:
         shell.print(f"would delete {plural(total, 'task')}")
         return
     gone = 0
     if total:
         shell.confirm(f"delete {plural(total, 'task')}", yes=yes)
-        step = attrs.evolve(spec, limit=BATCH)
         with progress(shell.stderr, "delete", total) as advance:
-            while count := await opened.storage.prune(step):
-                gone += count
-                advance(count)
+            for part in parts:
+                # Some may end late with an earlier moment, by another process's clock: so many, and no more.
+                while gone < total and (
+                    count := await opened.storage.prune(
+                        attrs.evolve(part, limit=min(BATCH, total - gone))
+                    )
+                ):
+                    gone += count
+                    advance(count)
     shell.print(f"deleted {plural(gone, 'task')}")
+
+
+def _lasting(spec: PruneSpec, now: float) -> list[PruneSpec]:
+    """Specs that together mean what this one means at `now`, however much later they are carried out.
+
+    An age is measured anew at each step, and while somebody thinks about the
+    answer more tasks come to it. Two where there is also a number to keep, for
+    either suffices; after the old ones are gone it is the same tasks that are
+    beyond the newest.
+    """
+    if spec.age_s is None:
+        return [spec]
+    old = All(spec.where, Time("finished_at", until=now - spec.age_s))
+    aged = attrs.evolve(spec, keep=None, where=old)
+    return [aged] if spec.keep is None else [aged, attrs.evolve(spec, age_s=None)]

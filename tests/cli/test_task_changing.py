@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
+from dispatch import MemoryStorage
 from dispatch.cli.shell import Shell
-from dispatch.storage.query import All
+from dispatch.clock import Clock
+from dispatch.storage.protocol import Change
+from dispatch.storage.query import All, Ids
 from tests.cli.terminal import HOSTILE, Terminal
 
 
@@ -178,6 +182,16 @@ def test_many_reasons_are_cut_short(terminal: Terminal) -> None:
     assert not terminal.does(terminal.storage.count, All())
 
 
+def while_somebody_thinks(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None]) -> None:
+    def confirm(self: Shell, what: str, *, yes: bool) -> None:
+        time.sleep(0.01)
+        thread = threading.Thread(target=happens)  # a trio run of its own
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr(Shell, "confirm", confirm)
+
+
 @pytest.mark.parametrize("command", [("task", "rm", "--queue", "email"), ("prune", "--keep", "0", "--dead-letters")])
 def test_no_more_is_deleted_than_was_agreed_to(
     mixed: Terminal, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
@@ -186,12 +200,90 @@ def test_no_more_is_deleted_than_was_agreed_to(
         mixed.store("late")
         mixed.run("late", fail="ValueError: no")
 
-    def confirm(self: Shell, what: str, *, yes: bool) -> None:
-        time.sleep(0.01)  # somebody thinks about it
-        thread = threading.Thread(target=work_goes_on)  # a trio run of its own
-        thread.start()
-        thread.join()
-
-    monkeypatch.setattr(Shell, "confirm", confirm)
+    while_somebody_thinks(monkeypatch, work_goes_on)
     assert mixed(*command, tty=True).status == 0
     assert (mixed.statuses()["late"], "bad1" in mixed.statuses()) == ("failed", False)
+
+
+class Wall:
+    """A wall clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.moment = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.moment
+
+
+@pytest.mark.parametrize(
+    ("options", "gone"),
+    [
+        (("--older", "2.5s"), "b0 s0 s1"),
+        (("--older", "2.5s", "--keep", "2"), "b0 s0 s1 s2"),
+        (("--older", "2.5s", "--keep", "5"), "b0 s0 s1"),
+        (("--older", "2.5s", "--keep", "1", "--per", "queue"), "b0 s0 s1 s2 s3"),
+        (("--keep", "2",), "b0 s0 s1 s2"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("thinks_s", [0.0, 2.0, 60.0])
+def test_what_grows_old_while_somebody_thinks_is_not_deleted(
+    terminal: Terminal,
+    options: tuple[str, ...],
+    gone: str,
+    thinks_s: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wall = Wall()
+    terminal.storage = MemoryStorage(Clock(wall=wall))
+    terminal.store("b0", queue="billing")
+    terminal.run("b0", queue="billing")
+    for number in range(5):
+        terminal.store(f"s{number}")
+        terminal.run(f"s{number}")
+        wall.moment += 1.0
+    wall.moment -= 1.0
+
+    def time_passes() -> None:
+        wall.moment += thinks_s
+
+    said = f"{len(gone.split())} tasks"
+    before = terminal.statuses().keys()
+    assert terminal("prune", *options, "--dry-run").out == f"would delete {said}\n"
+    while_somebody_thinks(monkeypatch, time_passes)
+    assert terminal("prune", *options).out == f"deleted {said}\n"
+    assert before - terminal.statuses().keys() == set(gone.split())
+
+
+def test_what_ends_by_a_clock_that_is_behind_makes_no_more_to_delete(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wall = Wall()
+    terminal.storage = MemoryStorage(Clock(wall=wall))
+    terminal.store("a", "b")
+    terminal.run("a", "b")
+
+    def another_ends() -> None:
+        wall.moment -= 60.0
+        terminal.store("late")
+        terminal.run("late")
+
+    while_somebody_thinks(monkeypatch, another_ends)
+    assert terminal("prune", "--keep", "0").out == "deleted 2 tasks\n"
+    assert len(terminal.statuses()) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("task", "cancel", "--queue", "email"), "cancelled 2 tasks\n"),
+        (("queue", "purge", "email"), "deleted 1 waiting task\n"),
+    ],
+)
+def test_no_more_is_cancelled_or_purged_than_was_agreed_to(
+    mixed: Terminal, command: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def others_wait_again() -> None:
+        mixed.does(mixed.storage.alter, Ids("bad1", "bad2", "good"), Change(action="rerun"))
+
+    while_somebody_thinks(monkeypatch, others_wait_again)
+    assert mixed(*command).out == said
