@@ -1,11 +1,20 @@
-"""`dispatch run --reload`: a worker that starts anew whenever its code changes. For development."""
+"""`dispatch run --reload`: a worker that starts anew whenever its code changes. For development.
+
+The worker is a process of its own, in a session of its own. So nothing ends it
+together with the one that watches over it, and it has to notice: it inherits the
+reading end of a pipe into which nobody writes, and which ends with its parent,
+however that was killed.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -13,12 +22,14 @@ import attrs
 import trio
 
 from dispatch.cli.shell import CommandError, Shell
-from dispatch.cli.signals import signals
+from dispatch.cli.signals import FORCE_S, signals
 
-__all__ = ["reloading", "snapshot"]
+__all__ = ["end_with_parent", "reloading", "snapshot"]
 
 LOOK_EVERY_S: Final = 0.5
 MOST_FILES: Final = 20_000
+LIFELINE: Final = "DISPATCH_LIFELINE"
+"""The variable that tells a worker the number of its end of the pipe."""
 _SKIPPED: Final = {"__pycache__", "node_modules", "site-packages"}
 
 
@@ -49,8 +60,12 @@ def snapshot(root: Path) -> dict[str, int]:
 
 @attrs.define(eq=False)
 class _Worker:
-    """The process that works, and how often it was told to stop."""
+    """The process that works, and whether it was told to stop.
 
+    `lifeline` is the end of the pipe that it inherits.
+    """
+
+    lifeline: int
     process: trio.Process | None = None
     stopping: bool = False
 
@@ -68,23 +83,32 @@ async def reloading(shell: Shell, *, grace: float) -> int:
     an error is started again when something has changed.
     """
     arguments = [each for each in shell.arguments if each.partition("=")[0] != "--reload"]
-    worker = _Worker()
     root = Path.cwd()
-    with signals(worker.tell, worker.tell):
-        while True:
-            before = await trio.to_thread.run_sync(snapshot, root)
-            status, changed = await _run_until_change(arguments, worker, root, before, grace)
-            if worker.stopping and status == -signal.SIGTERM:
-                return 0  # it had not come to catching signals, so it had nothing to end
-            if worker.stopping or (status == 0 and not changed):
-                return status
-            if not changed:
-                shell.say(f"dispatch: the worker ended with status {status}; waiting for a change")
-                while not changed and not worker.stopping:
-                    changed = await _change(root, before)
-                if worker.stopping:
-                    return 1
-            shell.say(f"dispatch: {', '.join(changed[:3])} changed; starting anew")
+    with _pipe() as lifeline:
+        worker = _Worker(lifeline)
+        with signals(worker.tell, worker.tell, hangup=True):
+            return await _until_told(shell, arguments, worker, root, grace)
+
+
+async def _until_told(
+    shell: Shell, arguments: Sequence[str], worker: _Worker, root: Path, grace: float
+) -> int:
+    while True:
+        before = await trio.to_thread.run_sync(snapshot, root)
+        if worker.stopping:
+            return 0  # told between two workers
+        status, changed = await _run_until_change(arguments, worker, root, before, grace)
+        if worker.stopping and status == -signal.SIGTERM:
+            return 0  # it had not come to catching signals, so it had nothing to end
+        if worker.stopping or (status == 0 and not changed):
+            return status
+        if not changed:
+            shell.say(f"dispatch: the worker ended with status {status}; waiting for a change")
+            while not changed and not worker.stopping:
+                changed = await _change(root, before)
+            if worker.stopping:
+                return 1
+        shell.say(f"dispatch: {', '.join(changed[:3])} changed; starting anew")
 
 
 async def _run_until_change(
@@ -98,9 +122,12 @@ async def _run_until_change(
         [sys.executable, "-m", "dispatch", *arguments],
         start_new_session=True,
         stdin=None,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        pass_fds=(worker.lifeline,),
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", LIFELINE: str(worker.lifeline)},
     )
     worker.process = process
+    if worker.stopping:
+        process.terminate()  # told while it was being started
     try:
         async with trio.open_nursery() as nursery:
 
@@ -122,6 +149,39 @@ async def _run_until_change(
                 await process.wait()
     assert process.returncode is not None
     return process.returncode, changed
+
+
+@contextmanager
+def _pipe() -> Generator[int]:
+    """The reading end of a pipe whose writing end nobody but this process has."""
+    reading, writing = os.pipe()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def end_with_parent(grace: float) -> None:
+    """Have a worker that `reloading` started end when its parent is gone: as after a SIGTERM.
+
+    If that takes longer than its grace, the process is left as it is.
+    """
+    # Taken out of the environment: what handlers start has no such end, or another file of that number.
+    given = os.environ.pop(LIFELINE, None)
+    if given is None:
+        return
+    lifeline = int(given)
+    os.set_inheritable(lifeline, False)
+
+    # A thread, for a handler may block the loop.
+    def watch() -> None:
+        os.read(lifeline, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(grace + FORCE_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="dispatch-lifeline", daemon=True).start()
 
 
 async def _change(root: Path, before: dict[str, int]) -> list[str]:

@@ -13,7 +13,7 @@ from dispatch.cli import values
 from dispatch.cli.loading import load, prepared
 from dispatch.cli.nearest import known
 from dispatch.cli.output import plural
-from dispatch.cli.reload import reloading
+from dispatch.cli.reload import end_with_parent, reloading
 from dispatch.cli.shell import CommandError, Shell, ShellArgument, StoreOption, masked
 from dispatch.cli.signals import signals
 from dispatch.dispatcher import Dispatcher
@@ -73,6 +73,7 @@ async def run(
     grace_s = values.seconds(grace, "--grace")
     if reload:
         return await reloading(shell, grace=grace_s)
+    end_with_parent(grace_s)
     setup = load(target)
     # Does nothing where the module has set up logging already.
     logging.basicConfig(level=log_level.upper(), format=LOG_FORMAT, stream=shell.stderr)

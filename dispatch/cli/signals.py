@@ -19,12 +19,16 @@ FORCE_S: Final = 2.0
 
 
 @contextmanager
-def signals(gracefully: Callable[[], None], at_once: Callable[[], None]) -> Generator[None]:
+def signals(
+    gracefully: Callable[[], None], at_once: Callable[[], None], *, hangup: bool = False
+) -> Generator[None]:
     """Call `gracefully` on the first SIGINT or SIGTERM, `at_once` on the second.
 
     Both are called on the trio thread. If the block is not left within
     `FORCE_S` after the second, or on a third, the process exits with status 1:
     a handler that swallows its cancellation, or blocks the loop, keeps neither.
+    With `hangup`, SIGHUP is a first signal, too, unless it is ignored, as by
+    nohup; never a second one, for a terminal that is closed may send several.
     """
     token = trio.lowlevel.current_trio_token()
     count = 0
@@ -32,8 +36,10 @@ def signals(gracefully: Callable[[], None], at_once: Callable[[], None]) -> Gene
     timer.daemon = True
 
     # A plain handler and no `open_signal_receiver`, whose loop a handler may block.
-    def handle(_signal: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal count
+        if number == signal.SIGHUP and count:
+            return
         count += 1
         if count == 1:
             token.run_sync_soon(gracefully)
@@ -43,7 +49,9 @@ def signals(gracefully: Callable[[], None], at_once: Callable[[], None]) -> Gene
         else:
             os._exit(1)
 
-    caught = (signal.SIGINT, signal.SIGTERM)
+    caught = [signal.SIGINT, signal.SIGTERM]
+    if hangup and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        caught.append(signal.SIGHUP)
     before = [signal.signal(each, handle) for each in caught]
     try:
         yield

@@ -299,6 +299,45 @@ def test_a_worker_is_started_anew_when_its_code_changes(
 
 
 @pytest.mark.battery
+def test_a_reloaded_worker_finishes_what_it_runs_when_the_terminal_is_closed(project: Project) -> None:
+    (project.folder / "hold").touch()
+    project("task", "push", "jobs", "polite")
+    process, terminal = pty.fork()
+    if process == 0:  # pragma: no cover - becomes the command
+        os.chdir(project.folder)
+        os.execve(sys.executable, project.command("run", "jobs:setup", "--reload"), project.environment)  # noqa: S606
+    drawn(terminal, "works on jobs")
+    deadline = time.monotonic() + 20
+    while "running" not in project.statuses():
+        assert time.monotonic() < deadline
+    os.close(terminal)  # SIGHUP
+    time.sleep(0.5)
+    (project.folder / "hold").unlink()
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert "no live worker, 0 due" in project("check", "--queue", "jobs").stdout
+
+
+@pytest.mark.battery
+@pytest.mark.parametrize("kind", ["polite", "blocking"])
+def test_a_reloaded_worker_ends_with_its_parent_however_that_was_killed(
+    project: Project, started: list[subprocess.Popen[str]], kind: str
+) -> None:
+    (project.folder / "hold").touch()
+    project("task", "push", "jobs", kind, '{"s": 50}')
+    worker = project.start("run", "jobs:setup", "--reload", "--grace", "0.1s")
+    started.append(worker)
+    until(worker, "began")
+    begun = time.monotonic()
+    worker.kill()
+    status, _ = ended(worker)  # when nobody has its output open any more
+    assert status == -signal.SIGKILL
+    ended_s = time.monotonic() - begun
+    assert project.statuses() == ({"pending": 0} if kind == "polite" else {"running": 1})
+    in_time({"ended_s": ended_s}, ended_s=5.0)
+
+
+@pytest.mark.battery
 def test_output_into_a_pipe_that_closes_is_no_traceback(project: Project) -> None:
     lines = "\n".join(
         json.dumps({"queue": "jobs", "type": "polite", "payload": {}}) for _ in range(3_000)

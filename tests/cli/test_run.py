@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import attrs
 import pytest
+import trio
 
+from dispatch.cli import reload
 from dispatch.cli.app import main
+from dispatch.cli.reload import reloading
+from dispatch.cli.signals import signals
 from dispatch.storage.query import All
 from tests.cli.terminal import Stream, Terminal
 
@@ -296,3 +304,74 @@ def test_a_setting_that_makes_no_sense_is_refused(
 ) -> None:
     ran = project("run", "jobs_here:setup", "--burst", *option)
     assert (ran.status, ran.out) == (2, "")
+
+
+# -- reloading --------------------------------------------------------------------
+
+
+def reloading_ends(project: Terminal) -> int:
+    """The status of a worker that reloads, if a signal ends it."""
+
+    async def run() -> int:
+        shell = attrs.evolve(project.shell(), arguments=("run", "jobs_here:setup", "--reload"))
+        with trio.fail_after(20):
+            return await reloading(shell, grace=1.0)
+
+    return trio.run(run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_a_reloading_worker_is_started_is_not_lost(
+    project: Terminal, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def signalled(_root: Path) -> dict[str, int]:
+        os.kill(os.getpid(), number)
+        time.sleep(0.05)
+        return {}
+
+    async def not_started(*_: object, **__: object) -> None:
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr(reload, "snapshot", signalled)
+    monkeypatch.setattr(trio.lowlevel, "open_process", not_started)
+    assert reloading_ends(project) == 0
+
+
+def test_a_signal_while_a_reloading_worker_is_started_is_passed_on(
+    project: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = trio.lowlevel.open_process
+
+    async def signalled(_command: object, **options: Any) -> trio.Process:
+        os.kill(os.getpid(), signal.SIGINT)
+        await trio.sleep(0.05)
+        return await opened([sys.executable, "-c", "import time; time.sleep(60)"], **options)
+
+    monkeypatch.setattr(trio.lowlevel, "open_process", signalled)
+    assert reloading_ends(project) == 0
+
+
+def test_a_terminal_that_hangs_up_asks_once_for_the_end() -> None:
+    asked: list[str] = []
+
+    async def run() -> None:
+        with signals(lambda: asked.append("gracefully"), lambda: asked.append("at once"), hangup=True):
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGHUP)
+                await trio.sleep(0.01)
+
+    trio.run(run)
+    assert asked == ["gracefully"]
+
+
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    async def run() -> None:
+        with signals(pytest.fail, pytest.fail, hangup=True):  # as under nohup
+            os.kill(os.getpid(), signal.SIGHUP)
+            await trio.sleep(0.01)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trio.run(run)
+    finally:
+        signal.signal(signal.SIGHUP, before)
