@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Annotated, Any, Final
 
 import attrs
 import trio
@@ -10,12 +12,15 @@ from cyclopts import Parameter
 
 from dispatch.cli import values
 from dispatch.cli.output import document, duration, plural, table
-from dispatch.cli.shell import JsonOption, Opened, ShellArgument, StoreOption
+from dispatch.cli.shell import CommandError, JsonOption, Opened, Shell, ShellArgument, StoreOption
 from dispatch.cli.state import QueueState, queue_states
 from dispatch.errors import DispatchError
 from dispatch.storage.query import All, Queues, Statuses, Time
 
 __all__ = ["check"]
+
+LEAVE_S: Final = 0.1
+"""How long a look may take to end by itself once its time is up."""
 
 
 @attrs.frozen
@@ -52,19 +57,22 @@ async def check(
     """
     longest_s = None if max_wait is None else values.seconds(max_wait, "--max-wait")
     limit_s = values.seconds(within, "--within")
-    findings: list[Finding] = []
     begun = trio.current_time()
     try:
-        with trio.move_on_after(limit_s) as scope:
-            async with shell.open(store) as opened:
-                findings += await _look(opened, queue, longest_s)
+        found = await _within(limit_s, partial(_look, shell, store, queue, longest_s))
     except DispatchError as exc:
-        findings.append(Finding("store", False, exc.detail))
+        findings = [Finding("store", False, exc.detail)]
+    except CommandError as exc:
+        if exc.status == 2:
+            raise
+        findings = [Finding("store", False, exc.message)]
     else:
         took = trio.current_time() - begun
-        answers = Finding("store", True, f"answers, in {duration(took)}")
-        late = Finding("store", False, f"no answer within {duration(limit_s)}")
-        findings.insert(0, late if scope.cancelled_caught else answers)
+        findings = (
+            [Finding("store", False, f"no answer within {duration(limit_s)}")]
+            if found is None
+            else [Finding("store", True, f"answers, in {duration(took)}"), *found]
+        )
     healthy = all(each.ok for each in findings)
     if json:
         checks: list[dict[str, Any]] = [attrs.asdict(each) for each in findings]
@@ -75,16 +83,42 @@ async def check(
     return 0 if healthy else 1
 
 
-async def _look(opened: Opened, asked: tuple[str, ...], longest_s: float | None) -> list[Finding]:
-    await opened.queue_names(*asked)
-    states = await queue_states(opened.storage)
+async def _within(
+    limit_s: float, look: Callable[[], Coroutine[Any, Any, list[Finding]]]
+) -> list[Finding] | None:
+    """What `look` finds, or None if that takes longer than `limit_s`, whatever it waits for.
+
+    It has a trio run of its own in a thread that can be left behind. To be
+    cancelled is not enough: opening a SQLite file that somebody holds for himself
+    waits for SQLite's own 5 s, in a thread that is always waited for.
+    """
+
+    async def bounded() -> list[Finding] | None:
+        with trio.move_on_after(limit_s):
+            return await look()
+        return None
+
+    with trio.move_on_after(limit_s + LEAVE_S):
+        return await trio.to_thread.run_sync(trio.run, bounded, abandon_on_cancel=True)
+    return None
+
+
+async def _look(
+    shell: Shell, store: str | None, asked: tuple[str, ...], longest_s: float | None
+) -> list[Finding]:
     findings: list[Finding] = []
-    for state in states:
-        if asked and state.name not in asked:
-            continue
-        findings.append(_served(state, needed=bool(asked)))
-        if longest_s is not None and not state.paused:
-            findings.append(await _in_time(opened, state, longest_s))
+    async with shell.open(store) as opened:
+        for name in asked:
+            try:
+                await opened.queue_names(name)
+            except CommandError as exc:
+                findings.append(Finding(f"queue {name}", False, exc.message))
+        for state in await queue_states(opened.storage):
+            if asked and state.name not in asked:
+                continue
+            findings.append(_served(state, needed=bool(asked)))
+            if longest_s is not None and not state.paused:
+                findings.append(await _in_time(opened, state, longest_s))
     return findings
 
 

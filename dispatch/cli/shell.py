@@ -209,7 +209,18 @@ def _check_url(url: str, *, create: bool, alone: bool) -> None:
         )
     if scheme == "sqlite" and not create:
         path = Path(sqlite_address(url)[0])
-        if not path.exists():
+        if not _is_there(path):
             beside = [each.name for each in path.parent.glob("*") if each.suffix in _SUFFIXES]
             hint = nearest(path.name, beside) or "; `dispatch migrate` makes a new one"
             raise CommandError(f"there is no file {str(path)!r}{hint}")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file. Raises CommandError where nobody can say."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as exc:
+        raise CommandError(f"cannot look at the file {str(path)!r}: {exc.strerror}") from None
+    return True

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
+import sys
+import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import attrs
@@ -87,6 +91,22 @@ def test_a_missing_file_is_not_made_by_reading_it(
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize("command", [("task", "ls"), ("check",), ("run", "jobs:setup"), ("migrate",)])
+def test_a_file_that_nobody_can_look_at_is_told_in_a_sentence(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "jobs.py").write_text("def setup(dispatcher): ...", encoding="utf-8")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, why in (("n" * 300 + ".db", "File name too long"), ("loop/jobs.db", "symbolic links")):
+        status, out, err = plainly(*command, "--store", f"sqlite:///{name}")
+        assert status == 1
+        assert why in out + err
+        assert len((out + err).splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
@@ -150,8 +170,15 @@ def test_a_named_queue_needs_a_worker_even_when_idle(terminal: Terminal) -> None
     beat(terminal, "email")
     assert terminal("check", "--queue", "email").status == 0
     assert terminal("check", "--queue", "billing").status == 1
-    ran = terminal("check", "--queue", "biling")
-    assert (ran.status, ran.err) == (1, "dispatch: no queue 'biling'; did you mean 'billing'?\n")
+    ran = terminal("check", "--queue", "biling", "--queue", "email")
+    assert (ran.status, ran.err) == (1, "")
+    assert ran.rows[1:] == [
+        ["failed", "queue biling", "no queue 'biling'; did you mean 'billing'?"],
+        ["ok", "queue email", "1 live worker, 0 due"],
+    ]
+    found = terminal("check", "--queue", "biling", "--json").json
+    assert found["healthy"] is False
+    assert [each["ok"] for each in found["checks"]] == [True, False]
 
 
 def test_work_that_waits_too_long_is_not_healthy(terminal: Terminal) -> None:
@@ -178,6 +205,38 @@ def test_a_store_that_fails_or_hangs_is_not_healthy(terminal: Terminal) -> None:
         assert main(["check", "--store", "x", "--within", "0.01s"], shell) == 1
         assert isinstance(shell.stdout, Stream)
         assert shell.stdout.getvalue() == f"failed\tstore\t{said}\n"
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_file_that_is_missing_is_not_healthy_and_no_store_at_all_is_a_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = plainly("check", "--json", "--store", "sqlite:///jobs.db")
+    assert (status, err) == (1, "")
+    detail = "there is no file 'jobs.db'; `dispatch migrate` makes a new one"
+    assert json.loads(out) == {
+        "healthy": False,
+        "checks": [{"name": "store", "ok": False, "detail": detail}],
+    }
+    for store in ((), ("--store", "memory:")):
+        status, out, err = plainly("check", "--json", *store)
+        assert (status, out) == (2, "")
+        assert err.startswith(("dispatch: no store; give", "dispatch: a store in memory"))
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_file_that_somebody_holds_for_himself_is_not_waited_for(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/jobs.db"
+    assert plainly("migrate", "--store", store)[0] == 0
+    with closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as holder:
+        holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+        holder.execute("BEGIN EXCLUSIVE")
+        begun = time.monotonic()
+        status, out, _ = plainly("check", "--within", "0.1s", "--store", store)
+        took_s = time.monotonic() - begun
+    assert (status, out) == (1, "failed\tstore\tno answer within 100 ms\n")
+    assert took_s < 4.0  # SQLite's own patience ends after 5 s
 
 
 # -- stats and top ----------------------------------------------------------------
