@@ -21,6 +21,11 @@ def shown_status(record: TaskRecord) -> str:
     return record.status.value
 
 
+def _priority(level: int) -> str | int:
+    """The level's name; of one that this version does not know, the number."""
+    return Priority(level).name.lower() if level in set(Priority) else level
+
+
 def task_line(record: TaskRecord) -> dict[str, Any]:
     """What every listing says of a task."""
     return {
@@ -30,7 +35,7 @@ def task_line(record: TaskRecord) -> dict[str, Any]:
         "status": shown_status(record),
         "attempt": record.attempt,
         "max_retry": record.max_retry if record.max_retry is not None else record.limit,
-        "priority": Priority(record.priority).name.lower(),
+        "priority": _priority(record.priority),
         "key": record.key,
         "tags": list(record.tags),
         "cron": record.cron,

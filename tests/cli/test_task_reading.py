@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 
+import attrs
 import pytest
 import trio
 from trio.testing import MockClock  # noqa: TC002 - pytest-trio reads the annotation
 
+from dispatch.cli.app import main
 from dispatch.cli.task import watch
 from dispatch.records import NewTask, Transition, TransitionKind
+from dispatch.storage.opening import open_storage
 from dispatch.storage.protocol import QueueRecord, Want
 from dispatch.storage.query import All
-from tests.cli.terminal import HOSTILE, Stream, Terminal
+from dispatch.storage.sqlite import SqliteStorage
+from tests.cli.terminal import HOSTILE, Ran, Stream, Terminal
 
 LINE = {
     "id", "queue", "type", "status", "attempt", "max_retry", "priority", "key", "tags", "cron",
@@ -34,6 +41,31 @@ def test_a_listing_in_a_pipe_is_one_tab_separated_line_per_task_newest_first(
         ["a", "email", "welcome", "pending", "0"],
     ]
     assert [row[0] for row in terminal("task", "ls", "--oldest").rows] == ["a", "b"]
+
+
+def test_a_priority_of_another_version_is_shown_by_its_number(terminal: Terminal, tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+
+    async def store() -> None:
+        async with SqliteStorage(path) as storage:
+            await storage.declare([QueueRecord(name="email")])
+            new = [NewTask(id=each, queue="email", type="welcome", payload=b"{}") for each in ("a", "b")]
+            await storage.enqueue(new)
+
+    trio.run(store)
+    with closing(sqlite3.connect(path)) as other, other:
+        other.execute("UPDATE dispatch_tasks SET priority = 5 WHERE id = 'b'")
+
+    def ran(*arguments: str) -> Ran:
+        shell = attrs.evolve(terminal.shell(), opener=open_storage)
+        status = main([*arguments, "--store", f"sqlite:///{path}"], shell)
+        assert isinstance(shell.stdout, Stream)
+        return Ran(status, shell.stdout.getvalue(), "")
+
+    tasks = ran("task", "ls", "--json").json["tasks"]
+    assert [(each["id"], each["priority"]) for each in tasks] == [("b", 5), ("a", "normal")]
+    assert ran("task", "show", "b", "--json").json["task"]["priority"] == 5
+    assert ["priority", "5"] in ran("task", "show", "b").rows
 
 
 def test_a_listing_on_a_terminal_is_a_table_with_a_head(terminal: Terminal) -> None:
