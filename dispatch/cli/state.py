@@ -25,6 +25,8 @@ BOUND: Final = 1_000_000
 """Counting stops at so many, in all: a look at a large store must not keep it busy."""
 LATELY_S: Final = 60.0
 RUNS_SHOWN: Final = 200
+MOST_AT_ONCE: Final = 1_000
+"""Tasks fetched in one page, where many are looked at."""
 
 
 @attrs.frozen(kw_only=True)
@@ -51,7 +53,7 @@ class QueueState:
 
 @attrs.frozen(kw_only=True)
 class StoreState:
-    """A whole store at `now`, in UTC seconds; `runs` are running tasks, the longest first."""
+    """A whole store at `now`, in UTC seconds; `runs` are up to 200 running tasks, the longest first."""
 
     now: float
     queues: list[QueueState]
@@ -99,11 +101,25 @@ async def queue_states(storage: Storage, *, lately: bool = False) -> list[QueueS
 
 
 async def _oldest_s(storage: Storage, name: str) -> float:
-    """How long the first stored of the due tasks has been due: near the oldest, and cheap."""
-    page = await storage.find(All(Queues(name), Statuses("due")), limit=1)
-    if not page.records:
-        return 0.0
-    return max(storage.now() - page.records[0].available_at, 0.0)
+    """How long the longest due task has been due.
+
+    Each page holds what was due before the best so far, from where the last page
+    ended: behind that nothing was. So it is about one pass over what waits, and
+    two looks where tasks fall due in the order of storing. The pages grow for the
+    sake of one in which most were due before all that were stored earlier.
+    """
+    oldest: float | None = None
+    after: str | None = None
+    size = 1
+    while True:
+        where = All(Queues(name), Statuses("due"), Time("available_at", until=oldest))
+        page = await storage.find(where, limit=size, after=after)
+        for record in page.records:
+            oldest = record.available_at if oldest is None else min(oldest, record.available_at)
+        if page.cursor is None:
+            break
+        after, size = page.cursor, min(2 * size, MOST_AT_ONCE)
+    return 0.0 if oldest is None else max(storage.now() - oldest, 0.0)
 
 
 async def store_state(storage: Storage) -> StoreState:

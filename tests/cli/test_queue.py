@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import random
+import time
+from typing import cast
+
 import pytest
 
+from dispatch.records import NewTask
 from dispatch.storage.protocol import Change, WorkerRecord
 from dispatch.storage.query import Ids
 from tests.cli.terminal import Terminal
@@ -43,6 +48,28 @@ def test_queues_are_listed_with_what_waits_runs_and_failed(queues: Terminal) -> 
         ["idle", "ok", "", "0", "0", "0", "0", "0"],
     ]
     assert "oldest" in queues("queue", "ls", tty=True).out
+
+
+@pytest.mark.parametrize("stored", ["in order", "backwards", "at random", "one early"])
+def test_the_oldest_is_what_has_been_due_for_longest_whenever_it_was_stored(
+    terminal: Terminal, stored: str
+) -> None:
+    due = [1_000.0 + number for number in range(1, 2_500)]
+    if stored == "backwards":
+        due.reverse()
+    elif stored == "at random":
+        random.Random(3).shuffle(due)
+    else:
+        due[1_200] = 500.5 if stored == "one early" else due[1_200]
+    terminal.declare("email")
+    new = [
+        NewTask(id=f"t{number}", queue="email", type="welcome", payload=b"{}", available_at=moment)
+        for number, moment in enumerate(due)
+    ]
+    terminal.does(terminal.storage.enqueue, new)
+    terminal.store("later", delay=60.0)
+    oldest_s = record(terminal, "email")["oldest_due_s"]
+    assert time.time() - cast("float", oldest_s) == pytest.approx(min(due), abs=0.9)
 
 
 def test_queues_are_paused_and_resumed(queues: Terminal) -> None:
