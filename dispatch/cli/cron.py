@@ -65,6 +65,11 @@ def _read(record: CronRecord) -> tuple[CronSpec, CronPolicy, str] | None:
         return None
 
 
+def _last(record: CronRecord) -> float | None:
+    """The newest tick it has dealt with; what is stored before the first is when it was added."""
+    return record.last_slot if record.total else None
+
+
 def _row(record: CronRecord, now: float, *, people: bool) -> tuple[object, ...]:
     read = _read(record)
     state = "ok" if record.paused_reason is None else f"paused: {record.paused_reason}"
@@ -76,7 +81,7 @@ def _row(record: CronRecord, now: float, *, people: bool) -> tuple[object, ...]:
         f"{record.template.queue}/{record.template.type}",
         state,
         ago(following, now) if people else iso(following),
-        (ago(record.last_slot, now) if people else iso(record.last_slot)) if record.total else None,
+        ago(_last(record), now) if people else iso(_last(record)),
         record.total,
     )
 
@@ -96,7 +101,7 @@ def _object(record: CronRecord) -> dict[str, Any]:
         "type": record.template.type,
         "declared": record.declared,
         "paused_reason": record.paused_reason,
-        "last": iso(record.last_slot),
+        "last": iso(_last(record)),
         "next": iso(record.next_slot),
         "total": record.total,
         "created_at": iso(record.created_at),
@@ -111,7 +116,7 @@ async def preview(
     name: str | None = None,
     zone: Zone = "UTC",
     dst: Dst = "vixie",
-    count: Annotated[int, Parameter(name=("--count", "-n"))] = 5,
+    count: Annotated[values.Whole, Parameter(name=("--count", "-n"))] = 5,
     after: str | None = None,
     json: JsonOption = False,
     store: StoreOption = None,

@@ -21,7 +21,7 @@ def _many() -> Any:
 async def prune(
     *,
     older: str | None = None,
-    keep: int | None = None,
+    keep: values.Whole | None = None,
     per: Literal["total", "queue", "type"] = "total",
     queue: Annotated[tuple[str, ...], _many()] = (),
     type: Annotated[tuple[str, ...], _many()] = (),  # noqa: A002 - the field's name

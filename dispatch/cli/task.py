@@ -8,6 +8,7 @@ from typing import Annotated, Final, cast
 from cyclopts import App, Parameter
 
 from dispatch.bell import Bell
+from dispatch.cli import values
 from dispatch.cli.output import ago, document, duration, iso, safe, shortened, table
 from dispatch.cli.selection import (
     NO_FILTERS,
@@ -44,7 +45,7 @@ LOOK_EVERY_S = 1.0
 async def ls(
     *,
     filters: Filters = NO_FILTERS,
-    limit: Annotated[int, Parameter(name=("--limit", "-n"))] = 20,
+    limit: Annotated[values.Whole, Parameter(name=("--limit", "-n"))] = 20,
     after: str | None = None,
     oldest: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     ids: Annotated[bool, Parameter(negative=(), show_default=False)] = False,

@@ -28,11 +28,11 @@ class TaskFields:
     timeout: Annotated[
         str | None, Parameter(help="How long one attempt may take, such as 90s.")
     ] = None
-    max_retry: Annotated[int | None, Parameter(help="Retries after the first run.")] = None
+    max_retry: Annotated[values.Whole | None, Parameter(help="Retries after the first run.")] = None
     header: Annotated[tuple[str, ...], _repeated("NAME=VALUE; may be repeated.")] = ()
     tag: Annotated[tuple[str, ...], _repeated("May be repeated.")] = ()
     version: Annotated[
-        int, Parameter(name="--payload-version", help="The version of the payload's class.")
+        values.Whole, Parameter(name="--payload-version", help="The version of the payload's class.")
     ] = 1
 
     def fields(self) -> dict[str, Any]:

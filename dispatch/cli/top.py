@@ -187,12 +187,14 @@ def _run_table(screen: Console, state: StoreState, most: int) -> RenderableType:
 
 
 def _worker_table(screen: Console, state: StoreState, most: int) -> RenderableType:
-    # Not by the workers' own records, which are written every few seconds only.
+    # By the listed runs, and by the workers' own records, which are written every few seconds only,
+    # just where not all runs are listed.
     running = Counter(each.worker for each in state.runs)
+    all_listed = state.total("running") <= len(state.runs)
     rows = [
         (
             shortened(safe(each.id), 60),
-            running[each.id],
+            running[each.id] if all_listed else max(running[each.id], len(each.running)),
             shortened(safe(", ".join(each.queues)), 60),
             duration(max(state.now - each.started_at, 0.0)),
         )

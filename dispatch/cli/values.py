@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from cyclopts import Parameter, Token
 
 from dispatch.cli.nearest import known
 from dispatch.cli.shell import CommandError
@@ -12,11 +15,23 @@ from dispatch.codec import Codec, Undecodable
 from dispatch.records import to_seconds
 from dispatch.tasks import Priority
 
-__all__ = ["moment", "pairs", "payload", "priority", "seconds"]
+__all__ = ["Whole", "moment", "pairs", "payload", "priority", "seconds"]
 
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
 _PIECE: Final = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 _DURATION: Final = re.compile(rf"(?:{_PIECE.pattern})+|\d+(?:\.\d+)?")
+
+
+def _whole(_type: object, tokens: Sequence[Token]) -> int:
+    """A number without a fraction, which cyclopts would round: 1.5 of anything is a mistake."""
+    text = tokens[0].value
+    if not re.fullmatch(r"[+-]?[0-9]{1,40}", text):
+        raise ValueError(f"wanted a whole number, got {text[:40]!r}")
+    return int(text)
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+"""An option's whole number, in digits."""
 
 
 def seconds(text: str, option: str) -> float:

@@ -93,7 +93,7 @@ def test_without_a_command_the_help_is_printed(terminal: Terminal) -> None:
         (("task", "shwo"), 'unknown command "shwo". Did you mean "show"? Try --help'),
         (("task", "ls", "--quee", "x"), "unknown option: --quee. Did you mean --queue? Try --help"),
         (("task", "ls", "--status", "faild"), 'invalid value "faild" for --status.'),
-        (("task", "ls", "--limit", "many"), 'unable to convert "many" into int'),
+        (("task", "ls", "--limit", "many"), "wanted a whole number, got 'many'"),
         (("task", "show"), "requires an argument"),
         (("task", "ls", "--version"), "unknown option: --version"),
         (("queue", "limit", "a", "1", "2"), "unused tokens: ['2']"),

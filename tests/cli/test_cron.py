@@ -188,9 +188,22 @@ def test_an_added_entry_is_listed_with_what_it_publishes(nightly: Terminal) -> N
     )
     assert (found["queue"], found["type"], found["total"]) == ("email", "report", 0)
     assert found["description"] == "the report"
+    assert (found["last"], nightly("cron", "ls").rows[0][6]) == (None, "")
     [row] = nightly("cron", "ls").rows
     assert row[:5] == ["nightly", "30 2 * * *", "Europe/Berlin", "email/report", "ok"]
     assert "──" in nightly("cron", "ls", tty=True).out
+
+
+def test_the_last_tick_is_told_once_there_was_one(nightly: Terminal) -> None:
+    [record] = nightly.does(nightly.storage.crons)
+    new = attrs.evolve(record.template, id="a")
+    nightly.does(
+        nightly.storage.advance_cron, "nightly",
+        expected=record.last_slot, last_slot=1_800_000_000.0, next_slot=None, tasks=[new],
+    )  # fmt: skip
+    found = entry(nightly)
+    assert (found["last"], found["total"]) == ("2027-01-15T08:00:00+00:00", 1)
+    assert nightly("cron", "ls").rows[0][6] == found["last"]
 
 
 def test_adding_the_same_changes_nothing_and_another_needs_replace(nightly: Terminal) -> None:

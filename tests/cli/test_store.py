@@ -291,6 +291,26 @@ def test_the_live_board_shows_queues_runs_and_workers_and_fits_the_screen(
     assert "email/welcome" in text
 
 
+def test_a_worker_of_more_runs_than_are_listed_is_counted_by_its_own_record(
+    terminal: Terminal,
+) -> None:
+    ids = [f"t{number}" for number in range(250)]
+    terminal.store(*ids)
+    terminal.claim(*ids)
+    worker = WorkerRecord(
+        id="w1", host="h", pid=1, started_at=0.0, seen_at=0.0, queues=("email",), running=tuple(ids)
+    )
+    terminal.does(terminal.storage.beat, worker)
+    board = Board("memory:", 1.0)
+    board.take(terminal.does(store_state, terminal.storage))
+    out = Stream()
+    screen = console(out)
+    screen.size = ConsoleDimensions(200, 300)
+    screen.print(board.draw(screen))
+    assert "1 worker, 250 running" in out.getvalue()
+    assert out.getvalue().rstrip().splitlines()[-1].split()[:2] == ["w1", "250"]
+
+
 def test_a_sparkline_is_full_at_its_highest() -> None:
     assert sparkline([]) == sparkline([0, 0]) == ""
     assert sparkline([0, 1, 4, 8]) == " ▁▄█"
@@ -339,7 +359,7 @@ def test_pruning_can_be_narrowed(ended: Terminal) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("--older", "soon"), ("--keep", "-1"), ("--keep", "x"), ("--keep", "1", "--per", "day")],
+    [(), ("--older", "soon"), ("--keep", "-1"), ("--keep", "x"), ("--keep", "1.5"), ("--keep", "1", "--per", "day")],
 )
 def test_what_to_prune_has_to_be_said(ended: Terminal, arguments: tuple[str, ...]) -> None:
     ran = ended("prune", *arguments, "--yes")
