@@ -85,8 +85,12 @@ class Board:
             )
         room -= len(shown) + 3
         if self.state.runs and room > 4:
-            parts.append(_run_table(screen, self.state, room - 3 - min(len(workers), 3)))
-            room -= min(len(self.state.runs), room - 3) + 3
+            most = room - 3
+            below = min(len(workers), 3) + 3  # a few workers with their head, where there is room
+            if workers and most > below:
+                most -= below
+            parts.append(_run_table(screen, self.state, most))
+            room -= min(len(self.state.runs), most) + 3
         if workers and room > 3:
             parts.append(_worker_table(screen, self.state, max(room - 3, 1)))
         return Group(*parts)
