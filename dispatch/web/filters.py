@@ -2,7 +2,8 @@
 
 The text field takes words of the form `name:value`, all of which must hold; a
 `-` before one turns it round, quotes keep blanks together, and a word without a
-name is an id. What can be named stands in `WORDS`.
+name is an id. What can be named stands in `WORDS`. What is none of these is
+refused, not taken for an id: turned round, an id that no task has is every task.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from dispatch.storage.query import (
     Types,
     Where,
 )
+from dispatch.tasks import NAME
 
 __all__ = ["QUERY_LIMIT", "STATUSES", "WORDS", "FilterError", "TaskFilter", "misread", "whole"]
 
@@ -48,7 +50,8 @@ WORD_LIMIT: Final = 20
 QUERY_LIMIT: Final = 16_000
 """Characters of a query string; every filter within the bounds above has fewer."""
 
-_TOKEN: Final = re.compile(r'(-?)(?:([a-z]+)((?:\.[^\s:."]+)*):)?("(?:[^"\\]|\\.)*"|\S+)')
+_QUOTED: Final = r'"(?:[^"\\]|\\.)*"'
+_TOKEN: Final = re.compile(rf'(?=\S)(-?)(?:([a-z]+)((?:\.[^\s:."]+)*):)?({_QUOTED}|\S*)')
 _AGE: Final = re.compile(r"(\d{1,6})(s|m|h|d|w)")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
 _PRIORITIES: Final = {"low": 0, "normal": 1, "high": 2, "critical": 3}
@@ -191,8 +194,14 @@ def misread(given: Mapping[str, str]) -> str | None:
 def _words(text: str, now: float) -> list[Where]:
     found: list[Where] = []
     for match in _TOKEN.finditer(text):
-        minus, name, path, value = match.groups()
-        part = _word(name or "", tuple(path.split(".")[1:]) if path else (), _unquoted(value), value, now)
+        minus, name, path, raw = match.groups()
+        if raw.startswith('"') and not re.fullmatch(_QUOTED, raw):
+            raise FilterError(f'{match[0][:40]}: its quote is not closed; one that is meant is written \\"')
+        value = _unquoted(raw)
+        if name is None:
+            part = _bare(value, negated=bool(minus))
+        else:
+            part = _word(name, tuple(path.split(".")[1:]), value, raw, now)
         found.append(Not(part) if minus else part)
         if len(found) > WORD_LIMIT:
             raise FilterError(f"a filter has at most {WORD_LIMIT} words")
@@ -200,25 +209,46 @@ def _words(text: str, now: float) -> list[Where]:
 
 
 def _unquoted(value: str) -> str:
-    if value.startswith('"') and value.endswith('"') and len(value) > 1:
-        return re.sub(r"\\(.)", r"\1", value[1:-1])
+    return re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
+
+
+def _bare(value: str, *, negated: bool) -> Where:
+    """A word without a name: an id, if it looks like nothing else."""
+    name, colon, _ = value.partition(":")
+    if colon:
+        id_ = f"; an id with a colon in it is written id:{value}" if NAME.fullmatch(value) else ""
+        raise FilterError(f"{_unknown(name)}{id_}")
+    if negated and (not value or NAME.fullmatch(value)):
+        id_ = f"; an id that is not meant is written -id:{value}" if value else ""
+        raise FilterError(f"-{value}: what is turned round needs a name, such as -tag:x{id_}")
+    return Ids(_named("a word alone is an id, and an id", value))
+
+
+def _named(what: str, value: str) -> str:
+    """The value, if something may have it as its id or name: what nothing has is a slip."""
+    if NAME.fullmatch(value) is None:
+        raise FilterError(f"{what} has 1 to 128 characters of A-Z a-z 0-9 _ . : -, got {value[:140]!r}")
     return value
 
 
+def _unknown(name: str) -> str:
+    return f"no filter is named {name[:140]!r}; there are {', '.join(sorted(WORDS))}, header.NAME and payload.PATH"
+
+
 def _word(name: str, path: tuple[str, ...], value: str, raw: str, now: float) -> Where:
-    if name in ("header", "payload"):
+    named = ".".join((name, *path))
+    if name in _EXAMPLES:
         if not path:
             raise FilterError(f"{name}: say which one, such as {name}.{_EXAMPLES[name]}")
-        if name == "header":
-            return Header(".".join(path), None if value == "*" else value)
+    elif path or name not in WORDS:
+        raise FilterError(_unknown(named))
+    if not raw:
+        raise FilterError(f'{named}: its value is missing; it follows the colon at once, an empty one as ""')
+    if name == "header":
+        return Header(".".join(path), None if value == "*" else value)
+    if name == "payload":
         return Payload(tuple(int(step) if step.isdecimal() else step for step in path), _scalar(raw, value))
-    make = WORDS.get(name)
-    if make is None or path:
-        raise FilterError(
-            f"no filter is named {'.'.join((name, *path))!r}; there are "
-            f"{', '.join(sorted(each for each in WORDS if each))}, header.NAME and payload.PATH"
-        )
-    return make(value, now)
+    return WORDS[name](value, now)
 
 
 _EXAMPLES: Final = {"header": "traceparent:*", "payload": "user.id:7"}
@@ -260,14 +290,19 @@ def _since(field: Any) -> Callable[[str, float], Where]:
     return make
 
 
+def _tag(value: str, _: float) -> Where:
+    if not value:
+        raise FilterError("tag: no tag is empty; say which one, such as tag:x")
+    return Tags(all_of=[value])
+
+
 WORDS: Final[Mapping[str, Callable[[str, float], Where]]] = {
-    "": lambda value, _: Ids(value),
-    "id": lambda value, _: Ids(value),
+    "id": lambda value, _: Ids(_named("id: an id", value)),
     "key": lambda value, _: Keys(value),
-    "tag": lambda value, _: Tags(all_of=[value]),
-    "cron": lambda value, _: Crons(value),
-    "queue": lambda value, _: Queues(value),
-    "type": lambda value, _: Types(value),
+    "tag": _tag,
+    "cron": lambda value, _: Crons(_named("cron: a cron task's name", value)),
+    "queue": lambda value, _: Queues(_named("queue: a queue's name", value)),
+    "type": lambda value, _: Types(_named("type: a task type's name", value)),
     "priority": _priority,
     "attempt": _attempt,
     "created": _since("created_at"),

@@ -123,6 +123,57 @@ async def test_all_that_a_misread_filter_means_is_nothing(query: list[str], said
     assert await status_of(storage, "waiting") == "pending"
 
 
+NAMES = "1 to 128 characters of A-Z a-z 0-9 _ . : -"
+ALONE = f"a word alone is an id, and an id has {NAMES}"
+WORDS = (
+    "there are attempt, created, cron, finished, id, key, priority, queue, started, tag, type, header.NAME and payload.PATH"
+)
+NEEDS = "what is turned round needs a name, such as -tag:x"
+MISSING = 'its value is missing; it follows the colon at once, an empty one as ""'
+UNCLOSED = 'its quote is not closed; one that is meant is written \\"'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("-finished_at:1d", f"no filter is named 'finished_at'; {WORDS}; an id with a colon in it is written id:finished_at:1d"),
+        ("-Tag:x", f"no filter is named 'Tag'; {WORDS}; an id with a colon in it is written id:Tag:x"),
+        ("-header2.x:1", f"no filter is named 'header2.x'; {WORDS}; an id with a colon in it is written id:header2.x:1"),
+        ("--tag:x", f"no filter is named '-tag'; {WORDS}; an id with a colon in it is written id:-tag:x"),
+        ('-"tag:a b"', f"no filter is named 'tag'; {WORDS}"),
+        ("-status:failed", f"no filter is named 'status'; {WORDS}"),
+        ("-created=1h", f"{ALONE}, got 'created=1h'"),
+        ('-payload["a"]:1', f"no filter is named 'payload[\"a\"]'; {WORDS}"),
+        ("-old", f"-old: {NEEDS}; an id that is not meant is written -id:old"),
+        ("- tag:x", f"-: {NEEDS}"),
+        ("-tag:", f"tag: {MISSING}"),
+        ("-key: ada", f"key: {MISSING}"),
+        ("-payload.user.id:", f"payload.user.id: {MISSING}"),
+        ('-tag:""', "tag: no tag is empty; say which one, such as tag:x"),
+        ('-tag:"old', f'-tag:"old: {UNCLOSED}'),
+        ("-cron:*", f"cron: a cron task's name has {NAMES}, got '*'"),
+        ("-id:a/b", f"id: an id has {NAMES}, got 'a/b'"),
+    ],
+)
+@pytest.mark.parametrize("sure", [{}, {"sure": "yes"}])
+async def test_a_word_that_is_not_understood_and_turned_round_is_not_every_task(
+    text: str, said: str, sure: dict[str, str]
+) -> None:
+    visitor, storage = await visit()
+    fields = {"action": "delete", "all": "yes", "query": urlencode({"text": text}), **sure}
+    answer = await visitor.post("tasks.json", fields)
+    assert (answer.status, answer.data) == (422, {"error": f"[1012] {said}", "code": 1012})
+    assert await status_of(storage, "dead") == "failed"
+
+
+async def test_an_id_with_a_colon_or_turned_round_is_written_with_its_name() -> None:
+    visitor, storage = await visit()
+    await storage.enqueue([NewTask(id="shop:7", queue="reports", type="x", payload=b"{}")])
+    fields = {"action": "hold", "all": "yes"}
+    for text, n in (("id:shop:7", 1), ("-id:shop:7 -id:waiting", 2), ("waiting", 1)):
+        assert (await visitor.post("tasks.json", {**fields, "query": urlencode({"text": text})})).data["n"] == n
+
+
 async def test_a_long_filter_is_acted_on_to_its_last_word() -> None:
     visitor, storage = await visit()
     name = "\u6ce8" * 900
