@@ -192,8 +192,12 @@ async def _meant(desk: Desk, wanted: TaskFilter, action: str) -> tuple[list[Wher
         names = tuple(queue.name for queue in await desk.queues())
         narrow = Statuses(*_FROM[action])
         return [All(Queues(*([wanted.queue] if wanted.queue else names)), wanted.place(names), narrow)], False
-    found = await pages.search(desk, attrs.evolve(wanted, after=""), limit=BOUND, for_s=SEARCH_S)
-    ids = [record.id for record in found.records if record.status in _FROM[action]]
+
+    def able(record: TaskRecord) -> str | None:
+        return record.id if record.status in _FROM[action] else None
+
+    found = await pages.search(desk, attrs.evolve(wanted, after=""), able, limit=BOUND, for_s=SEARCH_S)
+    ids = found.kept
     return [Ids(*ids[at : at + BATCH]) for at in range(0, len(ids), BATCH)], found.cursor is not None
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import attrs
 import trio
@@ -32,6 +32,8 @@ __all__ = [
     "tasks",
     "workers",
 ]
+
+T = TypeVar("T")
 
 BRIEF: Final = 8
 MOST_QUEUES: Final = 200
@@ -176,30 +178,42 @@ async def tasks(desk: Desk, wanted: TaskFilter, problem: str | None = None) -> V
     view["counts"] = _summed(counts.values())
     try:
         left_s = began + SEARCH_S - trio.current_time()
-        found = await search(desk, wanted, limit=wanted.limit, for_s=max(left_s, LEAST_SEARCH_S))
+        found = await search(
+            desk, wanted, desk.row, limit=wanted.limit, for_s=max(left_s, LEAST_SEARCH_S)
+        )
     except FilterError as exc:
         view["problem"] = str(exc)
     except (InvalidConfigError, ValueError):
         view["problem"] = "That page is not there; go back to the newest tasks."
     else:
-        view["tasks"] = [desk.row(record) for record in found.records]
+        view["tasks"] = found.kept
         view["next"] = found.cursor
         view["looked_at"] = found.looked_at if found.gave_up else None
     return view
 
 
 @attrs.frozen
-class Search:
-    """Tasks that a filter means; `gave_up` says that time ran out before all were looked at."""
+class Search(Generic[T]):
+    """What was kept of what a filter means; `gave_up`: time ran out before all were looked at."""
 
-    records: list[TaskRecord]
+    kept: list[T]
     cursor: str | None
     looked_at: int = 0
     gave_up: bool = False
 
 
-async def search(desk: Desk, wanted: TaskFilter, *, limit: int, for_s: float) -> Search:
-    """The tasks that a filter means, at most `limit`, from its place on; `cursor` goes on.
+async def search(
+    desk: Desk,
+    wanted: TaskFilter,
+    keep: Callable[[TaskRecord], T | None],
+    *,
+    limit: int,
+    for_s: float,
+) -> Search[T]:
+    """What `keep` makes of the tasks that a filter means, from its place on; `cursor` goes on.
+
+    At most `limit`, of which None is not one. No task itself is kept: ten thousand
+    may have payloads of gigabytes.
 
     What an index leads to, the storage finds in one go. For the rest, tasks are
     read in slices and looked at here, until the page is full or the time is over:
@@ -212,24 +226,26 @@ async def search(desk: Desk, wanted: TaskFilter, *, limit: int, for_s: float) ->
     after = wanted.after or None
     if not wanted.is_searching or wanted.ids(now) is not None:
         page = await desk.storage.find(where, order=wanted.direction, limit=limit, after=after)
-        return Search(page.records, page.cursor)
+        made = [keep(record) for record in page.records]
+        return Search([each for each in made if each is not None], page.cursor)
     place = wanted.place(names)
-    found: list[TaskRecord] = []
+    kept: list[T] = []
     looked_at = 0
     until = trio.current_time() + for_s
     while True:
         page = await desk.storage.find(place, order=wanted.direction, limit=SLICE, after=after)
         for at, record in enumerate(page.records):
-            if matches(where, record, now):
-                found.append(record)
-                if len(found) == limit:
+            each = keep(record) if matches(where, record, now) else None
+            if each is not None:
+                kept.append(each)
+                if len(kept) == limit:
                     # Only a page's end has a cursor: this record is made one.
                     cut = await desk.storage.find(place, order=wanted.direction, limit=at + 1, after=after)
-                    return Search(found, cut.cursor)
+                    return Search(kept, cut.cursor)
         looked_at += len(page.records)
         after = page.cursor
         if after is None or trio.current_time() >= until:
-            return Search(found, after, looked_at, gave_up=after is not None)
+            return Search(kept, after, looked_at, gave_up=after is not None)
         await trio.lowlevel.checkpoint()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import weakref
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -28,6 +29,7 @@ from dispatch.records import NewTask, Transition, TransitionKind
 from dispatch.storage.protocol import Change, QueueRecord, Want
 from dispatch.storage.query import Ids, Queues
 from dispatch.web import create_app
+from dispatch.web.pages import SLICE
 from tests.web.visitor import WELCOME, Mail, Visitor, status_of, visit
 
 
@@ -90,6 +92,35 @@ async def test_all_that_a_search_means_is_found_first_and_then_changed() -> None
     assert (await status_of(storage, "n1"), await status_of(storage, "n3")) == (None, "pending")
     bad = {**fields, "query": "text=nope:1"}
     assert (await visitor.post("tasks", bad)).status == 422
+
+
+async def test_a_search_for_what_to_change_holds_a_slice_of_the_tasks_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    visitor, storage = await visit()
+    await storage.enqueue([NewTask(id=f"n{n}", queue="reports", type="x", payload=b"{}") for n in range(2_000)])
+    find = storage.find
+    read: list[weakref.ref[Any]] = []
+    most = 0
+
+    async def spying(*args: Any, **kwargs: Any) -> Any:
+        nonlocal most
+        page = await find(*args, **kwargs)
+        read.extend(map(weakref.ref, page.records))
+        most = max(most, sum(each() is not None for each in read))
+        return page
+
+    monkeypatch.setattr(storage, "find", spying)
+    asked = await visitor.post("tasks.json", {"action": "hold", "all": "yes", "query": "type=x"})
+    assert asked.data["n"] == 2_000
+    assert most <= 2 * SLICE  # the next one is read before the last one is let go
+
+
+async def test_a_search_passes_by_what_the_action_cannot_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    visitor, storage = await visit()
+    await storage.enqueue([NewTask(id=f"n{n}", queue="reports", type="x", payload=b"{}") for n in range(20)])
+    await storage.alter(Ids(*(f"n{n}" for n in range(4, 20))), Change(action="cancel"))
+    monkeypatch.setattr("dispatch.web.actions.BOUND", 10)
+    asked = await visitor.post("tasks.json", {"action": "hold", "all": "yes", "query": "type=x"})
+    assert (asked.data["n"], asked.data["more"]) == (4, False)
 
 
 STATUS = "status: one of pending, later, retrying, running, held, succeeded, failed, cancelled"
