@@ -121,12 +121,13 @@ async def change_tasks(desk: Desk, fields: Fields) -> Done | Ask:
     more = False
     if everything:
         meant, more = await _meant(desk, wanted, action)
-    until = _number(fields, "until", most=inf) if _sure(fields) else desk.storage.now() + 0.001
-    if everything and until is not None:
-        before = Time("finished_at" if action == "delete" else "created_at", until=until)
-        meant = [All(where, before) for where in meant]
+    until = _until(desk, fields)
+    before: Where = All()
+    if everything:
+        # What was run again and has ended again since was created long ago: its end tells it apart.
+        before = Time("finished_at" if action in ("delete", "rerun") else "created_at", until=until)
     if (everything or action in ("cancel", "delete")) and not _sure(fields):
-        n = len(await _each(desk, action, meant, dry_run=True))
+        n = len(await _each(desk, action, meant, before, dry_run=True))
         more = more or n >= BOUND
         return Ask(
             sentence=f"{_VERBS[action]} {_many(n, more, 'task')}?{_WARNINGS.get(action, '')}",
@@ -137,7 +138,11 @@ async def change_tasks(desk: Desk, fields: Fields) -> Done | Ask:
             query=query,
             until=until if everything else None,
         )
-    changed = await _each(desk, action, meant)
+    if everything and action == "rerun":
+        # By name, each once: a clock's error may be longer than a task takes to end again.
+        named = await _each(desk, action, meant, before, dry_run=True)
+        meant, more = _batches(named), more or len(named) >= BOUND
+    changed = await _each(desk, action, meant, before)
     n = len(changed)
     if action == "delete":
         page, query = "tasks", back
@@ -149,6 +154,16 @@ _WARNINGS: Final = {
     "delete": " They and their history are gone for good; tasks that have not ended stay.",
     "cancel": " Running ones are asked to stop.",
 }
+
+
+def _until(desk: Desk, fields: Fields) -> float:
+    """When what is meant was counted: as the question said, given back by who is sure; else now.
+
+    Never later: that would be no bound.
+    """
+    now = desk.storage.now() + 0.001
+    given = _number(fields, "until", most=inf) if _sure(fields) else None
+    return now if given is None else min(given, now)
 
 
 def _filter(fields: Fields) -> TaskFilter:
@@ -197,26 +212,33 @@ async def _meant(desk: Desk, wanted: TaskFilter, action: str) -> tuple[list[Wher
         return record.id if record.status in _FROM[action] else None
 
     found = await pages.search(desk, attrs.evolve(wanted, after=""), able, limit=BOUND, for_s=SEARCH_S)
-    ids = found.kept
-    return [Ids(*ids[at : at + BATCH]) for at in range(0, len(ids), BATCH)], found.cursor is not None
+    return _batches(found.kept), found.cursor is not None
 
 
-async def _each(desk: Desk, action: str, meant: Sequence[Where], *, dry_run: bool = False) -> list[str]:
-    """Change what is meant, in batches, at most `BOUND` in one request; the ids changed.
+def _batches(ids: Sequence[str]) -> list[Where]:
+    return [Ids(*ids[at : at + BATCH]) for at in range(0, len(ids), BATCH)]
+
+
+async def _each(
+    desk: Desk, action: str, meant: Sequence[Where], before: Where, *, dry_run: bool = False
+) -> list[str]:
+    """Change what is meant and was `before`, in batches, at most `BOUND` in one request; the ids changed.
 
     What is deleted has no ids to tell: as many empty ones stand for it.
     """
     found: list[str] = []
     limit = BOUND if dry_run else BATCH
     for where in meant:
+        tree = All(where, before)
         while len(found) < BOUND:
             if action == "delete":
-                spec = PruneSpec(keep=0, where=where, dead_letters=True, limit=limit)
+                spec = PruneSpec(keep=0, where=tree, dead_letters=True, limit=limit)
                 batch = [""] * await desk.storage.prune(spec, dry_run=dry_run)
             else:
-                batch = await desk.storage.alter(where, _change(action), limit=limit, dry_run=dry_run)
+                batch = await desk.storage.alter(tree, _change(action), limit=limit, dry_run=dry_run)
             found += batch
-            if dry_run or len(batch) < limit:
+            # Those named are one batch: a second would run those again that have ended meanwhile.
+            if dry_run or len(batch) < limit or isinstance(where, Ids):
                 break
     return found
 
@@ -606,9 +628,11 @@ async def prune(desk: Desk, fields: Fields) -> Done | Ask:
     days = _number(fields, "days", least=0.0)
     if days is None:
         raise InvalidConfigError("days: how old the ended tasks to delete are at least")
+    age_s = min(days, 36_500.0) * 86_400.0
+    until = _until(desk, fields)
     spec = PruneSpec(
-        age_s=min(days, 36_500.0) * 86_400.0,
-        where=All(),
+        age_s=age_s,
+        where=Time("finished_at", until=until - age_s),  # what has come of age since was not asked about
         dead_letters=_one(fields, "dead_letters") == "yes",
         limit=PRUNE_MOST,
     )
@@ -623,6 +647,7 @@ async def prune(desk: Desk, fields: Fields) -> Done | Ask:
         n=n,
         more=more,
         page="workers",
+        until=until,
     )
 
 

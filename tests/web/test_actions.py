@@ -30,7 +30,7 @@ from dispatch.storage.protocol import Change, QueueRecord, Want
 from dispatch.storage.query import Ids, Queues
 from dispatch.web import create_app
 from dispatch.web.pages import SLICE
-from tests.web.visitor import WELCOME, Mail, Visitor, status_of, visit
+from tests.web.visitor import WELCOME, Mail, Visitor, settle, status_of, visit
 
 
 async def record(storage: Any, task_id: str) -> Any:
@@ -317,6 +317,51 @@ async def test_no_more_is_deleted_than_was_asked_about() -> None:
     done = await visitor.post("tasks.json", {**fields, **asked.data["confirm"]})
     assert done.data["n"] == asked.data["n"]
     assert (await status_of(storage, "dead"), await status_of(storage, "new")) == (None, "failed")
+
+
+async def failed(storage: Any, task_id: str) -> None:
+    await storage.enqueue([NewTask(id=task_id, queue="email", type="welcome", payload=b"{}")])
+    await settle(storage, task_id, TransitionKind.FAILED, error="no")
+
+
+@pytest.mark.parametrize("query", ["status=failed", "status=failed&type=welcome"])
+async def test_no_more_is_run_again_than_was_asked_about(query: str) -> None:
+    visitor, storage = await visit()
+    await storage.enqueue([NewTask(id="new", queue="email", type="welcome", payload=b"{}")])
+    fields = {"action": "rerun", "all": "yes", "query": query}
+    asked = await visitor.post("tasks.json", fields)
+    await trio.sleep(0.01)
+    await settle(storage, "new", TransitionKind.FAILED, error="no")
+    done = await visitor.post("tasks.json", {**fields, **asked.data["confirm"]})
+    assert (asked.data["n"], done.data["ids"]) == (1, ["dead"])
+    assert (await status_of(storage, "dead"), await status_of(storage, "new")) == ("pending", "failed")
+    without = await visitor.post("tasks.json", {**fields, "sure": "yes"})
+    assert without.data["ids"] == ["new"]
+
+
+@pytest.mark.parametrize("wanted", [{"all": "yes", "query": "status=failed"}, {"id": [f"t{n}" for n in range(25)]}])
+async def test_what_ends_again_at_once_is_not_run_a_third_time(
+    wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = MemoryStorage()
+    await storage.declare([QueueRecord(name="email")])
+    for n in range(25):
+        await failed(storage, f"t{n}")
+    alter = storage.alter
+
+    async def running(*args: Any, **kwargs: Any) -> list[str]:
+        changed = await alter(*args, **kwargs)
+        if not kwargs.get("dry_run"):
+            for task_id in changed:
+                await settle(storage, task_id, TransitionKind.FAILED, error="no")
+        return changed
+
+    monkeypatch.setattr(storage, "alter", running)
+    monkeypatch.setattr("dispatch.web.actions.BATCH", 25 if "id" in wanted else 5)
+    visitor = Visitor(create_app(storage))
+    done = await visitor.post("tasks.json", {"action": "rerun", "sure": "yes", **wanted})
+    assert (done.data["n"], len(set(done.data["ids"]))) == (25, 25)
+    assert {(await record(storage, f"t{n}")).attempt for n in range(25)} == {2}
 
 
 def shown_until(page: str) -> str:
@@ -697,6 +742,22 @@ async def test_pruning_is_counted_asked_and_done() -> None:
     assert await status_of(storage, "dead") is None
     assert await status_of(storage, "waiting") == "pending"
     assert (await visitor.post("workers", {"action": "prune", "days": ""})).status == 422
+
+
+@pytest.mark.parametrize("days", ["0", "0.0000005"])
+async def test_no_more_is_pruned_than_was_asked_about(days: str) -> None:
+    visitor, storage = await visit()
+    await trio.sleep(0.05)
+    fields = {"action": "prune", "days": days, "dead_letters": "yes"}
+    asked = await visitor.post("workers.json", fields)
+    page = (await visitor.post("workers", fields)).text
+    await trio.sleep(0.01)
+    await failed(storage, "new")
+    await trio.sleep(0.05)
+    assert f'name="until" value="{shown_until(page)}"' in page
+    done = await visitor.post("workers.json", {**fields, **asked.data["confirm"]})
+    assert (asked.data["n"], done.data["n"]) == (2, 2)
+    assert await status_of(storage, "new") == "failed"
 
 
 async def test_an_action_is_seen_at_once_by_whoever_did_it() -> None:
