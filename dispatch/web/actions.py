@@ -112,9 +112,14 @@ async def change_tasks(desk: Desk, fields: Fields) -> Done | Ask:
     everything = _one(fields, "all") == "yes"
     wanted = _filter(fields) if everything else TaskFilter.parse(_query(_one(fields, "query", QUERY_LIMIT)))
     back = attrs.evolve(wanted, after="").query()
-    ids = tuple(dict.fromkeys(each[:200] for each in fields.get("id", ())))[:MOST_IDS]
+    ids = tuple(dict.fromkeys(each[:200] for each in fields.get("id", ())))
     if not everything and not ids:
         raise InvalidConfigError("no task was chosen; tick some first")
+    if not everything and len(ids) > MOST_IDS:
+        raise InvalidConfigError(
+            f"at most {MOST_IDS:,} tasks are chosen by id in one request, got {len(ids):,}; nothing was changed: "
+            "send several requests, or all=yes with a query that means them"
+        )
     page = "task" if _one(fields, "from") == "task" and len(ids) == 1 else "tasks"
     query = urlencode({"id": ids[0]}) if page == "task" else back
     meant: list[Where] = [Ids(*ids)]

@@ -230,6 +230,19 @@ async def test_ticked_tasks_are_changed_whatever_the_filter_beside_them() -> Non
     assert (done.data["ids"], await status_of(storage, "later")) == (["waiting"], "pending")
 
 
+async def test_more_ids_than_one_request_may_have_are_refused_and_not_dropped() -> None:
+    visitor, storage = await visit()
+    ids = ["dead", *(f"t{n}" for n in range(1_000))]
+    answer = await visitor.post("tasks.json", {"action": "rerun", "id": ids})
+    said = (
+        "[1012] at most 1,000 tasks are chosen by id in one request, got 1,001; nothing was changed: "
+        "send several requests, or all=yes with a query that means them"
+    )
+    assert (answer.status, answer.data["error"]) == (422, said)
+    assert await status_of(storage, "dead") == "failed"
+    assert (await visitor.post("tasks.json", {"action": "rerun", "id": ids[:-1]})).data["ids"] == ["dead"]
+
+
 async def test_nothing_ticked_and_unknown_actions_are_refused() -> None:
     visitor, _ = await visit()
     for page, fields in {
