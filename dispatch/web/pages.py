@@ -16,7 +16,7 @@ from dispatch.lifecycle import TABLE, Event
 from dispatch.records import AttemptRecord, NewTask, TaskRecord, from_seconds
 from dispatch.storage.protocol import QueueRecord, WorkerRecord
 from dispatch.storage.query import All, Ids, Order, Queues, Statuses, matches
-from dispatch.tasks import QueueTask, TaskStatus
+from dispatch.tasks import Priority, QueueTask, TaskStatus
 from dispatch.web.desk import SHOWN, Count, Desk, View, priority
 from dispatch.web.filters import FilterError, TaskFilter
 from dispatch.web.history import History
@@ -342,7 +342,12 @@ def _can(record: TaskRecord, *, readable: bool) -> dict[str, bool]:
 
 
 def snapshot(desk: Desk, record: TaskRecord) -> QueueTask[Any, Any]:
-    """The task as its user sees it, with its declared type where this process knows it."""
+    """The task as its user sees it, with its declared type where this process knows it.
+
+    A priority that this version has no name for is shown from the record, not from here.
+    """
+    if record.priority not in set(Priority):
+        record = attrs.evolve(record, priority=int(Priority.NORMAL))
     return desk.publisher.snapshot(record)
 
 

@@ -11,7 +11,7 @@ import trio
 from dispatch import CronSpec, MemoryStorage, TaskQueueConfig, open_dispatcher
 from dispatch.errors import InvalidConfigError, StorageError
 from dispatch.records import NewTask
-from dispatch.storage.protocol import QueueRecord
+from dispatch.storage.protocol import Change, QueueRecord
 from dispatch.storage.query import (
     All,
     Attempt,
@@ -317,6 +317,21 @@ async def test_a_payload_that_is_no_json_is_shown_as_text_and_not_edited() -> No
     view = await visitor.data("task.json?id=odd")
     assert view["can"]["edit"] is view["can"]["copy"] is False
     assert "<u>" not in (await visitor.get("task?id=odd")).text
+
+
+async def test_a_priority_of_another_version_is_shown_and_not_saved_as_another() -> None:
+    visitor, storage = await visit()
+    await storage.alter(Ids("dead"), Change(action="patch", priority=5))
+    assert (await visitor.data("tasks.json?text=dead"))["tasks"][0]["priority"] == "5"
+    assert (await visitor.data("task.json?id=dead"))["priority"] == "5"
+    page = (await visitor.get("task?id=dead")).text
+    assert "<dd>5</dd>" in page
+    assert re.findall(r"<option selected>([^<]*)</option>", page) == ["5"]
+    fields = {"action": "save", "id": "dead", "payload": '{"to": "b"}', "headers": "{}"}
+    refused = await visitor.post("task.json", {**fields, "priority": "5"})
+    assert refused.data["error"] == "[1012] priority: one of low, normal, high, critical, got '5'"
+    await visitor.post("task.json", {**fields, "priority": "critical"})
+    assert (await visitor.data("task.json?id=dead"))["priority"] == "critical"
 
 
 async def test_an_unknown_task_and_an_unknown_page_are_not_found() -> None:
