@@ -37,6 +37,8 @@ BOUND: Final = 10_000
 LEAST_BOUND: Final = 100
 FEW_QUEUES: Final = 20
 """So few are counted one by one already where there are a quarter of `BOUND` in all."""
+MOST_QUEUES: Final = 200
+"""So many are drawn, and told apart where all of them are too many tasks to count at once."""
 FRESH_S: Final = 2.0
 CAPPED_S: Final = 30.0
 MANY_S: Final = 600.0
@@ -124,15 +126,16 @@ class Desk:
     async def counts(self, queues: Sequence[str]) -> dict[str, dict[str, Count]]:
         """By queue, then by status as shown (`later` apart); queues without tasks included.
 
-        One bounded count per status. Only where it stops at the bound, the
-        queues are counted one by one, with a bound of their share.
+        One bounded count per status. Only where it stops at the bound, the first
+        `MOST_QUEUES` are counted one by one, with a bound of their share, and the
+        others as one, under the name "", which no queue has: the sum is of all.
         """
         found: dict[str, dict[str, Count]] = {queue: {} for queue in queues}
         if not queues:
             return found
         for status in STORED:
             for (queue, shown), count in (await self._status_counts(tuple(queues), status)).items():
-                found[queue][shown] = count
+                found.setdefault(queue, {})[shown] = count
         return found
 
     async def _status_counts(
@@ -147,13 +150,17 @@ class Desk:
             counts = await self._counted(queues, status, at_once)
             if sum(counts.values()) < at_once:
                 return self.remember(key, {each: Count(n) for each, n in counts.items()}, FRESH_S)
-        share = max(BOUND // len(queues), LEAST_BOUND)
+        apart, others = queues[:MOST_QUEUES], queues[MOST_QUEUES:]
+        share = max(BOUND // len(apart), LEAST_BOUND)
+        asked: list[tuple[str, tuple[str, ...], int]] = [(queue, (queue,), share) for queue in apart]
+        if others:
+            asked.append(("", others, BOUND))
         found: dict[tuple[str, str], Count] = {}
-        for queue in queues:
-            own = await self._counted((queue,), status, share)
-            if sum(own.values()) >= share:
+        for name, among, bound in asked:
+            own = await self._counted(among, status, bound)
+            if sum(own.values()) >= bound:
                 # How many of them are due cannot be said without counting them all.
-                found[queue, status] = Count(share, more=True)
+                found[name, status] = Count(bound, more=True)
             else:
                 found.update({each: Count(n) for each, n in own.items()})
         capped = any(count.more for count in found.values())
@@ -181,11 +188,22 @@ class Desk:
         if found is None:
             records: list[TaskRecord] = []
             for status in ("succeeded", "failed", "cancelled"):
-                where = All(Queues(*queues), Statuses(status))
-                page = await self.storage.find(where, order=Order.NEWEST, limit=SAMPLE)
-                records += page.records
+                records += await self.newest(queues, status, SAMPLE)
             found = self.remember("sample", History.of(records), SAMPLE_S)
         return found, "sample"
+
+    async def newest(self, queues: Sequence[str], status: str, limit: int) -> list[TaskRecord]:
+        """The newest tasks of a status, the newest first.
+
+        `MOST_QUEUES` at a time: of a few hundred a storage looks into each one's end, of
+        more it may look through all that it has.
+        """
+        found: list[TaskRecord] = []
+        for at in range(0, len(queues), MOST_QUEUES):
+            where = All(Queues(*queues[at : at + MOST_QUEUES]), Statuses(status))
+            page = await self.storage.find(where, order=Order.NEWEST, limit=limit)
+            found = sorted([*found, *page.records], key=lambda record: -record.seq)[:limit]
+        return found
 
     # -- summaries --------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from dispatch.records import AttemptRecord, NewTask, TaskRecord, from_seconds
 from dispatch.storage.protocol import QueueRecord, WorkerRecord
 from dispatch.storage.query import All, Ids, Order, Queues, Statuses, matches
 from dispatch.tasks import Priority, QueueTask, TaskStatus
-from dispatch.web.desk import SHOWN, Count, Desk, View, priority
+from dispatch.web.desk import MOST_QUEUES, SHOWN, Count, Desk, View, priority
 from dispatch.web.filters import FilterError, TaskFilter
 from dispatch.web.history import History
 from dispatch.web.shown import TEXT_LIMIT, moment
@@ -36,7 +36,6 @@ __all__ = [
 T = TypeVar("T")
 
 BRIEF: Final = 8
-MOST_QUEUES: Final = 200
 MOST_ENTRIES: Final = 100
 MOST_WORKERS: Final = 200
 MOST_ATTEMPTS: Final = 50
@@ -53,11 +52,11 @@ LOOK_BACK: Final = 100
 async def overview(desk: Desk) -> View:
     """How things stand: counts, the last hour, what runs, what failed last, what cron does next."""
     known = await desk.queues()
-    names = [queue.name for queue in known][:MOST_QUEUES]
+    names = [queue.name for queue in known]
     now = desk.storage.now()
     counts = await desk.counts(names)
     history, source = await desk.history(names)
-    running, failed = await _newest(desk, names, "running"), await _newest(desk, names, "failed")
+    running, failed = await desk.newest(names, "running", BRIEF), await desk.newest(names, "failed", BRIEF)
     entries = [entry for entry in await desk.crons() if entry.next is not None and not entry.paused]
     entries.sort(key=lambda entry: (entry.next, entry.name))
     return {
@@ -65,20 +64,14 @@ async def overview(desk: Desk) -> View:
         "history": _history_view(history, source, now),
         "queues": [_queue_line(desk, queue, counts[queue.name], history, now) for queue in known[:MOST_QUEUES]],
         "queues_in_all": len(known),
-        "running": running,
-        "failed": failed,
+        "running": [desk.row(record) for record in running],
+        "failed": [desk.row(record) for record in failed],
         "cron": [
             {"name": entry.name, "text": entry.spec.text if entry.spec else "", "next": _iso(entry.next)}
             for entry in entries[:BRIEF]
         ],
         "workers": len(await desk.storage.workers()),
     }
-
-
-async def _newest(desk: Desk, queues: Sequence[str], status: str) -> list[View]:
-    where = All(Queues(*queues), Statuses(status))
-    page = await desk.storage.find(where, order=Order.NEWEST, limit=BRIEF)
-    return [desk.row(record) for record in page.records]
 
 
 def _summed(counts: Iterable[Mapping[str, Count]]) -> dict[str, View]:
@@ -105,14 +98,13 @@ def _timed(minute: Mapping[str, Any]) -> View:
 async def queues(desk: Desk) -> View:
     """Every queue: what is in it, how it is set, how its last hour was."""
     known = await desk.queues()
-    shown = known[:MOST_QUEUES]
-    names = [queue.name for queue in shown]
+    names = [queue.name for queue in known]
     counts = await desk.counts(names)
     history, source = await desk.history(names)
     workers = await desk.storage.workers()
     now = desk.storage.now()
     lines: list[View] = []
-    for queue in shown:
+    for queue in known[:MOST_QUEUES]:
         line = _queue_line(desk, queue, counts[queue.name], history, now)
         line["workers"] = sum(queue.name in worker.queues for worker in workers)
         line["oldest_at"] = await _oldest(desk, queue.name, counts[queue.name])
@@ -163,14 +155,15 @@ async def tasks(desk: Desk, wanted: TaskFilter, problem: str | None = None) -> V
     """
     began = trio.current_time()
     known = await desk.queues()
-    names = [queue.name for queue in known][:MOST_QUEUES]
+    names = [queue.name for queue in known]
     view: View = {
         "filter": attrs.asdict(wanted),
         "tasks": [],
         "next": None,
         "looked_at": None,
         "problem": problem,
-        "queues": names,
+        "queues": names[:MOST_QUEUES],
+        "queues_in_all": len(names),
         "counts": {},
     }
     of = [wanted.queue] if wanted.queue else names
@@ -357,12 +350,14 @@ async def cron(desk: Desk, *, name: str = "", after: str = "") -> View:
     following = [entry for entry in entries if entry.name > after] if after else entries
     shown = following[:MOST_ENTRIES]
     more = len(following) > len(shown)
+    queues = [queue.name for queue in await desk.queues()]
     view: View = {
         "cron": [_cron_line(desk, entry) for entry in shown],
         "in_all": len(entries),
         "next": shown[-1].name if more and shown else None,
         "entry": None,
-        "queues": [queue.name for queue in await desk.queues()][:MOST_QUEUES],
+        "queues": queues[:MOST_QUEUES],
+        "queues_in_all": len(queues),
     }
     chosen = next((entry for entry in entries if entry.name == name), None)
     if chosen is not None:

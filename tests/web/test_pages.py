@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import trio
 
 from dispatch import CronSpec, MemoryStorage, TaskQueueConfig, open_dispatcher
 from dispatch.errors import InvalidConfigError, StorageError
-from dispatch.records import NewTask
-from dispatch.storage.protocol import Change, QueueRecord
+from dispatch.records import NewTask, Transition, TransitionKind
+from dispatch.storage.protocol import Change, QueueRecord, Want
 from dispatch.storage.query import (
     All,
     Attempt,
@@ -156,6 +158,69 @@ async def test_many_who_look_cost_the_storage_what_one_costs(monkeypatch: pytest
     for _ in range(20):
         await visitor.get("queues")
     assert asked <= 6
+
+
+async def crowded(failed: int, *, waiting: Mapping[str, int]) -> MemoryStorage:
+    """A storage with 450 queues, of which the last has dead letters."""
+    storage = MemoryStorage()
+    await storage.declare([QueueRecord(name=f"q{n}") for n in range(100, 550)])
+    new = [NewTask(id=f"f{n}", queue="q549", type="x", payload=b"{}") for n in range(failed)]
+    await storage.enqueue(new)
+    claims = (await storage.claim([Want(queue="q549", limit=failed)], worker="w", lease=9.0)).claims
+    await storage.settle([Transition(each.id, each.epoch, TransitionKind.FAILED, error="no") for each in claims])
+    for queue, number in waiting.items():
+        await storage.enqueue(
+            [NewTask(id=f"{queue}-{n}", queue=queue, type="x", payload=b"{}") for n in range(number)]
+        )
+    return storage
+
+
+async def test_what_happens_in_queues_that_are_not_drawn_is_counted_and_listed_too() -> None:
+    storage = await crowded(9, waiting={"q100": 1, "q320": 1, "q500": 2})
+    await storage.claim([Want(queue=queue, limit=1) for queue in ("q500", "q100", "q320")], worker="w", lease=9.0)
+    visitor = Visitor(create_app(storage))
+    view = await visitor.data("overview.json")
+    assert {status: count["n"] for status, count in view["counts"].items() if count["n"]} == {
+        "pending": 1, "running": 3, "failed": 9,
+    }  # fmt: skip
+    assert [task["id"] for task in view["failed"]] == [f"f{n}" for n in range(8, 0, -1)]
+    assert [task["id"] for task in view["running"]] == ["q500-0", "q320-0", "q100-0"]
+    assert view["history"]["total"]["failed"] == 9
+    assert (len(view["queues"]), view["queues_in_all"]) == (200, 450)
+    assert (await visitor.data("tasks.json"))["counts"] == view["counts"]
+    overview = (await visitor.get("")).text
+    assert "All quiet" not in overview
+    assert "failed for good" in overview
+    for page, said in (
+        ("", "The first 200 of 450."),
+        ("queues", "The first 200 of 450."),
+        ("tasks", "the first 200 of 450; others by queue:NAME</option>"),
+        ("cron", "the first 200 of 450</option>"),
+    ):
+        assert said in (await visitor.get(page)).text
+
+
+@pytest.mark.parametrize(("last", "total"), [(30, {"n": 40, "more": True}), (60, {"n": 60, "more": True})])
+async def test_queues_that_are_not_drawn_are_counted_as_one_where_they_have_too_many(
+    last: int, total: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = await crowded(0, waiting={"q100": 40, "q549": last})
+    asked: list[object] = []
+    count = storage.count
+
+    async def spying(*args: Any, **kwargs: Any) -> Any:
+        asked.append(args[0])
+        return await count(*args, **kwargs)
+
+    monkeypatch.setattr(storage, "count", spying)
+    monkeypatch.setattr("dispatch.web.desk.BOUND", 50)
+    monkeypatch.setattr("dispatch.web.desk.LEAST_BOUND", 10)
+    visitor = Visitor(create_app(storage))
+    view = await visitor.data("overview.json")
+    assert view["queues"][0]["counts"]["pending"] == {"n": 10, "more": True}
+    assert view["counts"]["pending"] == total
+    # Each status once; what waits, of which there is more, by the 200 and the others.
+    assert len(asked) == 6 + 200 + 1
 
 
 async def test_a_list_goes_on_page_by_page_and_tells_each_task_once() -> None:
