@@ -335,12 +335,16 @@ def resume(record: TaskRecord) -> bool:
 
 
 def rerun(record: TaskRecord, now: float) -> bool:
-    """RERUN an ended task: pending now, one more run allowed, its end wiped, its history kept."""
+    """RERUN an ended task: pending now, one more run allowed, its end wiped, its history kept.
+
+    One that never ran, and has no limit of its own, takes its queue's when it is claimed.
+    """
     if record.status not in TABLE[Event.RERUN].source:
         return False
     _move(record, Event.RERUN)
-    # `attempt` goes on counting, so the limit must leave room for one more run.
-    record.max_retry = max(_limit(record) + 1, record.attempt)
+    if record.max_retry is not None or record.limit is not None:
+        # `attempt` goes on counting, so the limit must leave room for one more run.
+        record.max_retry = max(_limit(record) + 1, record.attempt)
     record.available_at = now
     record.finished_at = None
     record.failure_reason = None

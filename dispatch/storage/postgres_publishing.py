@@ -40,6 +40,7 @@ IN_DOUBT: Final = (
     "which is harmless, or look for it"
 )
 IMPATIENT: Final = b"SET LOCAL lock_timeout = '50ms'"
+TIMEOUTS: Final = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
 BRIEFLY_S: Final = 1.0
 """For one such attempt: if not even that is answered, it is no lock, and no time to waste on the rest."""
 
@@ -184,12 +185,14 @@ class PostgresPublishing:
         try:
             await store(jobs)
         except Exception as exc:  # noqa: BLE001 - each caller is told; the next ones go on
+            held = isinstance(exc.__cause__, TIMEOUTS)  # of the server's own, if they are set so short
             away = isinstance(exc, StorageError) and isinstance(
                 exc.__cause__, psycopg.OperationalError | None
             )
             error = _as_storage_error(exc, self._where)
-            if isinstance(exc, LateError):
-                error = StorageError(f"{exc.detail}; {IN_DOUBT if exc.in_doubt else HELD}")
+            if held or isinstance(exc, LateError):
+                in_doubt = isinstance(exc, LateError) and exc.in_doubt
+                error = StorageError(f"{error.detail}; {IN_DOUBT if in_doubt else HELD}")
                 if len(jobs) > 1:
                     await self._attempt_briefly(jobs, error)
                     return
@@ -212,7 +215,7 @@ class PostgresPublishing:
                     continue
                 except Exception as exc:  # noqa: BLE001 - as above
                     silent = isinstance(exc, LateError)
-                    if not isinstance(exc.__cause__, psycopg.errors.LockNotAvailable):
+                    if not isinstance(exc.__cause__, TIMEOUTS):
                         error = _as_storage_error(exc, self._where)
             job.answer(error)
 

@@ -21,7 +21,7 @@ from dispatch.storage.protocol import (
     WorkerRecord,
 )
 from dispatch.storage.psycopg_trio import TrioConnection
-from dispatch.storage.texts import cron_record, template_to_text
+from dispatch.storage.texts import cron_record, storable, template_to_text
 
 __all__ = ["PostgresRegistry", "queue_record"]
 
@@ -154,6 +154,8 @@ class PostgresRegistry:
         outcome: Outcome,
     ) -> bool:
         """See `ControlStore.alter_queue`."""
+        if not storable(name):
+            return False
         keep = isinstance(concurrency, Keep)
         cursor = await connection.execute(
             self._sql(
@@ -210,6 +212,8 @@ class PostgresRegistry:
 
     async def forget(self, connection: TrioConnection[Any], worker: str) -> None:
         """See `ControlStore.forget`."""
+        if not storable(worker):
+            return
         await connection.execute(self._sql("DELETE FROM @.workers WHERE id = %s"), (worker,))
 
     # ---- cron entries ----------------------------------------------------
@@ -269,6 +273,8 @@ class PostgresRegistry:
 
     async def crons(self, connection: TrioConnection[Any], name: str | None) -> list[CronRecord]:
         """See `CronStore.crons`."""
+        if name is not None and not storable(name):
+            return []
         cursor = await connection.execute(
             self._sql(
                 f"SELECT {CRON} FROM @.crons WHERE %s::text IS NULL OR name = %s ORDER BY name"
@@ -287,6 +293,8 @@ class PostgresRegistry:
         outcome: Outcome,
     ) -> bool:
         """See `CronStore.alter_cron`."""
+        if not storable(name):
+            return False
         moves = "" if last_slot is None else ", last_slot = greatest(last_slot, %s), next_slot = %s"
         cursor = await connection.execute(
             self._sql(f"UPDATE @.crons SET paused_reason = %s{moves} WHERE name = %s"),
@@ -301,6 +309,8 @@ class PostgresRegistry:
         self, connection: TrioConnection[Any], name: str, outcome: Outcome
     ) -> bool:
         """See `CronStore.remove_cron`."""
+        if not storable(name):
+            return False
         cursor = await connection.execute(self._sql("DELETE FROM @.crons WHERE name = %s"), (name,))
         if not cursor.rowcount:
             return False

@@ -20,7 +20,7 @@ from dispatch.records import AttemptOutcome, AttemptRecord, NewTask, TaskRecord
 from dispatch.storage.changes import NO_HEADERS
 from dispatch.storage.postgres_schema import State
 from dispatch.storage.psycopg_trio import TrioConnection
-from dispatch.storage.texts import unique_from_text
+from dispatch.storage.texts import unique_from_text, unreadable
 from dispatch.tasks import FailureReason, TaskStatus
 
 __all__ = [
@@ -315,7 +315,17 @@ class Stored:
 
 
 def stored_of(row: tuple[Any, ...], lanes: Lanes) -> Stored:
-    """The task that a row of `COLUMNS` stands for; its lane is known."""
+    """The task that a row of `COLUMNS` stands for; its lane is known.
+
+    Raises StorageError for one that cannot be read.
+    """
+    try:
+        return _stored_of(row, lanes)
+    except Exception as exc:
+        raise unreadable(row[17], exc) from exc
+
+
+def _stored_of(row: tuple[Any, ...], lanes: Lanes) -> Stored:
     (seq, created_at, available_at, started_at, finished_at, lease_until, timeout, slot) = row[:8]
     (max_retry, limit, epoch, attempt, queue_id, lane_id, priority, state, lined) = row[8:17]
     (id_, key, worker, retry, on_interrupt, cancel_reason, last_error, failure_reason) = row[17:25]

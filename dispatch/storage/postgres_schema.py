@@ -199,7 +199,13 @@ CREATE TABLE @.crons (
 ) WITH (fillfactor = 50);
 """
 
-_MIGRATIONS: Final = ((_FIRST, 1),)
+_SECOND: Final = """
+DROP INDEX @.tasks_unique;
+CREATE INDEX tasks_unique ON @.tasks (unique_key, state, available_at) WHERE unique_key IS NOT NULL;
+"""
+"""Of a key with `within` the ended tasks are many, and those near one moment few."""
+
+_MIGRATIONS: Final = ((_FIRST, 1), (_SECOND, 1))
 """Each with the schema version of the oldest code that still works beside it."""
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
 

@@ -123,6 +123,14 @@ PROMOTE: Final = (
     " UPDATE @.tasks t SET state = target.state FROM target"
     " WHERE t.seq = target.seq AND t.state <> target.state"
 )
+IN_WINDOWS: Final = (
+    "t.seq IN (SELECT w.seq FROM"
+    " (SELECT n.key, coalesce(n.at, @.now_s() + n.delay) AS at, n.within + 60 AS within"
+    "  FROM unnest(%s::text[], %s::float8[], %s::float8[], %s::float8[]) AS n (key, at, delay, within)) AS n"
+    " JOIN @.tasks w ON w.unique_key = n.key AND w.state = ANY (%s)"
+    "  AND w.available_at BETWEEN n.at - n.within AND n.at + n.within)"
+)
+"""A minute wider than need be: the step reads its own clock later. Whoever clashes is decided on records."""
 OWN: Final = ("seq", "id", "payload")
 """Columns that are each task's own."""
 INSERTED: Final = (
@@ -306,6 +314,7 @@ class Step:
         cursor = await connection.execute(sql(QUEUES))
         self.queues = {row[1]: Queue(*row) for row in await cursor.fetchall()}
         keys = sorted({new.unique.key for new in news if new.unique is not None})
+        windows = _windows(news)
         states = _states(new.unique for new in news)
         wanted = sorted({*ids, *(new.id for new in news)})
         lines = [
@@ -315,7 +324,7 @@ class Step:
             and (queue := self.queues.get(new.queue)) is not None
             and queue.keyed
         ]
-        which, values = _which(wanted, keys, states, seqs)
+        which, values = _which(wanted, keys, states, seqs, windows)
         await self._lock(map(_unique_stripe, keys))
         if any(queue.keyed for queue in self.queues.values()):
             cursor = await connection.execute(
@@ -678,8 +687,34 @@ async def promote(
     await connection.execute(sql(PROMOTE), values)
 
 
+@attrs.frozen
+class _Window:
+    """The moments around which tasks of a unique key may clash with one that is to be stored."""
+
+    key: str
+    at: float | None
+    """None for now and `delay`."""
+    delay: float
+    within: float
+
+
+def _windows(news: Sequence[NewTask]) -> list[_Window]:
+    """Those of the unique keys of which nothing further away can clash."""
+    uniques = [(new, new.unique) for new in news if new.unique is not None]
+    boundless = {unique.key for _, unique in uniques if unique.within is None}
+    return [
+        _Window(unique.key, new.available_at, float(new.delay), float(unique.within))
+        for new, unique in uniques
+        if unique.within is not None and unique.key not in boundless
+    ]
+
+
 def _which(
-    ids: Sequence[str], keys: Sequence[str], states: Sequence[int], seqs: Collection[int]
+    ids: Sequence[str],
+    keys: Sequence[str],
+    states: Sequence[int],
+    seqs: Collection[int],
+    windows: Sequence[_Window],
 ) -> tuple[str, list[Any]]:
     """The condition that finds these tasks, each part by an index of its own."""
     arms: list[str] = []
@@ -690,9 +725,20 @@ def _which(
     if seqs:
         arms.append("t.seq = ANY (%s)")
         values.append(sorted(seqs))
-    if keys:
+    narrow = {window.key for window in windows}
+    wide = [key for key in keys if key not in narrow]
+    if wide:
         arms.append("t.unique_key = ANY (%s) AND t.state = ANY (%s)")
-        values += [list(keys), list(states)]
+        values += [wide, list(states)]
+    if windows:
+        arms.append(IN_WINDOWS)
+        values += [
+            [window.key for window in windows],
+            [window.at for window in windows],
+            [window.delay for window in windows],
+            [window.within for window in windows],
+            list(states),
+        ]
     if not arms:
         return "FALSE", values
     if len(arms) == 1:

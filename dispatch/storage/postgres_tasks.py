@@ -7,7 +7,7 @@ tasks, bounds, failures, stale fences.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from operator import attrgetter, itemgetter
 from typing import Any, Final
@@ -32,6 +32,7 @@ from dispatch.storage.postgres_step import (
     Queue,
     Step,
     column,
+    taken,
     transaction,
 )
 from dispatch.storage.protocol import (
@@ -101,8 +102,8 @@ it is held as far as anyone can see, and nobody else takes it while it is locked
 """
 PROGRESS: Final = "UPDATE @.tasks SET progress = %s WHERE id = %s AND epoch = %s AND state = 3"
 EXPIRED: Final = (
-    "SELECT seq FROM @.tasks WHERE state = 3 AND lease_until < @.now_s()"
-    " ORDER BY lease_until, seq LIMIT %s FOR UPDATE SKIP LOCKED"
+    "SELECT seq, lined, queue, key FROM @.tasks WHERE state = 3 AND lease_until < @.now_s()"
+    " AND seq <> ALL (%s::int8[]) ORDER BY lease_until, seq LIMIT %s FOR UPDATE SKIP LOCKED"
 )
 """A locked row is for a later sweep: its run may be just ending in its handler's transaction."""
 
@@ -326,15 +327,35 @@ class PostgresTasks:
     async def rescue(
         self, connection: TrioConnection[Any], limit: int, outcome: Outcome
     ) -> list[TaskRecord]:
-        """See `TaskStore.rescue`. Not in a transaction: it makes one if there is anything to do."""
-        # By itself, so that no row stays locked when the step takes its locks in their order.
-        cursor = await connection.execute(self._sql(EXPIRED), (max(limit, 0),))
-        seqs = [row[0] for row in await cursor.fetchall()]
-        if not seqs:
-            return []
+        """See `TaskStore.rescue`. Not in a transaction: it makes one if there is anything to do.
+
+        A line that somebody else has locked, in a transaction of a user's for instance, is for
+        a later sweep as well: waiting for it would keep all the others from being rescued.
+        """
+        passed: list[int] = []
+        while True:
+            # By itself, so that no row stays locked when the step takes its locks in their order.
+            cursor = await connection.execute(self._sql(EXPIRED), (passed, max(limit, 0)))
+            found = {row[0]: (row[2], row[3]) if row[1] else None for row in await cursor.fetchall()}
+            if not found:
+                return []
+            rescued, busy = await self._rescue(connection, found, outcome)
+            if rescued or not busy:
+                return rescued
+            passed += busy
+
+    async def _rescue(
+        self,
+        connection: TrioConnection[Any],
+        found: Mapping[int, tuple[int, str] | None],
+        outcome: Outcome,
+    ) -> tuple[list[TaskRecord], list[int]]:
+        """Rescue these, given with their lines; answers also with those whose lines are locked."""
         async with transaction(connection):
+            locked = await taken(connection, self._sql, {line for line in found.values() if line is not None})
+            busy = [seq for seq, line in found.items() if line in locked]
             step = self._new_step(connection)
-            await step.begin(seqs=seqs)
+            await step.begin(seqs=found.keys() - set(busy))
             expired = [
                 (until, stored.record.seq, stored)
                 for stored in step.rows()
@@ -346,7 +367,7 @@ class PostgresTasks:
             rescued = [step.rescue(stored) for _, _, stored in expired]
             await step.write()
         outcome.add(step)
-        return rescued
+        return rescued, busy
 
     async def progress(
         self, connection: TrioConnection[Any], claim: tuple[str, int], data: bytes
@@ -416,9 +437,10 @@ class PostgresTasks:
             return 0 if row is None else int(row[0])
         statement = (
             f"{CLOCK}, doomed AS MATERIALIZED ({chosen}),"
-            # One that was rerun meanwhile is not there any more once its lock is had.
+            # One that was rerun meanwhile is not there any more once its lock is had; one
+            # that somebody holds, in a transaction of a user's perhaps, goes another time.
             " locked AS MATERIALIZED (SELECT t.seq FROM @.tasks t JOIN doomed ON doomed.seq = t.seq"
-            "  WHERE t.state >= 5 ORDER BY t.seq FOR UPDATE OF t),"
+            "  WHERE t.state >= 5 ORDER BY t.seq FOR UPDATE OF t SKIP LOCKED),"
             " gone AS (DELETE FROM @.tasks t USING locked WHERE t.seq = locked.seq),"
             " past AS (DELETE FROM @.attempts a USING locked WHERE a.task = locked.seq)"
             " SELECT count(*) FROM locked"

@@ -21,7 +21,7 @@ from dispatch.storage.protocol import (
     WorkerRecord,
 )
 from dispatch.storage.sqlite_tasks import SqliteTasks
-from dispatch.storage.texts import cron_record, template_to_text
+from dispatch.storage.texts import cron_record, storable, template_to_text
 
 __all__ = ["SqliteRegistry"]
 
@@ -100,6 +100,8 @@ class SqliteRegistry:
 
     def alter_queue(self, name: str, paused: bool | None, concurrency: int | Keep | None) -> bool:
         """See `ControlStore.alter_queue`."""
+        if not storable(name):
+            return False
         changes: dict[str, Any] = {}
         if paused is not None:
             changes["paused"] = paused
@@ -157,6 +159,8 @@ class SqliteRegistry:
 
     def forget(self, worker: str) -> None:
         """See `ControlStore.forget`."""
+        if not storable(worker):
+            return
         self._db.execute("DELETE FROM dispatch_workers WHERE id = ?", (worker,))
 
     # ---- cron entries ----------------------------------------------------
@@ -207,6 +211,8 @@ class SqliteRegistry:
 
     def crons(self, name: str | None = None) -> list[CronRecord]:
         """See `CronStore.crons`."""
+        if name is not None and not storable(name):
+            return []
         # Not `? IS NULL OR name = ?`, which looks at every entry to find one.
         where, values = ("ORDER BY name", ()) if name is None else ("WHERE name = ?", (name,))
         rows = self._db.execute(
@@ -220,6 +226,8 @@ class SqliteRegistry:
         self, name: str, paused_reason: str | None, last_slot: float | None, next_slot: float | None
     ) -> bool:
         """See `CronStore.alter_cron`."""
+        if not storable(name):
+            return False
         if last_slot is not None:
             # A scalar max() with a NULL is NULL.
             self._db.execute(
@@ -233,6 +241,8 @@ class SqliteRegistry:
 
     def remove_cron(self, name: str) -> bool:
         """See `CronStore.remove_cron`."""
+        if not storable(name):
+            return False
         return self._changed("DELETE FROM dispatch_crons WHERE name = ?", (name,))
 
     def _changed(self, sql: str, values: tuple[Any, ...]) -> bool:

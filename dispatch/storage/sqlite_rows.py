@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from dispatch.records import AttemptOutcome, AttemptRecord, TaskRecord
 from dispatch.storage.changes import NO_HEADERS
-from dispatch.storage.texts import unique_from_text
+from dispatch.storage.texts import unique_from_text, unreadable
 from dispatch.tasks import FailureReason, TaskStatus
 
 __all__ = [
@@ -33,7 +33,14 @@ COLUMNS: Final = (
 
 
 def record_of(row: tuple[Any, ...]) -> TaskRecord:
-    """The record that a row of `COLUMNS` stands for."""
+    """The record that a row of `COLUMNS` stands for. Raises StorageError for one that cannot be read."""
+    try:
+        return _record_of(row)
+    except Exception as exc:
+        raise unreadable(row[0], exc) from exc
+
+
+def _record_of(row: tuple[Any, ...]) -> TaskRecord:
     (id_, queue, type_, payload, version, key, headers, timeout, max_retry, priority, tags) = row[:11]
     (unique, cron, slot, seq, status, attempt, epoch, created_at, available_at) = row[11:20]
     (started_at, finished_at, worker, lease_until, limit, retry, on_interrupt) = row[20:27]

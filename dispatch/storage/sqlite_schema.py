@@ -40,7 +40,7 @@ from dispatch.storage.query import payload_has
 
 __all__ = ["SCHEMA_VERSION", "Place", "Synchronous", "connect", "create_or_migrate"]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 """Raised with every change of the tables; each step up has its entry in `STEPS`."""
 OLDEST_SQLITE: Final = (3, 35, 0)
 BUSY_TIMEOUT_S: Final = 5.0
@@ -116,7 +116,8 @@ CREATE INDEX dispatch_aside ON dispatch_tasks (queue, available_at) WHERE place 
 CREATE INDEX dispatch_keys ON dispatch_tasks (queue, key, place) WHERE place > 0 AND key IS NOT NULL;
 CREATE INDEX dispatch_status ON dispatch_tasks (queue, status);
 CREATE INDEX dispatch_ended ON dispatch_tasks (finished_at) WHERE finished_at IS NOT NULL;
-CREATE INDEX dispatch_unique ON dispatch_tasks (unique_key) WHERE unique_key IS NOT NULL;
+CREATE INDEX dispatch_unique ON dispatch_tasks (unique_key, status, available_at)
+    WHERE unique_key IS NOT NULL;
 CREATE TABLE dispatch_attempts (
     task INTEGER NOT NULL,
     epoch INTEGER NOT NULL,
@@ -169,10 +170,20 @@ CREATE TABLE dispatch_bells (
     PRIMARY KEY (kind, name)
 ) WITHOUT ROWID;
 CREATE TABLE dispatch_schema (version INTEGER NOT NULL);
-INSERT INTO dispatch_schema VALUES (1);
+INSERT INTO dispatch_schema VALUES (2);
 """
 
-STEPS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {}
+
+def _index_unique_by_status(connection: sqlite3.Connection) -> None:
+    """Of a key the ended tasks are many, and those in the way of a new one few."""
+    connection.execute("DROP INDEX dispatch_unique")
+    connection.execute(
+        "CREATE INDEX dispatch_unique ON dispatch_tasks (unique_key, status, available_at)"
+        " WHERE unique_key IS NOT NULL"
+    )
+
+
+STEPS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {1: _index_unique_by_status}
 """By the version they start from: what brings a file one version up, inside its transaction."""
 
 

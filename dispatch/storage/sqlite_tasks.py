@@ -56,6 +56,16 @@ LATER: Final = (
     "SELECT available_at FROM dispatch_tasks INDEXED BY dispatch_ready"
     " WHERE lane = ? AND priority = ? AND place = 1 AND available_at > ? ORDER BY available_at LIMIT 1"
 )
+DUE: Final = (
+    "SELECT count(*) FROM (SELECT 1 FROM dispatch_lanes l CROSS JOIN (VALUES (0), (1), (2), (3)) AS p"
+    " CROSS JOIN dispatch_tasks t INDEXED BY dispatch_ready"
+    " WHERE l.queue = ? AND t.lane = l.lane AND t.priority = p.column1 AND t.place = 1 AND t.available_at <= ? LIMIT ?)"
+)
+"""Along the index of claims, which has what is not due yet behind the end of each range."""
+DUE_OUT_OF_LINE: Final = (
+    "SELECT count(*) FROM (SELECT 1 FROM dispatch_tasks INDEXED BY dispatch_keys"
+    " WHERE queue = ? AND key IS NOT NULL AND place > 0 AND place IN (2, 3) AND available_at <= ? LIMIT ?)"
+)
 TAGS_OF_LANE: Final = (
     "WITH RECURSIVE found (tags) AS ("
     " SELECT min(tags) FROM dispatch_tasks WHERE lane = :lane AND place = 1 AND tags IS NOT NULL"
@@ -191,11 +201,21 @@ class SqliteTasks(SqlitePlaces):
         """The stored tasks that clash, oldest first."""
         unique = new.unique
         assert unique is not None
+        statuses = sorted(unique.statuses)
+        near, window = "", tuple[float, ...]()
+        if unique.within is not None:  # a second wider, and then exactly: floats at its edges round
+            near = " AND available_at BETWEEN ? AND ?"
+            window = (available_at - unique.within - 1, available_at + unique.within + 1)
+        found = records(
+            self.db,
+            f"INDEXED BY dispatch_unique WHERE unique_key = ? AND status IN ({', '.join('?' * len(statuses))}){near}"
+            " ORDER BY seq",
+            (unique.key, *statuses, *window),
+        )
         return [
             record
-            for record in records(self.db, "WHERE unique_key = ? ORDER BY seq", (unique.key,))
-            if record.status in unique.statuses
-            and (unique.within is None or abs(record.available_at - available_at) <= unique.within)
+            for record in found
+            if unique.within is None or abs(record.available_at - available_at) <= unique.within
         ]
 
     def _clash(
@@ -221,12 +241,12 @@ class SqliteTasks(SqlitePlaces):
             and record.queue == queue.name
             for record in superseded
         )
-        (waiting,) = self.db.execute(
-            "SELECT count(*) FROM (SELECT 1 FROM dispatch_tasks INDEXED BY dispatch_status"
-            " WHERE queue = ? AND status = 'pending' AND available_at <= ? LIMIT ?)",
-            (queue.name, now, queue.max_waiting + leaving),
-        ).fetchone()
-        return bool(waiting - leaving >= queue.max_waiting)
+        bound = queue.max_waiting + leaving
+        (waiting,) = self.db.execute(DUE, (queue.name, now, bound)).fetchone()
+        if queue.keyed and waiting < bound:
+            (out_of_line,) = self.db.execute(DUE_OUT_OF_LINE, (queue.name, now, bound - waiting)).fetchone()
+            waiting += out_of_line
+        return bool(waiting >= bound)
 
     # ---- runs ------------------------------------------------------------
 

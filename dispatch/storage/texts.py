@@ -8,11 +8,20 @@ from typing import Any
 
 import attrs
 
+from dispatch.errors import StorageError
 from dispatch.records import NewTask, UniqueKey
 from dispatch.storage.protocol import CronRecord
 from dispatch.tasks import OnClash, TaskStatus
 
-__all__ = ["cron_record", "storable", "template_from_text", "template_to_text", "unique_from_text", "unique_to_text"]
+__all__ = ["cron_record", "storable", "template_from_text", "template_to_text", "unique_from_text", "unique_to_text", "unreadable"]
+
+
+def unreadable(task_id: object, exc: Exception) -> StorageError:
+    """The error of a task's row that holds what this version does not know."""
+    return StorageError(
+        f"the row of task {task_id} cannot be read ({type(exc).__name__}: {exc}): another program wrote it, or a "
+        "later version of this one; upgrade, or mend the row"
+    )
 
 
 def storable(text: str) -> bool:

@@ -366,6 +366,19 @@ class AlterCases:
         await bench.fail(again)
         assert len(await bench.storage.history("a")) == 2
 
+    @pytest.mark.parametrize("own", [None, 2])
+    async def test_a_rerun_of_one_that_never_ran_leaves_it_all_its_retries(
+        self, bench: Workbench, own: int | None
+    ) -> None:
+        await bench.publish("a", max_retry=own)
+        await bench.alter("a", "cancel")
+        await bench.alter("a", "rerun")
+        runs = 0
+        while claims := await bench.claim(max_retry=4):
+            runs += 1
+            await bench.fail(claims[0], retry_in=0.0)
+        assert runs == (5 if own is None else own + 2)
+
     async def test_a_dead_letter_is_edited_and_then_rerun(self, bench: Workbench) -> None:
         await bench.ended("a", how=FAILED, payload=b"wrong", max_retry=0)
         before = await bench.row("a")

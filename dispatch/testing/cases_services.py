@@ -223,7 +223,12 @@ class ControlCases:
         assert await storage.alter_queue("a", concurrency=None)
         assert (await storage.queues())[0].concurrency is None
         assert (await storage.queues())[0].paused
-        assert not await storage.alter_queue("unknown", paused=True)
+        for unknown in ("unknown", "no\0such", "no\ud800such"):
+            assert not await storage.alter_queue(unknown, paused=True)
+            assert await storage.crons(unknown) == []
+            assert not await storage.alter_cron(unknown, paused_reason="why")
+            assert not await storage.remove_cron(unknown)
+            await storage.forget(unknown)
         await storage.declare([QueueRecord(name="c"), QueueRecord(name="c", max_running=2)])
         assert (await storage.queues())[2] == QueueRecord(name="c", max_running=2)
 

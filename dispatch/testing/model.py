@@ -176,9 +176,8 @@ class Model:
             case "resume", "held":
                 task.status = "pending"
             case "rerun", "succeeded" | "failed" | "cancelled":
-                # One that never ran has no stored limit yet.
-                stored = task.limit if task.runs or task.limit != 1 else 0
-                task.limit = max(stored + 1, task.attempt)
+                if task.runs or task.limit != 1:  # one that never ran still takes its queue's
+                    task.limit = max(task.limit + 1, task.attempt)
                 task.status, task.due, task.stop = "pending", now, False
                 task.result = task.finished = None
             case "patch", "pending" | "held" if task.due != due:

@@ -25,7 +25,7 @@ from dispatch.clock import Clock
 from dispatch.errors import ClosedError, InvalidConfigError, StorageError
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import Claim, NewTask, TaskRecord, Transition, TransitionKind
-from dispatch.storage import postgres
+from dispatch.storage import postgres, postgres_schema
 from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.postgres import PostgresStorage
 from dispatch.storage.postgres_claim import _values
@@ -33,7 +33,7 @@ from dispatch.storage.postgres_schema import SCHEMA_VERSION, migrate, migration_
 from dispatch.storage.postgres_step import Again, Step
 from dispatch.storage.protocol import EnqueueAnswer, QueueRecord, Storage, Topic, TopicKind, Want
 from dispatch.storage.psycopg_trio import TrioConnection, psycopg, with_options
-from dispatch.storage.query import All, Ids, Order, Queues, Statuses, Types, Where
+from dispatch.storage.query import All, Ids, Order, PruneSpec, Queues, Statuses, Types, Where
 from dispatch.tasks import TaskStatus
 from dispatch.testing.postgres import PostgresServer
 from dispatch.testing.workbench import LEASE_S, Workbench, unique
@@ -79,7 +79,7 @@ async def refusal(dsn: str, **settings: Any) -> str:
 
 async def test_a_database_without_the_schema_is_refused_with_the_remedy(database: str) -> None:
     assert await refusal(database) == (
-        "schema 'dispatch' is missing and this trio-dispatch needs version 1: run `dispatch migrate` "
+        "schema 'dispatch' is missing and this trio-dispatch needs version 2: run `dispatch migrate` "
         "with this database's URL (`dispatch migrate --sql` prints it)"
     )
 
@@ -89,6 +89,20 @@ async def test_migrating_makes_it_and_once_more_changes_nothing(database: str) -
     assert migrate(database) == (SCHEMA_VERSION, SCHEMA_VERSION)
     async with PostgresStorage(database) as storage:
         assert await storage.queues() == []
+
+
+async def test_a_schema_of_the_first_version_is_refused_and_brought_up(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        for part in (postgres_schema._foundation("dispatch"), postgres_schema._step("dispatch", 1)):
+            connection.execute(part.encode())
+    assert (await refusal(database)).startswith(
+        f"schema 'dispatch' is at version 1 and this trio-dispatch needs version {SCHEMA_VERSION}: run"
+    )
+    assert migrate(database) == (1, SCHEMA_VERSION)
+    async with PostgresStorage(database) as storage:
+        await storage.declare([QueueRecord(name="q")])
+        answers = [(await storage.enqueue([new(id_, unique=unique())]))[0].answer for id_ in ("a", "b")]
+        assert answers == [EnqueueAnswer.CREATED, EnqueueAnswer.EXISTING]
 
 
 async def test_two_that_migrate_at_once_make_it_once(database: str) -> None:
@@ -118,7 +132,7 @@ async def test_a_newer_schema_is_used_where_it_says_so_and_else_refused(database
             assert await storage.queues() == []
         connection.execute(add, (99, SCHEMA_VERSION + 1))
     newer = (
-        "schema 'dispatch' was made by a newer trio-dispatch (version 99; this one knows 1): "
+        "schema 'dispatch' was made by a newer trio-dispatch (version 99; this one knows 2): "
         "upgrade the package in this process"
     )
     assert await refusal(database) == newer
@@ -350,6 +364,101 @@ async def test_a_transaction_without_end_keeps_queues_as_they_are(
 
 def success(claim: Claim) -> Transition:
     return Transition(claim.id, claim.epoch, TransitionKind.DONE)
+
+
+async def test_a_line_that_others_hold_keeps_nobody_else_from_being_rescued(
+    stage: Stage, connection: psycopg.Connection[Any]
+) -> None:
+    async with stage.open() as (storage, advance):
+        bench = Workbench(storage, advance)
+        await bench.declare(keyed=True)
+        await bench.publish("held", key="k")
+        await bench.publish("a", "b")
+        assert len(await bench.claim(9, lease=1.0)) == 3
+        await advance(5.0)
+        storage.enqueue_in(connection, [new("theirs", key="k")])  # and does not commit for a while
+        with trio.fail_after(3):
+            assert {record.id for record in (await storage.rescue(1)).records} <= {"a", "b"}
+            rescued = {record.id for record in (await storage.rescue()).records}
+            assert (await storage.rescue()).records == []
+        assert len(rescued) == 1
+        connection.rollback()
+        assert [record.id for record in (await storage.rescue()).records] == ["held"]
+
+
+async def test_a_row_that_others_hold_keeps_nothing_else_from_being_pruned(
+    stage: Stage, connection: psycopg.Connection[Any]
+) -> None:
+    async with stage.open() as (storage, advance):
+        bench = Workbench(storage, advance)
+        for id_ in ("a", "held", "b"):
+            await bench.ended(id_)
+        connection.execute("SELECT 1 FROM dispatch.tasks WHERE id = 'held' FOR UPDATE")
+        with trio.fail_after(3):
+            assert await storage.prune(PruneSpec(keep=0)) == 2
+            assert await storage.prune(PruneSpec(keep=0)) == 0
+        connection.rollback()
+        assert await storage.prune(PruneSpec(keep=0)) == 1
+
+
+@pytest.mark.parametrize("setting", ["lock_timeout", "statement_timeout"])
+async def test_a_servers_own_short_patience_fails_only_who_waited(
+    setting: str, stage: Stage, connection: psycopg.Connection[Any]
+) -> None:
+    async with stage.open() as (storage, advance):
+        bench = Workbench(storage, advance)
+        await bench.publish("first")
+        async with storage._flow.connection() as ours:
+            await ours.execute(f"SET {setting} = '300ms'".encode())
+        storage.enqueue_in(connection, [new("theirs", unique=unique("held"))])
+        answers: dict[str, object] = {}
+
+        async def publish(id_: str) -> None:
+            try:
+                [result] = await storage.enqueue([new(id_, unique=unique(id_))])
+                answers[id_] = result.answer
+            except StorageError as exc:
+                answers[id_] = "nothing was stored" in exc.detail
+
+        async with trio.open_nursery() as nursery:
+            for id_ in ("v", "w", "held", "x", "y"):
+                nursery.start_soon(publish, id_)
+        created = EnqueueAnswer.CREATED
+        assert answers == {"v": created, "w": created, "held": True, "x": created, "y": created}
+        async with storage._flow.connection() as ours:
+            await ours.execute(f"RESET {setting}".encode())
+
+
+async def test_many_ended_tasks_of_a_unique_key_cost_a_publish_little(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stage.open() as (storage, advance):
+        bench = Workbench(storage, advance)
+        every = frozenset(TaskStatus)
+        await bench.ended("first", unique=unique(statuses=every, within=60.0))
+        stage.execute(
+            "INSERT INTO @.tasks (id, queue, lane, priority, state, payload, created_at, available_at, finished_at,"
+            " unique_key, unique_rule) SELECT 'old' || n, t.queue, t.lane, 1, 5, 'x', n, n, n, t.unique_key,"
+            " t.unique_rule FROM @.tasks t, generate_series(1, 3000) AS n WHERE t.id = 'first'",
+            (),
+        )
+        await advance(3_600.0)
+        read: list[int] = []
+        load = Step._load
+
+        async def counted(step: Step, which: str, values: Any) -> Any:
+            found = await load(step, which, values)
+            read.append(len(found))
+            return found
+
+        monkeypatch.setattr(Step, "_load", counted)
+        for id_, answer in (("new", EnqueueAnswer.CREATED), ("soon", EnqueueAnswer.EXISTING)):
+            [result] = await storage.enqueue([new(id_, unique=unique(statuses=every, within=60.0))])
+            assert result.answer is answer
+        await advance(61.0)
+        [result] = await storage.enqueue([new("later", unique=unique(statuses=every, within=60.0))])
+        assert result.answer is EnqueueAnswer.CREATED
+        assert max(read) <= 2
 
 
 @pytest.mark.parametrize("turn", [True, False])

@@ -39,9 +39,10 @@ from dispatch.errors import ClosedError
 from dispatch.records import NewTask
 from dispatch.storage import sqlite, sqlite_query, sqlite_repair, sqlite_schema, sqlite_tasks
 from dispatch.storage.opening import open_storage
-from dispatch.storage.protocol import Change, QueueRecord, Topic, TopicKind, Want
+from dispatch.storage.protocol import Change, EnqueueAnswer, QueueRecord, Topic, TopicKind, Want
 from dispatch.storage.query import All, AnyOf, Ids, Queues, Statuses, Types
 from dispatch.storage.sqlite import SqliteStorage
+from dispatch.testing.workbench import unique
 from tests.conclusive import AGAIN, in_time
 
 ROOT = Path(__file__).parents[2]
@@ -300,6 +301,46 @@ def next_version(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return taken
 
 
+async def test_a_file_of_the_first_version_is_brought_up_to_this_one(path: Path) -> None:
+    await made_today(path)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("DROP INDEX dispatch_unique")
+        db.execute("CREATE INDEX dispatch_unique ON dispatch_tasks (unique_key) WHERE unique_key IS NOT NULL")
+        db.execute("UPDATE dispatch_schema SET version = 1")
+    async with stored(path) as storage:
+        assert (await storage.enqueue([new("b", unique=unique())]))[0].answer is EnqueueAnswer.CREATED
+        assert (await storage.enqueue([new("c", unique=unique())]))[0].answer is EnqueueAnswer.EXISTING
+    assert version(path) == sqlite_schema.SCHEMA_VERSION
+    with closing(sqlite3.connect(path)) as db:
+        assert [row[2] for row in db.execute("PRAGMA index_info(dispatch_unique)")] == [
+            "unique_key",
+            "status",
+            "available_at",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("column", "why"),
+    [
+        ("status = 'snoozed'", "ValueError: 'snoozed' is not a valid TaskStatus"),
+        ("failure_reason = 'bored'", "ValueError: 'bored' is not a valid FailureReason"),
+        ("unique_rule = '{}'", "KeyError: 'key'"),
+    ],
+)
+async def test_a_row_that_cannot_be_read_is_named(column: str, why: str, path: Path) -> None:
+    async with stored(path) as storage:
+        await storage.enqueue([new("a"), new("b")])
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute(f"UPDATE dispatch_tasks SET {column} WHERE id = 'a'")  # noqa: S608 - from above
+        with pytest.raises(StorageError) as caught:
+            await storage.find(All())
+        assert caught.value.detail == (
+            f"the row of task a cannot be read ({why}): another program wrote it, or a later version of this one; "
+            "upgrade, or mend the row"
+        )
+        assert len((await storage.find(Ids("b"))).records) == 1
+
+
 def version(path: Path) -> int:
     with closing(sqlite3.connect(path)) as db:
         (found,) = db.execute("SELECT version FROM dispatch_schema").fetchone()
@@ -308,7 +349,7 @@ def version(path: Path) -> int:
 
 async def made_today(path: Path) -> int:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sqlite_schema, "SCHEMA_VERSION", 1)
+        patch.setattr(sqlite_schema, "SCHEMA_VERSION", max(sqlite_schema.STEPS))
         async with stored(path) as storage:
             await storage.enqueue([new("a")])
     return version(path)
@@ -979,6 +1020,41 @@ def test_many_tasks_that_cannot_run_cost_a_claim_nothing(kind: str, bench: Bench
     bench.fill("stuck", MANY, **STUCK[kind])
     assert bench.claim() <= 1.5 * alone
     assert bench.claim(tags=frozenset({"ours"})) <= 2 * alone + 300
+
+
+def test_many_ended_tasks_of_a_unique_key_cost_a_publish_nothing(bench: Bench) -> None:
+    def publish(id_: str, **fields: Any) -> int:
+        results: list[Any] = []
+        task = NewTask(id=id_, queue="q", type="job", payload=b"{}", unique=unique(**fields))
+        steps = bench.steps(lambda: results.append(bench.tasks.store(task, bench.now)))
+        assert results[0].answer is EnqueueAnswer.CREATED
+        return steps
+
+    every = frozenset(TaskStatus)
+    alone, throttled = publish("first"), publish("second", key="rare", statuses=every, within=60.0)
+    for key in ("u", "rare"):
+        bench.fill(key, MANY, place=0, status="succeeded")
+        bench.db.execute("UPDATE dispatch_tasks SET unique_key = ? WHERE unique_key IS NULL AND id GLOB ?", (key, f"{key}[0-9]*"))
+    bench.db.execute("UPDATE dispatch_tasks SET status = 'succeeded' WHERE id = 'first'")
+    assert publish("third") <= 1.5 * alone
+    bench.now += 3_600
+    assert publish("fourth", key="rare", statuses=every, within=60.0) <= 1.5 * throttled
+
+
+@pytest.mark.parametrize("kind", STUCK)
+def test_many_tasks_that_are_not_due_cost_a_bounded_publish_nothing(kind: str, bench: Bench) -> None:
+    bench.registry.declare([QueueRecord(name="q", keyed=True, max_waiting=1_000)], bench.now)
+
+    def publish(id_: str) -> int:
+        task = NewTask(id=id_, queue="q", type="job", payload=b"{}")
+        return bench.steps(lambda: bench.tasks.store(task, bench.now, bounded=True))
+
+    alone = publish("first")
+    stuck = dict(STUCK[kind])
+    stuck.setdefault("due", "2000000.0 + n")
+    bench.fill("stuck", MANY, **stuck)
+    if "key" not in stuck:  # a line is as long as it is
+        assert publish("second") <= 2 * alone + 300
 
 
 def test_many_tasks_that_can_run_cost_a_claim_nothing(bench: Bench) -> None:
