@@ -135,7 +135,7 @@ CLAIM: Final = (
     "  on_interrupt = %(on_interrupt)s, progress = NULL"
     "  FROM taken, clock c WHERE t.seq = taken.seq RETURNING taken.level, t.seq, {claimed})"
     " SELECT s.*, NULL::float8, FALSE, FALSE, FALSE FROM started s{ended}"
-    " UNION ALL SELECT {nulls}, CASE WHEN (SELECT count(*) FROM started) < greatest(%(limit)s, 1)"
+    " UNION ALL SELECT {nulls}, CASE WHEN %(within)s OR (SELECT count(*) FROM started) < greatest(%(limit)s, 1)"
     "  THEN {next_due} END, {overdue} OR ((SELECT count(*) FROM started) < %(limit)s"
     "  AND (SELECT count(*) FROM candidate) = %(reach)s),"
     " EXISTS (SELECT 1 FROM @.queues WHERE name = %(queue)s AND max_waiting IS NOT NULL),"

@@ -24,6 +24,17 @@ class LimitCases:
             await bell.wait()
         assert await bench.taken(3, worker="two") == ["c"]
 
+    async def test_a_limit_that_is_reached_hides_nothing_that_falls_due(self, bench: Workbench) -> None:
+        await bench.declare(max_running=1)
+        await bench.publish("a")
+        await bench.publish("b", delay=9.0)
+        due = bench.now() + 9.0
+        for count in (1, 0):
+            claimed = await bench.storage.claim([Want(queue="q", limit=5)], worker="w", lease=LEASE_S)
+            assert len(claimed.claims) == count
+            assert claimed.next_due is not None
+            assert claimed.next_due <= due
+
     async def test_a_retry_a_snooze_and_a_rescue_free_their_place(self, bench: Workbench) -> None:
         await bench.declare(max_running=1)
         await bench.publish("a", "b", max_retry=5)
