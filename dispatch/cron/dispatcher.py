@@ -346,9 +346,14 @@ class CronTaskDispatcher:
 
         A tick whose task is stored already is left alone, so a repeat is
         harmless. One step; the entry's own place in time is not touched. More
-        than `limit` ticks is an error, and nothing is published. A checkpoint.
+        than `limit` ticks is an error, and nothing is published. Ticks still to
+        come are published now as well. A checkpoint.
         """
         check_count("backfill: limit", limit, 0)
+        for what, moment in (("since", since), ("until", until)):
+            given = cast("object", moment)
+            if not isinstance(given, datetime) or given.tzinfo is None:
+                raise InvalidConfigError(f"backfill: {what} must be an aware datetime, got {shown(given)}")
         entry = await self._entry(name)
         if isinstance(entry, FunctionEntry):
             raise InvalidConfigError(f"cron task {name!r} is a function; only stored entries can be backfilled")

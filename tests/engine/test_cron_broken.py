@@ -659,6 +659,15 @@ async def test_a_backfill_has_a_limit_that_is_a_number(limit: Any, autojump_cloc
         assert await stage.slots("x") == []
 
 
+@pytest.mark.parametrize("until", [START.replace(tzinfo=None), "2026-03-01", None])
+async def test_a_backfill_is_between_moments(until: Any, autojump_clock: object, stage: Stage) -> None:
+    async with working(storage=stage) as dispatcher:
+        await dispatcher.cron.add_with_name("@hourly", "x", JOB(Job()))
+        with pytest.raises(InvalidConfigError, match="backfill: until must be an aware datetime, got "):
+            await dispatcher.cron.backfill("x", START - timedelta(days=1), until)
+        assert await stage.slots("x") == []
+
+
 async def test_an_every_with_a_start_counts_from_there(autojump_clock: object, stage: Stage) -> None:
     start = datetime(2026, 3, 3, tzinfo=UTC)
     expected = CronSpec("@every 6h", start=start).preview(2, after=START)
