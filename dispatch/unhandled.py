@@ -124,8 +124,9 @@ class Unhandled:
         queue, type_name = address
         here = self._handled(queue)
         log.warning(
-            "queue %s: nobody handles the task type %r: %s; handled here: %s. "
-            "Register its handler with consumer.register_handler, or correct the type where it is published",
+            "queue %s: the task type %r has no handler here, and nobody else takes it: %s; handled here: %s. Register "
+            "its handler with consumer.register_handler, correct the type where it is published, or look after the "
+            "worker that is to take it",
             queue,
             type_name,
             what,

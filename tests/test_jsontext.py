@@ -166,7 +166,7 @@ def test_what_is_not_json_stays_as_it_is(orjson: jsontext.Fast, data: bytes) -> 
 def test_an_entry_is_the_same_one_whoever_wrote_its_payload() -> None:
     def definition(payload: bytes) -> str:
         task = NewTask(id="t", queue="q", type="t", payload=payload)
-        return write_definition(CronSpec("@daily"), CronPolicy(), "", task)
+        return write_definition("x", CronSpec("@daily"), CronPolicy(), "", task)
 
     assert definition(b'{"a":1e-7}') == definition(b'{"a":1e-07}') != definition(b'{"a":1e-6}')
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from math import inf
 from typing import Any, Final, Unpack, cast
@@ -138,8 +139,8 @@ class CronTaskDispatcher:
         self._stored = StoredEntries(storage, self._publisher, self._now, put, wake)
         self._nursery: trio.Nursery | None = None
         self._closing = trio.Event()
-        self._adding = trio.Lock()
-        """Between the look whether a name is free and the act."""
+        self._adding: dict[str, trio.Lock] = {}
+        """Of a name, between the look whether it is free and the act."""
         # Moments of trio's clock, which does not jump.
         self._reload_at = -inf
         self._renew_at = inf
@@ -199,7 +200,7 @@ class CronTaskDispatcher:
             raise
 
     async def _add(self, task: CronTask, *, replace: bool) -> CronTask:
-        async with self._adding:
+        async with self._alone_with(task.name):
             self._check_open()
             if task.task is None:
                 return await self._add_function(task, replace=replace)
@@ -207,6 +208,21 @@ class CronTaskDispatcher:
             added = await self._stored.add(task, replace=replace)
             self._wake_if_earlier()
             return added
+
+    @asynccontextmanager
+    async def _alone_with(self, *names: str) -> AsyncGenerator[None]:
+        """Let nobody else add these names meanwhile. A checkpoint."""
+        held: list[str] = []
+        try:
+            for name in sorted(names):  # in one order, so that two never wait for each other
+                await self._adding.setdefault(name, trio.Lock()).acquire()
+                held.append(name)
+            yield
+        finally:
+            for name in held:
+                self._adding[name].release()
+                if not self._adding[name].locked():
+                    del self._adding[name]
 
     def _check_open(self) -> None:
         if self._closing.is_set():
@@ -225,7 +241,7 @@ class CronTaskDispatcher:
             )
         self._check_open()
         assert task.spec is not None
-        definition = write_definition(task.spec, task.policy, task.description)
+        definition = write_definition(task.name, task.spec, task.policy, task.description)
         known = self._functions.entries.get(task.name)
         if known is not None and not replace:
             if known.definition == definition and known.task.func == task.func:
@@ -404,7 +420,7 @@ class CronTaskDispatcher:
 
     async def _begin(self) -> None:
         tasks = [entry.task() for entry in self._declared]
-        async with self._adding:
+        async with self._alone_with(*(task.name for task in tasks)):
             for task in tasks:
                 if task.task is None:
                     await self._add_function(task, replace=False, declared=True)

@@ -254,9 +254,9 @@ def tick_id(name: str, slot: float) -> str:
 
 
 def write_definition(
-    spec: CronSpec, policy: CronPolicy, description: str, template: NewTask | None = None
+    name: str, spec: CronSpec, policy: CronPolicy, description: str, template: NewTask | None = None
 ) -> str:
-    """An entry's text: equal for equal entries, whenever and wherever they were added.
+    """An entry's text: equal for equal entries of that name, whenever and wherever they were added.
 
     Of the task to publish only a hash is in it, by which a replaced entry is told apart.
     """
@@ -265,7 +265,7 @@ def write_definition(
             "text": spec.text,
             "zone": spec.zone,
             "dst": spec.dst,
-            "name": spec.name,
+            "name": name if spec.name is None else spec.name,
             "anchor": _iso(spec.anchor),
             "start": _iso(spec.start),
             "end": _iso(spec.end),

@@ -271,7 +271,7 @@ class StoredEntries:
         now = self._now()
         record = CronRecord(
             name=name,
-            definition=write_definition(spec, policy, description, template),
+            definition=write_definition(name, spec, policy, description, template),
             template=template,
             last_slot=now,
             next_slot=_next(_anchored(spec, created_at), now),
@@ -311,7 +311,7 @@ class StoredEntries:
         now = self._now()
         return CronRecord(
             name=task.name,
-            definition=write_definition(task.spec, task.policy, task.description, template),
+            definition=write_definition(task.name, task.spec, task.policy, task.description, template),
             template=template,
             declared=task.declared,
             last_slot=now,

@@ -146,15 +146,15 @@ def test_a_definition_comes_back_as_it_was_written() -> None:
     policy = CronPolicy(misfire="all", overlap="queue_one", jitter=3.5, misfire_grace=1.0)
     start, end = datetime(2026, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)
     spec = CronSpec("H 3 * * *", "Europe/Berlin", "robfig", name="drawn", start=start, end=end)
-    text = write_definition(spec, policy, "says so", template())
+    text = write_definition("x", spec, policy, "says so", template())
     assert read_definition(text, NOON) == (spec, policy, "says so")
 
 
 def test_an_every_counts_from_its_own_anchor_or_else_from_when_it_was_added() -> None:
     own = datetime(2026, 1, 1, tzinfo=UTC)
-    anchored = write_definition(CronSpec("@every 90m", anchor=own), CronPolicy(), "")
+    anchored = write_definition("x", CronSpec("@every 90m", anchor=own), CronPolicy(), "")
     assert read_definition(anchored, NOON)[0].anchor == own
-    added = write_definition(CronSpec("@every 90m"), CronPolicy(), "")
+    added = write_definition("x", CronSpec("@every 90m"), CronPolicy(), "")
     assert read_definition(added, NOON)[0].anchor == from_seconds(NOON)
 
 
@@ -176,9 +176,9 @@ def test_definitions_differ_if_the_tasks_do() -> None:
         template(max_retry=0),
         NewTask(id="", queue="q", type="t", payload=b"\xff"),
     ]
-    texts = {write_definition(MINUTELY, CronPolicy(), "", task) for task in tasks}
+    texts = {write_definition("x", MINUTELY, CronPolicy(), "", task) for task in tasks}
     assert len(texts) == len(tasks)
-    again = write_definition(MINUTELY, CronPolicy(), "", template(headers={"a": "1"}))
+    again = write_definition("x", MINUTELY, CronPolicy(), "", template(headers={"a": "1"}))
     assert again in texts
 
 

@@ -44,8 +44,9 @@ async def test_a_type_without_handler_is_named_once(
         assert said(caplog) == []
         await trio.sleep(0.2)
         assert said(caplog) == [
-            f"queue q: nobody handles the task type 'jbo': task {task.id} has been due for 5 s; handled here: 'job'. "
-            "Register its handler with consumer.register_handler, or correct the type where it is published"
+            f"queue q: the task type 'jbo' has no handler here, and nobody else takes it: task {task.id} has been due "
+            "for 5 s; handled here: 'job'. Register its handler with consumer.register_handler, correct the type where "
+            "it is published, or look after the worker that is to take it"
         ]
         await dispatcher.publisher.publish_many([TYPO(Job(n)) for n in range(3)])
         await trio.sleep(3_600)
@@ -153,7 +154,7 @@ async def test_what_another_process_published_is_named_by_an_idle_worker(
                 await trio.sleep(0.05)
         await trio.sleep(1)
     [text] = said(caplog)
-    assert "nobody handles the task type 'jbo': tasks of it have been due for over 0.4 s; handled here: 'job'" in text
+    assert "and nobody else takes it: tasks of it have been due for over 0.4 s; handled here: 'job'" in text
 
 
 async def test_nothing_is_said_where_another_worker_takes_it_or_nothing_is_handled_here(
