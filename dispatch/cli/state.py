@@ -25,8 +25,8 @@ BOUND: Final = 1_000_000
 """Counting stops at so many, in all: a look at a large store must not keep it busy."""
 LATELY_S: Final = 60.0
 RUNS_SHOWN: Final = 200
-MOST_AT_ONCE: Final = 1_000
-"""Tasks fetched in one page, where many are looked at."""
+MOST_AT_ONCE: Final = 200
+"""Tasks fetched in one page, payloads included, where many are looked at."""
 
 
 @attrs.frozen(kw_only=True)
