@@ -748,6 +748,7 @@ class QueueActors:
             tell_refused(ending.claim, ending.transition.spawn, answer)
             for new, stored in zip(ending.transition.spawn, answer.spawned, strict=True):
                 if stored.answer is EnqueueAnswer.CREATED:
+                    self.registry.stored(new)
                     self.observers.published(
                         stored.created_at, new.id, new.queue, new.type, new.cron, new.headers
                     )

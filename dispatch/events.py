@@ -27,6 +27,7 @@ from enum import StrEnum
 from typing import Any, Final, Literal
 
 import attrs
+import trio
 
 from dispatch.checks import shown
 from dispatch.errors import InvalidConfigError
@@ -151,7 +152,9 @@ class Observers:
         for observer in self._observers:
             try:
                 observer(event)
-            except Exception:
+            except (KeyboardInterrupt, trio.Cancelled):
+                raise
+            except BaseException:  # SystemExit, pytest.fail: it is no reason to end the dispatcher
                 log.exception("observer %r failed on %s of task %s", observer, event.kind, event.task_id)
 
     def published(
@@ -187,12 +190,16 @@ class Observers:
 
     @contextmanager
     def publishing(
-        self, tasks: Sequence[QueueTask[Any, Any]], operation: Operation
+        self,
+        tasks: Sequence[QueueTask[Any, Any]],
+        operation: Operation,
+        check: Callable[[QueueTask[Any, Any]], None],
     ) -> Generator[Sequence[QueueTask[Any, Any]]]:
         """Publish inside the block what is yielded, whatever observers do around it.
 
-        One that cannot begin, or gives back more or fewer tasks, is passed over; what
-        one raises at its end is logged, for what is stored is stored.
+        One that cannot begin, or gives back more or fewer tasks, is passed over, as is
+        what it makes of a task that does not pass `check` any more; what one raises at
+        its end is logged, for what is stored is stored.
         """
         entered: list[AbstractContextManager[Sequence[QueueTask[Any, Any]]]] = []
         for around in self.around_publishing:
@@ -202,7 +209,7 @@ class Observers:
                 entered.append(manager)
                 if len(given) != len(tasks):
                     raise ValueError(f"it gave {len(given)} tasks in place of {len(tasks)}")
-                tasks = given
+                tasks = [_allowed(each, before, check) for each, before in zip(given, tasks, strict=True)]
             except Exception:
                 log.exception("observer %r failed before publishing", around)
         error: BaseException | None = None
@@ -214,6 +221,19 @@ class Observers:
         finally:
             for manager in reversed(entered):
                 _leave(manager, error)
+
+
+def _allowed(
+    task: QueueTask[Any, Any], before: QueueTask[Any, Any], check: Callable[[QueueTask[Any, Any]], None]
+) -> QueueTask[Any, Any]:
+    """What an observer made of a task, if it can be published so; what it was, else."""
+    if task is before:
+        return task
+    try:
+        check(task)
+    except Exception:  # noqa: BLE001 - if it is not the observer's doing, publishing says so
+        return before
+    return task
 
 
 def _leave(manager: AbstractContextManager[Any], error: BaseException | None) -> None:

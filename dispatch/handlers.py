@@ -149,7 +149,7 @@ def payload_class(queue: str, type_name: str, function: object) -> tuple[type[An
     try:
         hints = typing.get_type_hints(target)
         names = [each.name for each in parameters_of(function) if each.name != "self"]
-    except (NameError, TypeError, ValueError) as exc:
+    except Exception as exc:
         raise InvalidTaskHandlerError(f"{where}: its annotations cannot be read ({exc}); {how}") from exc
     annotation = hints.get(names[0]) if names else None
     if typing.get_origin(annotation) is not QueueTask or not typing.get_args(annotation):

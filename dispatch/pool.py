@@ -7,6 +7,7 @@ fire and forget inside this process; what must survive is published instead.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import inspect
 import logging
@@ -18,9 +19,9 @@ from typing import Any, Final, cast
 import attrs
 import trio
 
-from dispatch.checks import check_within
+from dispatch.checks import check_within, shown
 from dispatch.errors import ClosedError, InvalidConfigError, InvalidTaskHandlerError, QueueFullError
-from dispatch.failures import describe, is_cancelled, parted, surroundings
+from dispatch.failures import LEFT_OPEN, describe, enclosed, is_cancelled, parted, surroundings
 
 __all__ = ["PoolStatistics", "PoolStatus", "Task", "TaskDispatcher"]
 
@@ -102,7 +103,7 @@ class TaskDispatcher:
         self._buffer_size = _positive("buffer_size", buffer_size)
         check_within("grace", grace, 0, 86_400)
         self._grace = grace
-        self._queue: deque[Task] = deque()
+        self._queue: deque[tuple[Task, contextvars.Context]] = deque()
         self._running: set[Task] = set()
         self._nursery: trio.Nursery | None = None
         self._limiter: trio.CapacityLimiter | None = None
@@ -117,6 +118,9 @@ class TaskDispatcher:
 
     def run_task(self, task: Task) -> Task:
         """Run a `Task` made by hand; each only once. Raises as `run` does."""
+        given = cast("object", task)
+        if not isinstance(given, Task):
+            raise InvalidTaskHandlerError(f"pool: expected a Task, got {shown(given)}; a function is given to run()")
         if self._closing.is_set():
             raise ClosedError(f"pool: it is closed and takes no more work; {task.name} was not run")
         if task._taken:  # pyright: ignore[reportPrivateUsage] - the two classes are one unit
@@ -124,7 +128,8 @@ class TaskDispatcher:
         if len(self._queue) >= self._buffer_size:
             raise QueueFullError(f"pool: {len(self._queue)} tasks are queued, its buffer_size; {task.name} was not run")
         task._taken = True  # pyright: ignore[reportPrivateUsage]
-        self._queue.append(task)
+        # The context is that of who gave it, and not of who makes room for it.
+        self._queue.append((task, contextvars.copy_context()))
         self._fill()
         return task
 
@@ -166,7 +171,7 @@ class TaskDispatcher:
             self._nursery = None
             dropped = len(self._queue)
             while self._queue:
-                self._finish(self._queue.popleft(), None, ClosedError("pool: it closed before this task ran"))
+                self._finish(self._queue.popleft()[0], None, ClosedError("pool: it closed before this task ran"))
             if dropped:
                 log.warning("pool: closed with %d queued tasks that never ran", dropped)
 
@@ -189,28 +194,34 @@ class TaskDispatcher:
 
     def _fill(self) -> None:
         while self._nursery is not None and self._queue and len(self._running) < self._size:
-            task = self._queue.popleft()
+            task, context = self._queue.popleft()
             task.status = PoolStatus.RUNNING
             self._running.add(task)
-            self._nursery.start_soon(self._run_one, task, name=f"pool task {task.name}")
+            context.run(self._begin, task)
+
+    def _begin(self, task: Task) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(self._run_one, task, name=f"pool task {task.name}")
 
     async def _run_one(self, task: Task) -> None:
         """A trio task per pool task, so that each has a nursery-like life of its own."""
         value: Any = None
         error: BaseException | None = None
         passing: BaseException | None = None
-        around = surroundings()
-        try:
-            value = await self._call(task)
-        except BaseException as exc:  # noqa: BLE001 - the pool survives every exception
-            passing, failed = parted(exc, around)
-            error = passing if failed is None else failed
-            # Who asks for the result must never get a Cancelled whose scope is gone.
-            if failed is None and _only_cancelled(exc):
-                error = ClosedError("pool: it closed while this task ran, which was cancelled")
+        with enclosed(trio.CancelScope()) as around:
+            try:
+                value = await self._call(task)
+            except BaseException as exc:  # noqa: BLE001 - the pool survives every exception
+                passing, failed = parted(exc, around)
+                error = passing if failed is None else failed
+                # Who asks for the result must never get a Cancelled whose scope is gone.
+                if failed is None and _only_cancelled(exc):
+                    error = ClosedError("pool: it closed while this task ran, which was cancelled")
+            if surroundings() is not around:
+                log.warning(LEFT_OPEN, f"pool task {task.name}", "it", extra={"event": "left_open"})
         self._running.discard(task)
         self._finish(task, value, error)
-        if not is_cancelled(around):  # else the end has come: what is queued never runs
+        if not is_cancelled(surroundings()):  # else the end has come: what is queued never runs
             self._fill()
         if passing is not None:
             raise passing

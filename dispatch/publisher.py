@@ -12,6 +12,7 @@ import attrs
 import trio
 
 from dispatch.bell import Bell
+from dispatch.checks import shown
 from dispatch.codec import Codec
 from dispatch.errors import (
     ClosedError,
@@ -123,7 +124,7 @@ class TaskQueuePublisher:
         """
         try:
             if self._observers.around_publishing:
-                with self._observers.publishing((task,), "send") as (marked,):
+                with self._observers.publishing((task,), "send", self.check) as (marked,):
                     return await self._publish(cast("QueueTask[P, R]", marked))
             return await self._publish(task)
         except StorageError as exc:
@@ -141,6 +142,11 @@ class TaskQueuePublisher:
                 results = [result]
                 await self._make_room([new], results, crowded=False)
                 result = results[0]
+        if result.answer is EnqueueAnswer.CREATED:
+            self._created(new, result)
+            await self._storage.breathe()
+            return cast("QueueTask[P, R]", _stored(task, new, payload, result))
+        await self._storage.breathe()
         answer, error = self._answer(task, new, payload, result)
         if answer is None:
             assert error is not None
@@ -162,7 +168,7 @@ class TaskQueuePublisher:
         given = tuple(tasks)  # the caller's own may change meanwhile
         try:
             if self._observers.around_publishing:
-                with self._observers.publishing(given, "send") as marked:
+                with self._observers.publishing(given, "send", self.check) as marked:
                     return await self._publish_many(marked)
             return await self._publish_many(given)
         except StorageError as exc:
@@ -195,8 +201,11 @@ class TaskQueuePublisher:
                 prepared += len(new.payload)
         results = await self._enqueue([new for _, new, _ in batch])
         for (index, new, payload), result in zip(batch, results, strict=True):
+            if result.answer is EnqueueAnswer.CREATED:
+                self._created(new, result)
             answer, error = self._answer(tasks[index], new, payload, result)
             found[index] = Published(answer, result.answer, error)
+        await self._storage.breathe()
         return [each for each in found if each is not None]
 
     def publish_in(self, connection: object, task: QueueTask[P, R]) -> QueueTask[P, R]:
@@ -215,7 +224,7 @@ class TaskQueuePublisher:
         raises; the queue must have been declared by a running dispatcher.
         """
         if self._observers.around_publishing:
-            with self._observers.publishing((task,), "send") as (marked,):
+            with self._observers.publishing((task,), "send", self.check) as (marked,):
                 return self._publish_in(connection, cast("QueueTask[P, R]", marked))
         return self._publish_in(connection, task)
 
@@ -225,7 +234,7 @@ class TaskQueuePublisher:
         A checkpoint. Cancelled, it leaves the transaction to be rolled back.
         """
         if self._observers.around_publishing:
-            with self._observers.publishing((task,), "send") as (marked,):
+            with self._observers.publishing((task,), "send", self.check) as (marked,):
                 return await self._publish_in_async(connection, cast("QueueTask[P, R]", marked))
         return await self._publish_in_async(connection, task)
 
@@ -262,6 +271,9 @@ class TaskQueuePublisher:
         publisher has ended. A checkpoint; cancelling it leaves the task alone.
         A rerun dead letter is waited for afresh.
         """
+        given = cast("object", task)
+        if not isinstance(given, str | QueueTask):
+            raise InvalidQueueTaskError(f"wait: expected a task or its id, got {shown(given)}")
         task_id = task if isinstance(task, str) else task.id
         if not task_id:
             raise InvalidQueueTaskError("wait: this task was never published; wait for what publish() returned")
@@ -352,7 +364,7 @@ class TaskQueuePublisher:
         """`prepare` for `run.publish`: what is to travel in headers is added now, not when it is stored."""
         if not self._observers.around_publishing:
             return await self.prepare(task)
-        with self._observers.publishing((task,), "create") as (marked,):
+        with self._observers.publishing((task,), "create", self.check) as (marked,):
             return await self.prepare(marked)
 
     async def store(self, batch: Sequence[NewTask]) -> list[EnqueueResult]:
@@ -362,10 +374,12 @@ class TaskQueuePublisher:
         for new, result in zip(batch, results, strict=True):
             if result.answer is EnqueueAnswer.CREATED:
                 self.tell_published(new, result.created_at)
+        await self._storage.breathe()
         return results
 
     def tell_published(self, new: NewTask, at: float) -> None:
         """Tell the observers that this task was stored at `at`."""
+        self._registry.stored(new)
         self._observers.published(at, new.id, new.queue, new.type, new.cron, new.headers)
 
     @property
@@ -451,15 +465,11 @@ class TaskQueuePublisher:
         cls: Any = declared.payload if declared is not None else payload.__class__
         where = f"payload of {task.queue}/{task.type}"
         data, copy = self._codec.encode(payload, cls, where)
-        address = (task.queue, task.type)
         if declared is not None:
-            self._registry.types.setdefault(address, declared)
-        id_ = task.id or new_id(self._storage.now())
-        if address not in self._registry.handlers:
-            self._registry.miss(address, id_)
+            self._registry.types.setdefault((task.queue, task.type), declared)
         return (
             NewTask(
-                id=id_,
+                id=task.id or new_id(self._storage.now()),
                 queue=task.queue,
                 type=task.type,
                 payload=data,
@@ -481,15 +491,22 @@ class TaskQueuePublisher:
         """Store a batch; items that found their queue full wait for their turn, or stay FULL."""
         await self._registry.declare(self._storage)
         free_pass = inside_handler.get()
-        crowded = not free_pass and any(
-            new.queue in self._turns and self._turns[new.queue].locked() for new in batch
-        )
-        if crowded:  # others wait for room already: this one queues up behind them
-            results = [EnqueueResult(EnqueueAnswer.FULL, new.id) for new in batch]
-            await trio.lowlevel.checkpoint()
+        # Where others wait for room already, these queue up behind them.
+        crowded = set[str]() if free_pass else {name for name, turn in self._turns.items() if turn.locked()}
+        behind = any(new.queue in crowded for new in batch)
+        ahead = [new for new in batch if new.queue not in crowded] if behind else batch
+        if ahead:
+            stored = await self._storage.enqueue(ahead, bounded=not free_pass)
         else:
-            results = await self._storage.enqueue(batch, bounded=not free_pass)
-        await self._make_room(batch, results, crowded=crowded)
+            stored = []
+            await trio.lowlevel.checkpoint()
+        results = stored
+        if behind:
+            answered = iter(stored)
+            results = [
+                EnqueueResult(EnqueueAnswer.FULL, new.id) if new.queue in crowded else next(answered) for new in batch
+            ]
+        await self._make_room(batch, results, crowded=behind)
         return results
 
     async def _make_room(
@@ -548,13 +565,17 @@ class TaskQueuePublisher:
             results[index] = answer
         return any(answer.answer is EnqueueAnswer.FULL for answer in answers)
 
+    def _created(self, new: NewTask, result: EnqueueResult) -> None:
+        """A task was stored: tell the observers, before anybody can run it where that is possible."""
+        self._registry.stored(new)
+        if self._observers.wants(EventKind.PUBLISHED):
+            self._observers.published(result.created_at, new.id, new.queue, new.type, new.cron, new.headers)
+
     def _answer(
         self, task: QueueTask[Any, Any], new: NewTask, payload: object, result: EnqueueResult
     ) -> tuple[QueueTask[Any, Any] | None, DispatchError | None]:
         """The storage's answer as a snapshot or an error."""
         if result.answer is EnqueueAnswer.CREATED:
-            if self._observers.wants(EventKind.PUBLISHED):
-                self.tell_published(new, result.created_at)
             return _stored(task, new, payload, result), None
         stored = stored_for(result, new)
         if stored is not None:

@@ -11,6 +11,7 @@ import attrs
 from dispatch.bell import Bell
 from dispatch.errors import QueueConfigConflictError
 from dispatch.handlers import HandlerEntry
+from dispatch.records import NewTask
 from dispatch.storage.protocol import QueueRecord, Storage
 from dispatch.tasks import TaskQueueConfig, TaskType
 
@@ -18,6 +19,8 @@ __all__ = ["Registry"]
 
 SUSPECTS: Final = 1_000
 """Types without handler that are remembered: names made up without end must not fill the memory."""
+SAMPLES: Final = 20
+"""Of each, so many tasks: the first ones may be delayed for days."""
 
 
 @attrs.define(eq=False)
@@ -34,8 +37,8 @@ class Registry:
     """Every task type seen here, published or handled: what a stored payload is decoded as."""
     undeclared: dict[str, TaskQueueConfig] = attrs.field(factory=dict[str, TaskQueueConfig])
     """Registered, but not yet written to the storage."""
-    unhandled: dict[tuple[str, str], str] = attrs.field(factory=dict[tuple[str, str], str])
-    """Of each type that was published here and has no handler here, the id of one task."""
+    unhandled: dict[tuple[str, str], list[str]] = attrs.field(factory=dict[tuple[str, str], list[str]])
+    """Of each type that was published here and has no handler here, the ids of some tasks."""
     _watching: list[Bell] = attrs.field(factory=list[Bell])
 
     def add_queue(self, name: str, config: TaskQueueConfig) -> bool:
@@ -56,16 +59,22 @@ class Registry:
         self.undeclared[name] = config
         return True
 
-    def miss(self, address: tuple[str, str], task_id: str) -> None:
-        """Note that a task was published for which there is no handler here, perhaps rightly."""
-        if address not in self.unhandled and len(self.unhandled) < SUSPECTS:
-            self.unhandled[address] = task_id
+    def stored(self, new: NewTask) -> None:
+        """Note a task that was stored from here, if there is no handler for it here; perhaps rightly."""
+        address = (new.queue, new.type)
+        if address in self.handlers:
+            return
+        ids = self.unhandled.get(address)
+        if ids is None and len(self.unhandled) < SUSPECTS:
+            ids = self.unhandled[address] = []
+        if ids is not None and len(ids) < SAMPLES:
+            ids.append(new.id)
             for bell in self._watching:
                 bell.ring()
 
     @contextmanager
     def watched(self, bell: Bell) -> Generator[None]:
-        """Ring `bell` for every new type in `unhandled` while the context is open."""
+        """Ring `bell` for every new task in `unhandled` while the context is open."""
         self._watching.append(bell)
         try:
             yield

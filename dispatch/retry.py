@@ -117,7 +117,7 @@ class RetryPolicy:
             try:
                 wait = self.delay * self.factor ** (attempt - 1)
             except OverflowError:
-                wait = self.max_delay
+                wait = self.max_delay if self.delay else 0.0
         wait = min(wait, self.max_delay)
         if self.jitter:
             wait = min(wait * (1 - self.jitter + 2 * self.jitter * random()), self.max_delay)

@@ -578,6 +578,8 @@ def _is_faithful(cls: type) -> bool:
     """
     if any(getattr(cls, hook, None) is not getattr(object, hook, None) for hook in _HOOKS):
         return False
+    if type(cls).__call__ is not type.__call__:
+        return False
     setter: Any = getattr(cls, "__setattr__", None)
     made_in = getattr(getattr(setter, "__code__", None), "co_filename", "")
     if setter is not getattr(object, "__setattr__", None) and made_in not in _MADE_SETTERS:
@@ -592,9 +594,13 @@ def _is_faithful(cls: type) -> bool:
         return False
     if attrs.has(cls) and any(each.converter or each.validator for each in attrs.fields(cls)):
         return False
-    return not any(
-        isinstance(getattr(cls, name, None), property) for name, *_ in _declared(cls, "")
-    )
+    return all(_is_kept(cls, name) for name, *_ in _declared(cls, ""))
+
+
+def _is_kept(cls: type, name: str) -> bool:
+    """Whether what is assigned to the attribute goes into a slot or the instance's dict, past no code."""
+    found: object = inspect.getattr_static(cls, name, None)
+    return isinstance(found, types.MemberDescriptorType) or not hasattr(type(found), "__set__")
 
 
 def _instead(cls: type) -> str:

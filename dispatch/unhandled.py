@@ -68,29 +68,44 @@ class Unhandled:
     async def _look_at_published(self) -> float:
         """Answers with the seconds after which another look may tell more."""
         suspects = {
-            address: id_ for address, id_ in self.registry.unhandled.items() if address not in self._named
+            address: list(ids)
+            for address, ids in self.registry.unhandled.items()
+            if ids and address not in self._named
         }
         if not suspects:
             return inf
-        page = await self.storage.find(Ids(*suspects.values()), limit=len(suspects))
-        found = {record.id: record for record in page.records}
+        wanted = [id_ for ids in suspects.values() for id_ in ids]
+        found = {
+            record.id: record
+            for at in range(0, len(wanted), LOOKED_AT)
+            for record in (await self.storage.find(Ids(*wanted[at : at + LOOKED_AT]), limit=LOOKED_AT)).records
+        }
         queues = {actors.name: actors for actors in self.queues()}
         again_s, now = inf, self.storage.now()
-        for address, id_ in suspects.items():
-            actors, record = queues.get(address[0]), found.get(id_)
-            waits = record is not None and record.status is TaskStatus.PENDING
-            if actors is None or not self._concerned(actors) or not waits:
-                # Nobody's concern here: the next one that is published will be looked at.
-                self.registry.unhandled.pop(address, None)
+        for address, ids in suspects.items():
+            actors = queues.get(address[0])
+            waiting = [
+                record
+                for id_ in ids
+                if (record := found.get(id_)) is not None and record.status is TaskStatus.PENDING
+            ]
+            if actors is None or not self._concerned(actors):
+                waiting = []  # nobody's concern here
+            if address in self.registry.unhandled:
+                gone = {*ids} - {record.id for record in waiting}
+                self.registry.unhandled[address] = [
+                    id_ for id_ in self.registry.unhandled[address] if id_ not in gone
+                ]
+            if not waiting or actors is None:
                 continue
-            assert record is not None
-            due_s = now - record.available_at
+            first = min(waiting, key=lambda record: record.available_at)
+            due_s = now - first.available_at
             if actors.paused:
                 again_s = min(again_s, EVERY_S)
             elif due_s < NEARLY * PATIENCE_S:
                 again_s = min(again_s, max(-due_s, 0.0))
             else:
-                self._name(address, f"task {id_} has been due for {due_s:.0f} s")
+                self._name(address, f"task {first.id} has been due for {due_s:.0f} s")
         return again_s
 
     async def _look_at_waiting(self) -> None:

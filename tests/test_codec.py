@@ -1599,3 +1599,40 @@ def test_a_payload_that_was_put_there_as_text_says_what_is_wanted(
     with pytest.raises(InvalidQueuePayloadError) as caught:
         Codec().decode(given, int)
     assert "it is stored as text, wanted are bytes; in SQL: CAST('{}' AS BLOB)" in caught.value.detail
+
+
+class Louder:
+    """A descriptor that keeps something else than it is given."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = f"_{name}"
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        if instance is None:
+            raise AttributeError
+        return getattr(instance, self.name)
+
+    def __set__(self, instance: object, value: str) -> None:
+        setattr(instance, self.name, f"{value}!")
+
+
+@dataclasses.dataclass
+class Shout:
+    word: str = Louder()  # type: ignore[assignment]
+
+
+class Doubling(type):
+    def __call__(cls, word: str) -> Any:
+        return super().__call__(word * 2)
+
+
+@attrs.frozen
+class Echo(metaclass=Doubling):
+    word: str
+
+
+@pytest.mark.parametrize("value", [Shout("a"), Echo("a")])
+def test_a_class_that_keeps_something_else_is_found_out(value: Any) -> None:
+    with pytest.raises(InvalidQueuePayloadError) as caught:
+        Codec().encode(value, type(value), "payload of q/t")
+    assert "$.word" in caught.value.detail

@@ -25,6 +25,7 @@ import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from time import perf_counter
 from typing import Any, Final
 
 import attrs
@@ -150,7 +151,7 @@ class OpenTelemetryObserver(Surveyor):
         elif isinstance(tasks[0], QueueTask):
             attributes["dispatch.task.type"] = str(tasks[0].type)
         span = self._started(attributes, None, SpanKind.PRODUCER)
-        began = trio.current_time()
+        began = perf_counter()
         failure: BaseException | None = None
         attached = contexts.attach(trace.set_span_in_context(span))
         marked = sending.set(span if len(tasks) == 1 else None)
@@ -167,7 +168,7 @@ class OpenTelemetryObserver(Surveyor):
                 measured = _operation(operation, str(attributes.get("messaging.destination.name", "")) or None)
                 if kind is not None:
                     measured["error.type"] = kind
-                self._sending_s.record(trio.current_time() - began, measured)
+                self._sending_s.record(perf_counter() - began, measured)
 
     def _stamped(self, tasks: Sequence[QueueTask[Any, Any]]) -> list[QueueTask[Any, Any]]:
         """The tasks with the current context in their headers, where there is room for it."""

@@ -3,11 +3,12 @@
 Theory of operation. Rows are `TaskRecord`s in one dict; `dispatch.lifecycle`
 alone changes their state. Every method first honours a pending cancellation,
 then reads the clock once and acts without yielding, so it is atomic and a
-cancelled call has done nothing. `enqueue` alone yields after it has acted. After a
-pause it does so at once, since whoever waits for the task could start on it; in a run
-of calls every eighth does, so that a loop which only publishes lets others run, and
-they find more than one task at a time: a turn that claims eight costs little more than
-one that claims one, and singly published tasks came through at half the speed.
+cancelled call has done nothing. Who publishes yields in `breathe`, once the observers
+have been told: before, a quick worker's events would come first. After a pause that is
+at once, since whoever waits for the task could start on it; in a run of calls it is
+after every eighth, so that a loop which only publishes lets others run, and they find
+more than one task at a time: a turn that claims eight costs little more than one that
+claims one, and singly published tasks came through at half the speed.
 
 Beside the rows there are indexes, each changed in the step that changes a row:
 
@@ -186,15 +187,18 @@ class MemoryStorage(MemoryRegistry):
         else:
             results = [self._store(new, now, bounded) for new in tasks]
             self._ring_queues()
+        return results
+
+    async def breathe(self) -> None:
+        """Let others run: after a pause in publishing at once, in a run of calls every eighth time."""
+        now = self._clock.now()
         self._streak -= 1
         if self._streak >= 0 and now - self._published_at <= PAUSE_S:
             self._published_at = now
-            return results
+            return
         self._streak = STREAK
-        # Shielded: what was stored must not be reported as cancelled.
         await trio.lowlevel.cancel_shielded_checkpoint()
         self._published_at = self._clock.now()
-        return results
 
     def _store(self, new: NewTask, now: float, bounded: bool = False) -> EnqueueResult:
         stored = self._rows.get(new.id)

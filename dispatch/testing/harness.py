@@ -181,12 +181,14 @@ class Harness:
 
         Nothing it does from now on reaches the storage, so what it had claimed
         stays claimed until the leases run out. Unlike in a dead process, the
-        handlers' `finally` blocks do run. A checkpoint; no time passes.
+        handlers' `finally` blocks do run. A checkpoint; time passes only as far as
+        something that they shield waits for it.
         """
         life = self._alive
         life.view.kill()
         life.scope.cancel()
-        await life.over.wait()
+        with _time_passing():
+            await life.over.wait()
 
     async def _live(self, task_status: trio.TaskStatus[_Life]) -> None:
         view = FaultyStorage(self.storage)
@@ -222,6 +224,7 @@ class Harness:
         assert isinstance(clock, trio.testing.MockClock)
         if clock.autojump_threshold < inf:
             await trio.sleep(seconds)
+            await trio.testing.wait_all_tasks_blocked()
             return
         until = trio.current_time() + seconds
         while True:
@@ -291,6 +294,20 @@ class Harness:
 
 
 @contextmanager
+def _time_standing() -> Generator[None]:
+    """Let virtual time wait for a thread, which it does not see."""
+    clock = trio.lowlevel.current_clock()
+    if not isinstance(clock, trio.testing.MockClock):
+        yield
+        return
+    threshold, clock.autojump_threshold = clock.autojump_threshold, inf
+    try:
+        yield
+    finally:
+        clock.autojump_threshold = threshold
+
+
+@contextmanager
 def _time_passing() -> Generator[None]:
     """Let virtual time jump on while nothing happens: who waits inside has nobody to advance it."""
     clock = trio.lowlevel.current_clock()
@@ -349,8 +366,7 @@ async def perform(
     The payload passes through its stored form and back, the result is checked
     as it would be; there is no queue, no retry and no timeout but the task's
     own, which raises trio.TooSlowError. It needs no virtual time. A sync
-    handler is called right here, in no thread. `attempt` and `last_error` are
-    what the task is to carry; it was created and is started at this moment of
+    handler runs in a thread, as it would. `attempt` and `last_error` are what the task is to carry; it was created and is started at this moment of
     the machine's. A checkpoint. Raises what publishing the task would raise for
     a bad one.
     """
@@ -402,7 +418,13 @@ async def perform(
     await trio.lowlevel.checkpoint()
     with trio.fail_after(task.timeout if task.timeout is not None else inf) as scope:
         run = Run(claim, scope, prepare, report)
-        value: Any = entry.function(running, run) if entry.wants_run else entry.function(running)
+        arguments = (running, run) if entry.wants_run else (running,)
+        value: Any
+        if entry.is_async:
+            value = entry.function(*arguments)
+        else:  # in a thread, from which it may call back
+            with _time_standing():
+                [value] = await trio.to_thread.run_sync(lambda: [entry.function(*arguments)])
         if inspect.isawaitable(value):
             value = await value
         run.end()
@@ -445,7 +467,7 @@ class Scripted(Generic[P, R]):
         await trio.lowlevel.checkpoint()
         step = self._steps.pop(0) if len(self._steps) > 1 else self._steps[0]
         if _is_raised(step):
-            raise step
+            raise step.with_traceback(None) if isinstance(step, BaseException) else step
         if callable(step):
             step = step(task)
             if inspect.isawaitable(step):

@@ -57,6 +57,9 @@ class StorageProxy(Storage):
     ) -> list[EnqueueResult]:
         return await self.around("enqueue", lambda: self.inner.enqueue(tasks, bounded=bounded, by=by))
 
+    async def breathe(self) -> None:
+        await self.inner.breathe()
+
     def enqueue_in(self, connection: object, tasks: Sequence[NewTask]) -> list[EnqueueResult]:
         return self.inner.enqueue_in(connection, tasks)
 

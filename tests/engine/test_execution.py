@@ -614,3 +614,9 @@ async def test_a_handler_sees_which_worker_runs_its_task(autojump_clock: object)
         ended = await dispatcher.publisher.wait(task)
     assert [each.worker for each in handler.seen] == ["w1", "w2"]
     assert ended.worker == "w2"
+
+
+@pytest.mark.parametrize("attempt", [1, 2, 103, 104, 1_024, 1_025, 10_000])
+def test_no_delay_stays_no_delay_however_often_it_was_tried(attempt: int) -> None:
+    for factor in (2.0, 1_000.0):
+        assert RetryPolicy.exponential(0.0, factor=factor).wait_s(attempt, lambda: 0.5) == 0.0

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
+from typing import Any
 
 import pytest
 import trio
 
-from dispatch import ClosedError, Task, TaskDispatcher, errors, open_dispatcher
+from dispatch import (
+    ClosedError,
+    InvalidTaskHandlerError,
+    Task,
+    TaskDispatcher,
+    errors,
+    open_dispatcher,
+)
 from dispatch.pool import PoolStatus
 
 
@@ -151,3 +160,29 @@ async def test_a_failure_is_logged_with_its_name(autojump_clock: object, caplog:
     assert [(each.levelno, each.getMessage()) for each in records] == [
         (logging.WARNING, "pool task bomb failed: ValueError: boom")
     ]
+
+
+async def test_a_task_runs_in_the_context_of_who_gave_it(autojump_clock: object) -> None:
+    tenant: ContextVar[str] = ContextVar("tenant", default="none")
+    seen: list[str] = []
+
+    async def work(own: str) -> None:
+        seen.append(tenant.get())
+        tenant.set(own)
+        await trio.sleep(1)
+
+    async with open_dispatcher(pool_size=1) as dispatcher:
+        dispatcher.pool.run(work, "a")
+        tenant.set("given")
+        dispatcher.pool.run(work, "b")
+        dispatcher.pool.run(work, "c")
+        await dispatcher.pool.drain()
+    assert seen == ["none", "given", "given"]
+
+
+async def test_what_is_no_task_is_refused(autojump_clock: object) -> None:
+    nothing: Any = None
+    async with open_dispatcher() as dispatcher:
+        with pytest.raises(InvalidTaskHandlerError) as caught:
+            dispatcher.pool.run_task(nothing)
+    assert caught.value.detail == "pool: expected a Task, got None; a function is given to run()"

@@ -10,7 +10,16 @@ import pytest
 import trio
 import trio.testing
 
-from dispatch import Cancel, EventKind, QueueTask, Run, Snooze, TaskEvent, TaskQueueConfig
+from dispatch import (
+    Cancel,
+    EventKind,
+    QueueTask,
+    Run,
+    Snooze,
+    TaskEvent,
+    TaskQueueConfig,
+    TaskStatus,
+)
 from dispatch.dispatcher import EventStream
 
 from .work import JOB, Job, Script, nothing, working
@@ -142,3 +151,32 @@ async def test_statistics_and_reprs_say_what_goes_on(autojump_clock: object) -> 
         assert repr(dispatcher) == "<Dispatcher w1 serving over <MemoryStorage tasks=2 queues=1>>"
         assert repr(dispatcher.consumer) == "<TaskQueueConsumer w1 running queues=1 tasks=1>"
     assert repr(dispatcher) == "<Dispatcher w1 closed over <MemoryStorage tasks=2 queues=1>>"
+
+
+async def test_whatever_an_observer_raises_ends_nothing(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    def leaves(event: TaskEvent) -> None:
+        raise SystemExit
+
+    async with working(nothing, observers=[leaves]) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.drain()
+        assert (await dispatcher.control.get(task)).status is TaskStatus.SUCCEEDED
+    assert sum("failed on" in message for message in caplog.messages) == 3
+
+
+async def test_in_memory_a_task_is_said_to_be_published_before_it_is_said_to_start() -> None:
+    told: dict[str, list[EventKind]] = {}
+
+    def note(event: TaskEvent) -> None:
+        told.setdefault(event.task_id, []).append(event.kind)
+
+    async with working(nothing, TaskQueueConfig(concurrency=4, buffer_size=1_000), observers=[note]) as dispatcher:
+        for n in range(120):
+            await dispatcher.publisher.publish(JOB(Job(n)))
+            if n % 40 == 0:
+                await dispatcher.publisher.publish_many([JOB(Job(m)) for m in range(20)])
+        await dispatcher.drain()
+    assert len(told) == 180
+    assert set(map(tuple, told.values())) == {(EventKind.PUBLISHED, EventKind.STARTED, EventKind.SUCCEEDED)}

@@ -143,6 +143,31 @@ async def test_publish_many_answers_each_item_and_a_bad_one_spoils_nothing(autoj
         await dispatcher.drain()
 
 
+async def test_a_batch_waits_for_room_in_one_queue_and_not_in_another(autojump_clock: object) -> None:
+    elsewhere = TaskType("elsewhere", "job", Job)
+    async with working(config=TaskQueueConfig(buffer_size=1)) as dispatcher:
+        dispatcher.consumer.register_queue("elsewhere")
+        publisher = dispatcher.publisher
+        await publisher.publish(JOB(Job()))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publisher.publish, JOB(Job()))
+            await trio.sleep(1)
+            for queues in ([JOB, elsewhere], [elsewhere, JOB]):
+                with trio.move_on_after(100):
+                    await publisher.publish_many([each(Job(n)) for n in range(3) for each in queues])
+            nursery.cancel_scope.cancel()
+        assert await dispatcher.control.count(by=("queue",)) == {("q",): 1, ("elsewhere",): 6}
+
+
+@pytest.mark.parametrize("what", [None, 5, ["id"]])
+async def test_only_a_task_or_its_id_is_waited_for(what: Any, autojump_clock: object) -> None:
+    async with working() as dispatcher:
+        for wait in (dispatcher.publisher.wait, dispatcher.publisher.result):
+            with pytest.raises(InvalidQueueTaskError) as caught:
+                await wait(what)
+            assert caught.value.detail == f"wait: expected a task or its id, got {what!r}"
+
+
 async def test_others_run_while_a_large_batch_is_prepared_and_the_list_may_change() -> None:
     tasks = [JOB(Job(n)) for n in range(900)]
     steps = 0

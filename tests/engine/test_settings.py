@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
+import dispatch
 from dispatch import (
     CronEntry,
     Dispatcher,
     InvalidConfigError,
     InvalidQueueTaskError,
+    InvalidTaskHandlerError,
     MemoryStorage,
     RetryPolicy,
     TaskDispatcher,
@@ -217,3 +219,16 @@ async def test_a_prune_by_hand_takes_a_spec(given: Any, autojump_clock: object) 
             "prune takes a PruneSpec, such as PruneSpec(age_s=86_400, where=Queues('email')); "
             f"got {shown(given)}"
         )
+
+
+@pytest.mark.parametrize("annotation", ["QueueTask[models.Gone]", "QueueTask[", "1/0"])
+def test_a_handlers_annotation_that_cannot_be_read_is_the_handlers_fault(annotation: str) -> None:
+    async def handler(task: Any) -> None:
+        pass
+
+    handler.__annotations__["task"] = annotation
+    handler.__globals__["models"] = dispatch
+    dispatcher = Dispatcher()
+    dispatcher.consumer.register_queue("q")
+    with pytest.raises(InvalidTaskHandlerError, match="its annotations cannot be read"):
+        dispatcher.consumer.register_handler("q", "t", handler)

@@ -306,3 +306,16 @@ async def test_a_pool_task_that_leaves_a_scope_open_stops_nobody(autojump_clock:
         with pytest.raises(RuntimeError):
             await first.result()
         assert await second.result() is None
+
+
+async def test_a_pool_task_that_leaves_a_nursery_open_stops_nobody(
+    autojump_clock: object, kept_open: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def careless() -> None:
+        await anext(kept_open(children(trio.Event())))
+
+    async with open_dispatcher(pool_size=1) as dispatcher:
+        first, second = dispatcher.pool.run(careless), dispatcher.pool.run(trio.sleep, 1)
+        await first.wait()
+        assert await second.result() is None
+    assert len([each for each in caplog.records if each.name == "dispatch.pool" and "left a cancel scope" in each.message]) == 1

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import trio
 
 from dispatch import (
+    Dispatcher,
     MemoryStorage,
+    QueueTask,
+    Run,
     TaskQueueConsumer,
     TaskQueuePublisher,
     TaskType,
@@ -135,6 +139,35 @@ async def test_names_without_end_are_not_all_remembered(autojump_clock: object) 
         for n in range(1_200):
             await dispatcher.publisher.publish(TaskType("q", f"t{n}", Job)(Job(n), delay=900))
         assert len(dispatcher._registry.unhandled) == 1_000
+
+
+async def by_cron(dispatcher: Dispatcher) -> None:
+    await dispatcher.cron.add_with_name("* * * * *", "x", TYPO(Job()))
+
+
+async def from_a_long_handler(dispatcher: Dispatcher) -> None:
+    async def handler(task: QueueTask[Job], run: Run) -> None:
+        await run.publish(TYPO(Job()))
+        await trio.sleep(10)
+
+    dispatcher.consumer.register_handler(JOB, handler)
+    await dispatcher.publisher.publish(JOB(Job()))
+
+
+async def behind_delayed_ones(dispatcher: Dispatcher) -> None:
+    for _ in range(3):
+        await dispatcher.publisher.publish(TYPO(Job(), delay=3_000))
+    await dispatcher.publisher.publish_many([TYPO(Job())])
+
+
+@pytest.mark.parametrize("way", [by_cron, from_a_long_handler, behind_delayed_ones])
+async def test_it_is_named_however_it_was_published(
+    way: Callable[[Dispatcher], Awaitable[None]], autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working() as dispatcher:
+        await way(dispatcher)
+        await trio.sleep(80)
+    assert len(said(caplog)) == 1
 
 
 # ---- over a store that others use ---------------------------------------------

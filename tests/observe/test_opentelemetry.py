@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from dispatch import (
     Cancel,
     Clock,
+    Limits,
     MemoryStorage,
     PermanentError,
     QueueFullError,
@@ -30,7 +34,9 @@ from dispatch import (
     TaskQueuePublisher,
     TaskStatus,
     TaskType,
+    open_dispatcher,
 )
+from dispatch.codec import Codec
 from dispatch.events import Observers
 from dispatch.observe.otel import OpenTelemetryObserver
 from dispatch.storage.protocol import Change, Want
@@ -554,3 +560,36 @@ async def test_without_an_sdk_nothing_is_added_to_the_headers(autojump_clock: ob
         await dispatcher.drain()
         assert (await dispatcher.control.get(task)).status is TaskStatus.SUCCEEDED
     assert dict(task.headers) == {}
+
+
+async def test_a_publish_in_a_users_transaction_has_its_span_on_any_thread(tmp_path: Path, telemetry: Telemetry) -> None:
+    file = tmp_path / "jobs.db"
+    headers: list[Mapping[str, str]] = []
+
+    async def handler(task: QueueTask[Job]) -> None:
+        headers.append(task.headers)
+
+    async with open_dispatcher(f"sqlite:///{file}", observers=[telemetry.observer()]) as dispatcher:
+        dispatcher.consumer.register_queue("q")
+        dispatcher.consumer.register_handler(JOB, handler)
+        await dispatcher.control.queues()
+
+        def work() -> None:
+            with closing(sqlite3.connect(file)) as connection, connection:
+                connection.execute("BEGIN IMMEDIATE")
+                dispatcher.publisher.publish_in(connection, JOB(Job()))
+
+        await dispatcher.publisher.declare()
+        await trio.to_thread.run_sync(work)
+        await dispatcher.drain()
+    [send] = telemetry.spans("send q")
+    assert f"{send.context.trace_id:032x}" in headers[0]["traceparent"]
+
+
+async def test_no_task_is_refused_for_the_sake_of_its_trace(autojump_clock: object, telemetry: Telemetry) -> None:
+    codec = Codec(Limits(header_value_bytes=32))
+    async with working(nothing, observers=[telemetry.observer()], codec=codec) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        assert task.headers == {}
+        assert [each.error for each in await dispatcher.publisher.publish_many([JOB(Job()), JOB(Job())])] == [None, None]
+        await dispatcher.drain()

@@ -64,6 +64,7 @@ PURE_PACKAGES = {"attrs", "cattrs", "croniter", "orjson", "typing_extensions"}
 MAY_ASK_THE_WALL_CLOCK = {"clock"}
 MAY_MEASURE_ITSELF = {
     "execution",  # how long a handler blocked the loop: real time, also in a test
+    "observe.otel",  # how long a publish took, on whichever thread it was made
     "storage.postgres",  # how long ago the database's clock was seen, on any thread
     "storage.sqlite_schema",  # how long a file is waited for that somebody holds for himself
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from math import inf
 from typing import Any
 
 import attrs
@@ -416,3 +417,61 @@ async def test_a_delay_can_be_cancelled_before_anything_happened(
         await storage.declare([])
     assert scope.cancelled_caught
     assert await inner.queues() == []
+
+
+async def test_a_sync_handler_may_call_back_from_its_thread(autojump_clock: object) -> None:
+    def calls_back(task: QueueTask[Note], run: Run) -> None:
+        trio.from_thread.check_cancelled()
+        trio.from_thread.run(run.publish, task.again())
+
+    done = await perform(calls_back, NOTE(Note("x"), timeout=5.0))
+    assert [each.payload for each in done.published] == [Note("x")]
+
+
+async def test_a_crash_waits_for_what_a_handler_shields(mock_clock: trio.testing.MockClock) -> None:
+    cleaned = trio.Event()
+
+    async def careful(task: QueueTask[Note]) -> None:
+        try:
+            await trio.sleep(3_600)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1)
+                cleaned.set()
+
+    def setup(dispatcher: Dispatcher) -> None:
+        dispatcher.consumer.register_queue("q")
+        dispatcher.consumer.register_handler(NOTE, careful)
+
+    async with Harness(setup) as harness:
+        await harness.publisher.publish(NOTE(Note("x")))
+        await harness.run_until_idle()
+        await harness.crash()
+        assert cleaned.is_set()
+
+
+@pytest.mark.parametrize("threshold", [0.0, inf])
+async def test_time_is_advanced_up_to_and_with_the_last_moment(threshold: float, mock_clock: trio.testing.MockClock) -> None:
+    mock_clock.autojump_threshold = threshold
+    handler: Scripted[Note, None] = Scripted(ValueError("no"))
+
+    def setup(dispatcher: Dispatcher) -> None:
+        dispatcher.consumer.register_queue("q", TaskQueueConfig(max_retry=3, retry_delay=600.0))
+        dispatcher.consumer.register_handler(NOTE, handler)
+
+    async with Harness(setup) as harness:
+        await harness.publisher.publish(NOTE(Note("x")))
+        await harness.run_until_idle()
+        await harness.advance(600.0)
+        assert len(handler.seen) == 2
+
+
+async def test_an_exception_of_a_script_does_not_grow_with_every_run() -> None:
+    error = ConnectionError("busy")
+    handler: Scripted[Note, None] = Scripted(error)
+    depths: set[int] = set()
+    for _ in range(5):
+        with pytest.raises(ConnectionError) as caught:
+            await perform(handler, NOTE(Note("x")))
+        depths.add(len(caught.traceback))
+    assert len(depths) == 1
