@@ -144,8 +144,6 @@ class TaskQueuePublisher:
                 result = results[0]
         if result.answer is EnqueueAnswer.CREATED:
             self._created(new, result)
-            await self._storage.breathe()
-            return cast("QueueTask[P, R]", _stored(task, new, payload, result))
         await self._storage.breathe()
         answer, error = self._answer(task, new, payload, result)
         if answer is None:
@@ -513,11 +511,11 @@ class TaskQueuePublisher:
         self, batch: list[NewTask], results: list[EnqueueResult], *, crowded: bool
     ) -> None:
         """Deal with the items that are FULL, as their queues' overflow policies say."""
-        for queue in {
+        for queue in dict.fromkeys(
             new.queue
             for new, result in zip(batch, results, strict=True)
             if result.answer is EnqueueAnswer.FULL
-        }:
+        ):
             if await self._overflow(queue) == "wait":
                 await self._wait_for_room(queue, batch, results)
             elif crowded:
