@@ -19,7 +19,7 @@ __all__ = ["Registry"]
 
 SUSPECTS: Final = 1_000
 """Types without handler that are remembered: names made up without end must not fill the memory."""
-SAMPLES: Final = 20
+SAMPLES: Final = 5
 """Of each, so many tasks: the first ones may be delayed for days."""
 
 

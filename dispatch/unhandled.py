@@ -4,8 +4,9 @@ A type with a typing error in its name, or a handler that was never registered, 
 otherwise show in nothing but tasks that wait. Two looks find them. What was published
 here, of a type without a handler here, is looked at some seconds later; and where other
 processes publish too, a worker with nothing else to do looks once a minute for what has
-been due as long. A task that somebody takes meanwhile is nobody's concern, so in a fleet
-each process may well handle types of its own. Each type is named once.
+been due as long. A task that somebody takes meanwhile is nobody's concern, nor is a type
+that somebody works on, so in a fleet each process may well handle types of its own. Each
+type is named once.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dispatch.bell import Bell
 from dispatch.errors import StorageError
 from dispatch.registry import Registry
 from dispatch.storage.protocol import Storage
-from dispatch.storage.query import All, Ids, Queues, Statuses, Time
+from dispatch.storage.query import All, Ids, Queues, Statuses, Time, Types
 from dispatch.tasks import TaskStatus
 
 __all__ = ["Unhandled"]
@@ -38,6 +39,8 @@ EVERY_S: Final = 60.0
 """How often to look for what others published, and how long that must have been due."""
 LOOKED_AT: Final = 1_000
 """Of so many waiting tasks the types are looked at, however many there are."""
+AT_ONCE: Final = 20
+"""Tasks fetched in one page, payloads included."""
 
 
 @attrs.define(eq=False)
@@ -67,43 +70,40 @@ class Unhandled:
 
     async def _look_at_published(self) -> float:
         """Answers with the seconds after which another look may tell more."""
+        queues = {actors.name: actors for actors in self.queues() if self._concerned(actors)}
         suspects = {
             address: list(ids)
             for address, ids in self.registry.unhandled.items()
-            if ids and address not in self._named
+            if ids and address[0] in queues and address not in self._named
         }
         if not suspects:
             return inf
         wanted = [id_ for ids in suspects.values() for id_ in ids]
         found = {
             record.id: record
-            for at in range(0, len(wanted), LOOKED_AT)
-            for record in (await self.storage.find(Ids(*wanted[at : at + LOOKED_AT]), limit=LOOKED_AT)).records
+            for at in range(0, len(wanted), AT_ONCE)
+            for record in (await self.storage.find(Ids(*wanted[at : at + AT_ONCE]), limit=AT_ONCE)).records
         }
-        queues = {actors.name: actors for actors in self.queues()}
         again_s, now = inf, self.storage.now()
         for address, ids in suspects.items():
-            actors = queues.get(address[0])
             waiting = [
                 record
                 for id_ in ids
                 if (record := found.get(id_)) is not None and record.status is TaskStatus.PENDING
             ]
-            if actors is None or not self._concerned(actors):
-                waiting = []  # nobody's concern here
+            gone = {*ids} - {record.id for record in waiting}
             if address in self.registry.unhandled:
-                gone = {*ids} - {record.id for record in waiting}
                 self.registry.unhandled[address] = [
                     id_ for id_ in self.registry.unhandled[address] if id_ not in gone
                 ]
-            if not waiting or actors is None:
+            if not waiting:
                 continue
             first = min(waiting, key=lambda record: record.available_at)
             due_s = now - first.available_at
-            if actors.paused:
-                again_s = min(again_s, EVERY_S)
-            elif due_s < NEARLY * PATIENCE_S:
+            if due_s < NEARLY * PATIENCE_S:
                 again_s = min(again_s, max(-due_s, 0.0))
+            elif queues[address[0]].paused or await self._is_taken(address, first.available_at):
+                again_s = min(again_s, EVERY_S)
             else:
                 self._name(address, f"task {first.id} has been due for {due_s:.0f} s")
         return again_s
@@ -117,13 +117,22 @@ class Unhandled:
         ]
         if not idle:
             return
-        due = All(
-            Queues(*idle), Statuses("due"), Time("available_at", until=self.storage.now() - EVERY_S)
-        )
+        since = self.storage.now() - EVERY_S
+        due = All(Queues(*idle), Statuses("due"), Time("available_at", until=since))
         counts = await self.storage.count(due, by=("queue", "type"), bound=LOOKED_AT)
         for queue, type_name in sorted(counts):
-            if (queue, type_name) not in self._named:
-                self._name((queue, type_name), f"tasks of it have been due for over {EVERY_S:g} s")
+            address = (queue, type_name)
+            known = address in self._named or address in self.registry.handlers
+            if not known and not await self._is_taken(address, since):
+                self._name(address, f"tasks of it have been due for over {EVERY_S:g} s")
+
+    async def _is_taken(self, address: tuple[str, str], since: float) -> bool:
+        """Whether somebody runs tasks of this type, or has since then: it is his backlog, and no mistake."""
+        tasks = All(Queues(address[0]), Types(address[1]))
+        for working in (Statuses("running"), Time("finished_at", since=since)):
+            if await self.storage.count(All(tasks, working), bound=1):
+                return True
+        return False
 
     def _concerned(self, actors: QueueActors) -> bool:
         """Whether a task of this queue is meant for here, as far as one can tell."""

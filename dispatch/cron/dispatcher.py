@@ -221,7 +221,8 @@ class CronTaskDispatcher:
         finally:
             for name in held:
                 self._adding[name].release()
-                if not self._adding[name].locked():
+            for name in names:  # one that was made here and never had, too
+                if name in self._adding and not self._adding[name].locked():
                     del self._adding[name]
 
     def _check_open(self) -> None:

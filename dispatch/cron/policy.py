@@ -187,7 +187,7 @@ class Slots:
         elif self.last < since:
             due = _next(spec, self.last)
             if due is not None and due < since and now - due <= WALKED_S:  # no jump has led here
-                since = self.newest = self.last
+                since = self.last
         return decide(spec, policy, since, now, late=late)
 
     def move_to(self, last: float) -> None:

@@ -28,6 +28,7 @@ from datetime import datetime
 from math import inf
 from types import TracebackType
 from typing import Any, Final, Generic, cast
+from weakref import WeakKeyDictionary
 
 import attrs
 import trio
@@ -57,6 +58,8 @@ R = TypeVar("R", default=Any)
 
 QUIET_S: Final = 0.02
 """Seconds of real time without an event after which an end that waits lets virtual time jump."""
+THREAD_S: Final = 1.0
+"""Real seconds for which a sync handler may keep silent in its thread before virtual time jumps on."""
 
 Setup = Callable[[Dispatcher], Awaitable[None] | None]
 
@@ -293,18 +296,28 @@ class Harness:
         return found
 
 
+_standing: Final = WeakKeyDictionary[trio.testing.MockClock, tuple[int, float]]()
+"""How many threads a clock waits for, and the threshold that it had before the first."""
+
+
 @contextmanager
 def _time_standing() -> Generator[None]:
-    """Let virtual time wait for a thread, which it does not see."""
+    """Let virtual time wait for a thread, which it does not see, but not for one that waits itself."""
     clock = trio.lowlevel.current_clock()
     if not isinstance(clock, trio.testing.MockClock):
         yield
         return
-    threshold, clock.autojump_threshold = clock.autojump_threshold, inf
+    count, threshold = _standing.get(clock, (0, clock.autojump_threshold))
+    _standing[clock] = count + 1, threshold
+    clock.autojump_threshold = max(threshold, THREAD_S)
     try:
         yield
     finally:
-        clock.autojump_threshold = threshold
+        count, threshold = _standing.pop(clock)
+        if count > 1:
+            _standing[clock] = count - 1, threshold
+        else:
+            clock.autojump_threshold = threshold
 
 
 @contextmanager

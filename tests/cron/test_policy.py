@@ -138,6 +138,16 @@ def test_ids_of_ticks_are_the_same_in_every_process_and_version() -> None:
     assert tick_id("nightly", NOON) == "019cae6b-6600-880d-80e6-3106128f4c63"
 
 
+def test_a_look_between_two_ticks_forgets_none_that_was_decided() -> None:
+    spec = CronSpec("0 10,11 * * *")
+    hour = 3_600.0
+    midnight = NOON - NOON % (24 * hour)
+    slots = Slots(midnight + 11 * hour)
+    slots.move_to(midnight + 7 * hour)  # by a clock that was set back by more than three hours
+    assert slots.decide(spec, CronPolicy(), midnight + 8 * hour + 300).run == ()
+    assert slots.decide(spec, CronPolicy(misfire="all"), midnight + 12 * hour).run == ()
+
+
 def template(**fields: Any) -> NewTask:
     return NewTask(id="", queue="q", type="t", payload=b"{}", **fields)
 

@@ -624,6 +624,15 @@ async def test_a_function_is_not_added_by_one_who_is_closed_meanwhile(autojump_c
         dispatcher.close()
 
 
+async def test_an_add_that_is_cancelled_leaves_nothing_behind(autojump_clock: object, stage: Stage) -> None:
+    dispatcher = CronTaskDispatcher(stage)
+    for _ in range(10):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await dispatcher.add("@daily", Ticks())
+    assert not dispatcher._adding
+
+
 # ---- what is given --------------------------------------------------------------
 
 

@@ -261,6 +261,24 @@ async def test_an_entry_without_any_grace_fires(autojump_clock: object) -> None:
         assert {name: ran.count(name) for name in ran} == dict.fromkeys(("skip", "all", "stored-skip", "stored-all"), 4)
 
 
+async def test_a_clock_set_back_for_a_while_decides_nothing_again_when_it_is_put_right(
+    autojump_clock: object,
+) -> None:
+    watched = Watched("*/10 * * * *")
+    async with watched.serving():
+        await trio.sleep(3 * HOUR_S)
+        watched.wall.ahead_s = -4 * HOUR_S
+        await trio.sleep(90 * 60)
+        before = len(watched.ran)
+        watched.wall.ahead_s = 0.0
+        await trio.sleep(12 * 60)
+        # One for what was missed meanwhile, by the right clock, and those since.
+        assert len(watched.ran) - before <= 3
+        assert min(watched.ran[before:]) > NOON + 4 * HOUR_S
+    slots = await watched.slots()
+    assert len(slots) == len(set(slots))
+
+
 @pytest.mark.parametrize("ahead_h", [2, 5, 30])
 async def test_a_clock_that_was_ahead_and_is_put_right_silences_nothing_later(
     ahead_h: int, autojump_clock: object

@@ -13,6 +13,7 @@ from dispatch import (
     MemoryStorage,
     QueueTask,
     Run,
+    TaskQueueConfig,
     TaskQueueConsumer,
     TaskQueuePublisher,
     TaskType,
@@ -214,3 +215,33 @@ async def test_nothing_is_said_where_another_worker_takes_it_or_nothing_is_handl
             await trio.sleep(0.1)
         consumer.close()
     assert said(caplog) == []
+
+
+async def test_a_backlog_of_another_worker_is_no_mistake(
+    tmp_path: Path, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def slow(task: QueueTask[Job]) -> None:
+        await trio.sleep(0.5)
+
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    async with open_dispatcher(url) as one, open_dispatcher(url) as other:
+        for each in (one, other):
+            each.consumer.register_queue("q", TaskQueueConfig(concurrency=1))
+        one.consumer.register_handler(JOB, nothing)
+        other.consumer.register_handler(TYPO, slow)
+        for n in range(5):
+            await one.publisher.publish(TYPO(Job(n)))
+        await other.drain()
+    assert said(caplog) == []
+
+
+async def test_a_process_that_only_publishes_reads_nothing_back(
+    tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SqliteStorage(tmp_path / "jobs.db") as storage, open_dispatcher(storage) as dispatcher:
+        dispatcher.consumer.register_queue("q")
+        monkeypatch.setattr(storage, "find", None)
+        for n in range(10):
+            await dispatcher.publisher.publish(TYPO(Job(n)))
+            await trio.sleep(0.1)
+    assert all(len(ids) <= 5 for ids in dispatcher._registry.unhandled.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from math import inf
 from typing import Any
@@ -475,3 +476,20 @@ async def test_an_exception_of_a_script_does_not_grow_with_every_run() -> None:
             await perform(handler, NOTE(Note("x")))
         depths.add(len(caught.traceback))
     assert len(depths) == 1
+
+
+async def test_sync_handlers_side_by_side_leave_the_clock_as_it_was(autojump_clock: trio.testing.MockClock) -> None:
+    def works(task: QueueTask[Note]) -> None:
+        time.sleep(0.05 * len(task.payload.text))
+
+    async with trio.open_nursery() as nursery:
+        for text in ("a", "abc", "ab"):
+            nursery.start_soon(perform, works, NOTE(Note(text), timeout=5.0))
+    assert autojump_clock.autojump_threshold == 0.0
+
+
+async def test_a_sync_handler_may_wait_in_what_it_calls_back(autojump_clock: object) -> None:
+    def waits(task: QueueTask[Note]) -> None:
+        trio.from_thread.run(trio.sleep, 600.0)
+
+    await perform(waits, NOTE(Note("x")))
