@@ -4,9 +4,8 @@ Theory of operation. Rows are `TaskRecord`s in one dict; `dispatch.lifecycle`
 alone changes their state. Every method first honours a pending cancellation,
 then reads the clock once and acts without yielding, so it is atomic and a
 cancelled call has done nothing. Who publishes yields in `breathe`, once the observers
-have been told: before, a quick worker's events would come first. After a pause that is
-at once, since whoever waits for the task could start on it; in a run of calls it is
-after every eighth, so that a loop which only publishes lets others run, and they find
+have been told (before, a quick worker's events would come first): the first time and
+then every eighth, so that a loop which only publishes lets others run, and they find
 more than one task at a time: a turn that claims eight costs little more than one that
 claims one, and singly published tasks came through at half the speed.
 
@@ -101,9 +100,7 @@ _fields = attrgetter(*FIELDS)
 HISTORY_LIMIT: Final = 1_000
 """Runs kept per task; of a longer history the oldest go."""
 STREAK: Final = 7
-"""Steps of publishing, in a run of them, between two that let others run."""
-PAUSE_S: Final = 0.0005
-"""So long after the last step of publishing the next one begins a run of its own."""
+"""Steps of publishing between two that let others run."""
 SLACK: Final = 1_024
 """Stale entries that an index may hold beyond one per valid entry before it is swept."""
 
@@ -154,7 +151,6 @@ class MemoryStorage(MemoryRegistry):
         self._leases: list[tuple[float, int, int, Row]] = []
         self._leased = 0
         self._streak = 0
-        self._published_at = -inf
 
     def __repr__(self) -> str:
         return f"<MemoryStorage tasks={len(self._rows)} queues={len(self._queues)}>"
@@ -190,15 +186,11 @@ class MemoryStorage(MemoryRegistry):
         return results
 
     async def breathe(self) -> None:
-        """Let others run: after a pause in publishing at once, in a run of calls every eighth time."""
-        now = self._clock.now()
+        """Let others run, every eighth time."""
         self._streak -= 1
-        if self._streak >= 0 and now - self._published_at <= PAUSE_S:
-            self._published_at = now
-            return
-        self._streak = STREAK
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        self._published_at = self._clock.now()
+        if self._streak < 0:
+            self._streak = STREAK
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _store(self, new: NewTask, now: float, bounded: bool = False) -> EnqueueResult:
         stored = self._rows.get(new.id)
