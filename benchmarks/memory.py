@@ -11,7 +11,8 @@ it runs both with it and without.
 
 Rounds alternate, so that a drifting machine hits both alike; the medians of
 jobs per second and of their ratio are printed, then publish-to-start latency on
-an idle queue, one task at a time.
+an idle queue, one task at a time; between the two that of the channel with nothing of
+the dispatcher but its codec and the context of an attempt.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import pstats
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from functools import partial
 from importlib.metadata import version
 from statistics import median, quantiles
@@ -32,6 +34,8 @@ import trio
 from attrs import frozen
 
 from dispatch import QueueTask, TaskQueueConfig, TaskType, jsontext, open_dispatcher
+from dispatch.codec import Codec
+from dispatch.execution import drive
 
 WORKERS = 10
 LATENCY_SAMPLES = 500
@@ -133,6 +137,34 @@ async def channel_latency() -> list[float]:
     return [start - at for start, at in zip(starts, sent, strict=True)]
 
 
+async def codec_latency() -> list[float]:
+    """Seconds from encoding a payload to the start of the handler, by the channel and the codec alone."""
+    starts: list[float] = []
+    send, receive = trio.open_memory_channel[bytes](128)
+    codec, base = Codec(), Context()
+
+    async def ship(payload: Order) -> None:
+        starts.append(perf_counter())
+
+    async def work() -> None:
+        async for data in receive:
+            await drive(ship(codec.decode(data, Order)), base.copy(), "ship")
+
+    sent: list[float] = []
+    async with trio.open_nursery() as nursery:
+        for _ in range(WORKERS):
+            nursery.start_soon(work)
+        for number in range(LATENCY_SAMPLES):
+            payload = order(number)
+            await trio.sleep(0.001)
+            sent.append(perf_counter())
+            data, _ = codec.encode(payload, Order, "payload")
+            await send.send(data)
+        await trio.sleep(0.01)
+        await send.aclose()
+    return [start - at for start, at in zip(starts, sent, strict=True)]
+
+
 async def dispatcher_latency() -> list[float]:
     """Seconds from calling publish to the start of the handler, on an idle queue."""
     starts: list[float] = []
@@ -165,7 +197,7 @@ def json_by(fast: jsontext.Fast | None) -> Iterator[None]:
 
 def percentiles(name: str, runs: list[float]) -> float:
     cuts = quantiles(runs, n=100)
-    print(f"{name:<18} publish to start, idle: p50 {cuts[49] * 1e3:.3f} ms, p99 {cuts[98] * 1e3:.3f} ms")
+    print(f"{name:<20} publish to start, idle: p50 {cuts[49] * 1e3:.3f} ms, p99 {cuts[98] * 1e3:.3f} ms")
     return cuts[49]
 
 
@@ -203,13 +235,14 @@ def main() -> None:
                 rates[name].append(trio.run(run, options.tasks))
     for name, found in rates.items():
         ratio = median(ours / bare for ours, bare in zip(found, rates["channel"], strict=True))
-        print(f"{name:<18} {median(found):>10,.0f} jobs/s {ratio:>8.3f} of the bare channel")
+        print(f"{name:<20} {median(found):>10,.0f} jobs/s {ratio:>8.3f} of the bare channel")
     bare = percentiles("channel", trio.run(channel_latency))
-    for name, fast in {"dispatcher": None, "dispatcher, orjson": jsontext.fast}.items():
-        if name == "dispatcher" or fast is not None:
+    by = {"": None} if jsontext.fast is None else {"": None, ", orjson": jsontext.fast}
+    for name, run in {"codec alone": codec_latency, "dispatcher": dispatcher_latency}.items():
+        for suffix, fast in by.items():
             with json_by(fast):
-                ours = percentiles(name, trio.run(dispatcher_latency))
-            print(f"{'':<18} {ours / bare:>10.2f} times the channel's p50")
+                ours = percentiles(f"{name}{suffix}", trio.run(run))
+            print(f"{'':<20} {ours / bare:>10.2f} times the channel's p50")
 
 
 if __name__ == "__main__":

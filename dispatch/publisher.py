@@ -26,7 +26,7 @@ from dispatch.errors import (
     TaskFailedError,
     TaskNotFoundError,
 )
-from dispatch.events import EventKind, Observers
+from dispatch.events import Observers
 from dispatch.records import NewTask, TaskRecord, from_seconds, to_seconds
 from dispatch.registry import Registry
 from dispatch.storage.protocol import (
@@ -143,7 +143,7 @@ class TaskQueuePublisher:
                 await self._make_room([new], results, crowded=False)
                 result = results[0]
         if result.answer is EnqueueAnswer.CREATED:
-            self._created(new, result)
+            self.tell_published(new, result.created_at)
         await self._storage.breathe()
         answer, error = self._answer(task, new, payload, result)
         if answer is None:
@@ -200,7 +200,7 @@ class TaskQueuePublisher:
         results = await self._enqueue([new for _, new, _ in batch])
         for (index, new, payload), result in zip(batch, results, strict=True):
             if result.answer is EnqueueAnswer.CREATED:
-                self._created(new, result)
+                self.tell_published(new, result.created_at)
             answer, error = self._answer(tasks[index], new, payload, result)
             found[index] = Published(answer, result.answer, error)
         await self._storage.breathe()
@@ -376,7 +376,7 @@ class TaskQueuePublisher:
         return results
 
     def tell_published(self, new: NewTask, at: float) -> None:
-        """Tell the observers that this task was stored at `at`."""
+        """Tell the observers that this task was stored at `at`, and note if it has no handler here."""
         self._registry.stored(new)
         self._observers.published(at, new.id, new.queue, new.type, new.cron, new.headers)
 
@@ -562,12 +562,6 @@ class TaskQueuePublisher:
         for index, answer in zip(open_items, answers, strict=True):
             results[index] = answer
         return any(answer.answer is EnqueueAnswer.FULL for answer in answers)
-
-    def _created(self, new: NewTask, result: EnqueueResult) -> None:
-        """A task was stored: tell the observers, before anybody can run it where that is possible."""
-        self._registry.stored(new)
-        if self._observers.wants(EventKind.PUBLISHED):
-            self._observers.published(result.created_at, new.id, new.queue, new.type, new.cron, new.headers)
 
     def _answer(
         self, task: QueueTask[Any, Any], new: NewTask, payload: object, result: EnqueueResult

@@ -240,7 +240,6 @@ class CronTaskDispatcher:
             raise CronNameConflictError(
                 f"cron task {task.name!r} is a stored entry that publishes a task; cancel it first"
             )
-        self._check_open()
         assert task.spec is not None
         definition = write_definition(task.name, task.spec, task.policy, task.description)
         known = self._functions.entries.get(task.name)
@@ -250,6 +249,7 @@ class CronTaskDispatcher:
             raise taken(task.name)
         now = self._now()
         if not declared:
+            self._check_open()  # it may have been closed since
             check_not_over(task.spec, from_seconds(now))
         self._functions.put(task, definition, now)
         self._wake_if_earlier()

@@ -177,12 +177,11 @@ class MemoryStorage(MemoryRegistry):
         self, tasks: Sequence[NewTask], *, bounded: bool = False, by: tuple[str, int] | None = None
     ) -> list[EnqueueResult]:
         await trio.lowlevel.checkpoint_if_cancelled()
-        now = self._clock.now()
         if by is not None and not self._holds(*by):
-            results = [EnqueueResult(EnqueueAnswer.CLAIM_LOST, new.id) for new in tasks]
-        else:
-            results = [self._store(new, now, bounded) for new in tasks]
-            self._ring_queues()
+            return [EnqueueResult(EnqueueAnswer.CLAIM_LOST, new.id) for new in tasks]
+        now = self._clock.now()
+        results = [self._store(new, now, bounded) for new in tasks]
+        self._ring_queues()
         return results
 
     async def breathe(self) -> None:

@@ -40,9 +40,10 @@ IN_DOUBT: Final = (
     "which is harmless, or look for it"
 )
 IMPATIENT: Final = b"SET LOCAL lock_timeout = '50ms'"
-TIMEOUTS: Final = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
 BRIEFLY_S: Final = 1.0
 """For one such attempt: if not even that is answered, it is no lock, and no time to waste on the rest."""
+TIMEOUTS: Final = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
+"""How a server says that it has waited long enough: nothing was done, and it is there."""
 
 
 class LateError(StorageError):

@@ -554,12 +554,6 @@ class Storage(TaskStore, ControlStore, CronStore):
     """Whether what is stored survives the end of the process."""
     immediate: bool = False
     """Whether `turn` never waits for anything, and so needs neither a shield nor a deadline."""
-    async def breathe(self) -> None:
-        """Called once a publisher has told of what it stored: where `enqueue` lets nobody run, here somebody may.
-
-        Not cancellable, since what was stored must not be reported as cancelled. Nothing by default.
-        """
-
     beat_s: float = 10.0
     """How often a worker writes its record; infinity where only this process could read it."""
 
@@ -572,6 +566,12 @@ class Storage(TaskStore, ControlStore, CronStore):
     def slice_s(self) -> float:
         """The longest sleep towards a moment of its clock before looking again: clocks may jump."""
         return 5.0
+
+    async def breathe(self) -> None:
+        """Called once a publisher has told of what it stored: where `enqueue` lets nobody run, here somebody may.
+
+        Not cancellable, since what was stored must not be reported as cancelled. Nothing by default.
+        """
 
     async def turn(
         self,

@@ -18,7 +18,7 @@ Tables, all prefixed so that they can live beside a user's own in one file:
 Indexes of the tasks: `ready` is what claims merge, one range per lane and
 priority in claim order; rows that cannot run are not in it, or behind the end
 of the range. `keys` finds what runs, waits and steps aside per key. `status`
-serves pages and counts, `ended` pruning. Leases have none: running rows are few,
+serves pages and counts, `ended` pruning, `unique` what may be in the way of a new task. Leases have none: running rows are few,
 and a renewal must stay cheap.
 """
 

@@ -1,4 +1,7 @@
-"""How values that databases keep as text are written: unique keys, and templates of cron entries."""
+"""How values that databases keep as text are written and read, and what is said of a row that cannot be.
+
+Unique keys, and cron entries with their templates.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,15 @@ from dispatch.records import NewTask, UniqueKey
 from dispatch.storage.protocol import CronRecord
 from dispatch.tasks import OnClash, TaskStatus
 
-__all__ = ["cron_record", "storable", "template_from_text", "template_to_text", "unique_from_text", "unique_to_text", "unreadable"]
+__all__ = [
+    "cron_record",
+    "storable",
+    "template_from_text",
+    "template_to_text",
+    "unique_from_text",
+    "unique_to_text",
+    "unreadable",
+]
 
 
 def unreadable(task_id: object, exc: Exception) -> StorageError:
@@ -79,7 +90,7 @@ def cron_record(
     then says why, and nothing else of it means anything.
     """
     try:
-        return CronRecord(
+        return CronRecord(  # a sum fails where a text stands for a number, which SQLite allows
             name=name,
             definition=definition,
             template=template_from_text(template),

@@ -379,9 +379,10 @@ async def perform(
     The payload passes through its stored form and back, the result is checked
     as it would be; there is no queue, no retry and no timeout but the task's
     own, which raises trio.TooSlowError. It needs no virtual time. A sync
-    handler runs in a thread, as it would. `attempt` and `last_error` are what the task is to carry; it was created and is started at this moment of
-    the machine's. A checkpoint. Raises what publishing the task would raise for
-    a bad one.
+    handler runs in a thread, as it would. `attempt` and `last_error` are what
+    the task is to carry; it was created and is started at this moment of the
+    machine's. A checkpoint. Raises what publishing the task would raise for a
+    bad one.
     """
     declared = task.declared
     if declared is None:

@@ -85,24 +85,18 @@ class Project:
         return [sys.executable, "-W", "error", "-m", "dispatch", *arguments]
 
     def __call__(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(  # noqa: S603 - our own command
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.environment,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            check=False,
-        )
+        return self._run(self.command(*arguments), stdin)
 
     def piped(self, into: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """The command in a shell's line, its output `into` something."""
-        return subprocess.run(  # noqa: S602 - our own command
-            f"{' '.join(self.command(*arguments))} {into}",
-            shell=True,
+        return self._run(["sh", "-c", f"{shlex.join(self.command(*arguments))} {into}"])
+
+    def _run(self, command: list[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(  # noqa: S603 - our own command
+            command,
             cwd=self.folder,
             env=self.environment,
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=LIMIT_S,

@@ -589,9 +589,19 @@ async def test_a_function_and_a_declared_task_of_one_name_are_refused_at_the_sta
     assert caught.value.detail == "cron task 'x' is a function; cancel it first"
 
 
-async def test_of_two_kinds_that_are_added_at_once_one_is_refused(tmp_path: Path) -> None:
+class Slow(Stage):
+    """What is found of one entry is known five seconds later."""
+
+    async def crons(self, name: str | None = None) -> list[CronRecord]:
+        found = await super().crons(name)
+        if name is not None:
+            await trio.sleep(5)
+        return found
+
+
+async def test_of_two_kinds_that_are_added_at_once_one_is_refused(autojump_clock: object) -> None:
     refused: list[str] = []
-    async with SqliteStorage(tmp_path / "jobs.db") as storage, open_dispatcher(storage) as dispatcher:
+    async with open_dispatcher(Slow()) as dispatcher:
         dispatcher.consumer.register_queue("q")
 
         async def add(what: Any) -> None:
@@ -607,12 +617,6 @@ async def test_of_two_kinds_that_are_added_at_once_one_is_refused(tmp_path: Path
 
 
 async def test_a_function_is_not_added_by_one_who_is_closed_meanwhile(autojump_clock: object) -> None:
-    class Slow(Stage):
-        async def crons(self, name: str | None = None) -> list[CronRecord]:
-            if name is not None:
-                await trio.sleep(5)
-            return await super().crons(name)
-
     async with open_dispatcher(Slow()) as dispatcher, trio.open_nursery() as nursery:
 
         async def add() -> None:
@@ -620,6 +624,14 @@ async def test_a_function_is_not_added_by_one_who_is_closed_meanwhile(autojump_c
                 await dispatcher.cron.add_with_name("@every 1s", "x", Ticks())
 
         nursery.start_soon(add)
+        await trio.sleep(1)
+        dispatcher.close()
+
+
+async def test_closing_while_it_starts_is_no_error(autojump_clock: object) -> None:
+    dispatcher = CronTaskDispatcher(Slow(), declared=[CronEntry("@every 1s", "x", Ticks())])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(dispatcher.run)
         await trio.sleep(1)
         dispatcher.close()
 

@@ -172,7 +172,10 @@ async def test_in_memory_a_task_is_said_to_be_published_before_it_is_said_to_sta
     def note(event: TaskEvent) -> None:
         told.setdefault(event.task_id, []).append(event.kind)
 
-    async with working(nothing, TaskQueueConfig(concurrency=4, buffer_size=1_000), observers=[note]) as dispatcher:
+    async def at_once(task: QueueTask[Job]) -> None:
+        pass
+
+    async with working(at_once, TaskQueueConfig(concurrency=4, buffer_size=1_000), observers=[note]) as dispatcher:
         for n in range(120):
             await dispatcher.publisher.publish(JOB(Job(n)))
             if n % 40 == 0:
