@@ -16,6 +16,7 @@ __all__ = ["migrate"]
 async def migrate(
     *,
     sql: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    since: Annotated[int, Parameter(show_default=False)] = 0,
     store: StoreOption = None,
     shell: ShellArgument,
 ) -> None:
@@ -26,9 +27,13 @@ async def migrate(
     Parameters
     ----------
     sql
-        Print the whole script for PostgreSQL instead, and touch nothing.
+        Print the script for PostgreSQL instead, and touch nothing; needs no store.
+    since
+        With --sql: from this version of the schema on, 0 for a database that has none.
     """
-    url = store or ""
+    url = store or ("postgresql://" if sql else "")
+    if since and not sql:
+        raise CommandError("--since goes with --sql; without it the database is asked for its version", 2)
     if url.partition(":")[0].lower() not in ("postgresql", "postgres"):
         if sql:
             raise CommandError("--sql is for PostgreSQL; a SQLite file makes its own tables", 2)
@@ -42,7 +47,7 @@ async def migrate(
 
     dsn, schema = postgres_address(url)
     if sql:
-        shell.stdout.write(migration_sql(schema))
+        shell.stdout.write(migration_sql(schema, since=since))
         return
     before, after = await trio.to_thread.run_sync(
         lambda: migrate_schema(dsn, schema=schema), abandon_on_cancel=False

@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final, Literal
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from urllib.parse import parse_qsl, unquote
 
 from dispatch.clock import Clock
 from dispatch.errors import InvalidConfigError
@@ -59,9 +59,16 @@ def postgres_address(url: str) -> tuple[str, str]:
     """The connection string and the schema that a postgresql: URL names."""
     # Not by urlsplit, which makes another URL of one without a host, `postgresql://?host=/run`.
     head, _, query = url.partition("?")
-    options = dict(parse_qsl(query))
-    schema = options.pop("schema", "dispatch")
-    return f"{head}?{urlencode(options, quote_via=quote)}" if options else head, schema
+    schema = "dispatch"
+    rest: list[str] = []
+    # Nor by parse_qsl: to libpq a + is a +.
+    for option in query.split("&") if query else ():
+        name, _, value = option.partition("=")
+        if name == "schema":
+            schema = unquote(value)
+        else:
+            rest.append(option)
+    return f"{head}?{'&'.join(rest)}" if rest else head, schema
 
 
 def sqlite_address(url: str) -> tuple[str, Literal["full", "normal"]]:

@@ -129,6 +129,13 @@ def test_a_script_for_the_tables_is_printed_where_there_is_one(terminal: Termina
     ran = terminal("migrate", "--sql", store="postgresql://nobody@nowhere/db?schema=jobs")
     assert (ran.status, ran.err) == (0, "")
     assert "CREATE SCHEMA jobs;" in ran.out
+    assert "CREATE SCHEMA dispatch;" in terminal("migrate", "--sql", store="").out
+    rest = terminal("migrate", "--sql", "--since", "1", store="postgresql://").out
+    assert "CREATE TABLE" not in rest
+    assert "CREATE INDEX" in rest
+    ran = terminal("migrate", "--since", "1", store="postgresql://")
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.startswith("dispatch: --since goes with --sql")
     ran = terminal("migrate", "--sql", store="sqlite:///jobs.db")
     assert (ran.status, ran.out) == (2, "")
     assert ran.err.startswith("dispatch: --sql is for PostgreSQL")
