@@ -9,7 +9,7 @@ Everything lies in a schema of its own, `dispatch` by default:
 - `attempts`: ended runs, written when a run ends in anything but a success; a
   success stands in the task's row until that is rerun.
 - `queues`, `workers`, `crons`: the records. `migrations`: what was applied.
-- `identity`: what tells this database from every other.
+- `identity`: what tells this database from every other; with its number, for a copy has it, too.
 - `now_s()`: the one clock. Tests replace it.
 
 Indexes of `tasks`. `ready` is what claims merge, one range per lane and priority
@@ -38,14 +38,22 @@ Migrations are applied by `migrate` alone, never by opening a storage.
 from __future__ import annotations
 
 import re
+import time
 from enum import IntEnum
 from typing import Any, Final
 
 from dispatch.errors import InvalidConfigError, StorageError
-from dispatch.storage.psycopg_trio import TrioConnection, psycopg, redacted, storage_errors
+from dispatch.storage.psycopg_trio import (
+    TrioConnection,
+    connected,
+    psycopg,
+    redacted,
+    storage_errors,
+)
 
 __all__ = [
     "DEFAULT_SCHEMA",
+    "IDENTITY",
     "SCHEMA_VERSION",
     "State",
     "check_schema_name",
@@ -56,6 +64,16 @@ __all__ = [
 
 DEFAULT_SCHEMA: Final = "dispatch"
 OLDEST_SERVER: Final = 14
+ENCODINGS: Final = ("UTF8", "SQL_ASCII")
+"""Of a database: others cannot hold every text, and what an error says would keep a run from being settled."""
+LOCK_MS: Final = 500
+"""For so long a migration waits for a table: everybody else waits behind it."""
+TRIES: Final = 20
+PAUSE_S: Final = 0.5
+"""How often it tries, and what it leaves those who had to wait."""
+IDENTITY: Final = (
+    "SELECT id || ' ' || (SELECT oid FROM pg_database WHERE datname = current_database()) FROM @.identity"
+)
 _NAME: Final = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,47}", re.ASCII)
 
 
@@ -223,9 +241,20 @@ def check_schema_name(name: str) -> str:
 def migration_sql(schema: str = DEFAULT_SCHEMA, *, since: int = 0) -> str:
     """The script that brings a schema from version `since` to this one, for psql or a DBA."""
     check_schema_name(schema)
-    parts = ["BEGIN ISOLATION LEVEL READ COMMITTED;", f"SELECT pg_advisory_xact_lock({_lock_sql(schema)});"]
+    if not 0 <= since <= SCHEMA_VERSION:
+        raise InvalidConfigError(f"since must be a schema version of 0 to {SCHEMA_VERSION}, got {since}")
+    parts = [
+        "BEGIN ISOLATION LEVEL READ COMMITTED;",
+        f"SELECT pg_advisory_xact_lock({_lock_sql(schema)});",
+        f"SET LOCAL lock_timeout = {LOCK_MS}; -- should it end by this, run it again: workers go on meanwhile",
+    ]
     if since == 0:
         parts.append(_foundation(schema))
+    parts.append(
+        f"DO $$ DECLARE found int := (SELECT coalesce(max(version), 0) FROM {schema}.migrations); BEGIN"
+        f" IF found <> {since} THEN RAISE EXCEPTION 'schema {schema} is at version %: take the script that"
+        " dispatch migrate --sql --since % prints', found, found; END IF; END $$;"
+    )
     parts += (_step(schema, version) for version in range(since + 1, SCHEMA_VERSION + 1))
     return "\n".join([*parts, "COMMIT;", ""])
 
@@ -255,15 +284,40 @@ def migrate(dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[int, int]:
     """Bring the schema up to this version; answers the version found and the one left.
 
     One transaction, behind an advisory lock: two at once are safe, and what
-    fails leaves the schema as it was. Blocks: not for a trio thread. Raises
-    StorageError, also for a schema newer than this code.
+    fails leaves the schema as it was. It waits for no table longer than
+    LOCK_MS, as everybody would wait behind it, but tries again, TRIES times in
+    all. Blocks: not for a trio thread. Raises StorageError, also for a schema
+    newer than this code, and InvalidConfigError for a name that SQL would not take.
     """
     check_schema_name(schema)
-    with storage_errors(redacted(dsn)), psycopg.connect(dsn) as connection:
+    for left in reversed(range(TRIES)):
+        try:
+            with storage_errors(redacted(dsn)):
+                return _migrated(dsn, schema)
+        except StorageError as exc:
+            if not isinstance(exc.__cause__, psycopg.errors.LockNotAvailable):
+                raise
+            if not left:
+                raise StorageError(
+                    f"{redacted(dsn)}: {TRIES} times the tables were not free for {LOCK_MS} ms, and nothing was "
+                    "changed. A transaction that reads or writes them is open (pg_stat_activity shows it; a "
+                    "backup, perhaps): end it, or migrate again when it is over"
+                ) from exc
+        time.sleep(PAUSE_S)
+    raise AssertionError("the last try returns or raises")
+
+
+def _migrated(dsn: str, schema: str) -> tuple[int, int]:
+    """One try."""
+    with connected(dsn) as connection:
         # Behind the lock what the other has done must be seen.
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        connection.execute("SET LOCAL statement_timeout = 0")  # making an index may take long
         connection.execute(f"SELECT pg_advisory_xact_lock({_lock_sql(schema)})".encode())
-        _check_server(connection.info.server_version)
+        connection.execute(f"SET LOCAL lock_timeout = {LOCK_MS}".encode())
+        _check_server(connection)
+        [(plain,)] = connection.execute(_PLAIN, (schema,)).fetchall()
+        _check_plain(schema, plain=plain)
         found, _ = _versions(connection, schema)
         if found > SCHEMA_VERSION:
             raise StorageError(_too_new(schema, found))
@@ -283,6 +337,7 @@ def _versions(connection: psycopg.Connection[Any], schema: str) -> tuple[int, in
     return row[0], row[1]
 
 
+_PLAIN: Final = "SELECT quote_ident(%s) NOT LIKE '\"%%'"
 _VERSIONS: Final = (
     "SELECT coalesce(max(version), 0), coalesce(max(oldest_code), 0) FROM @.migrations"
 )
@@ -293,24 +348,27 @@ async def check_version(connection: TrioConnection[Any], schema: str) -> str:
 
     The message names the remedy.
     """
-    _check_server(connection.info.server_version)
-    cursor = await connection.execute("SELECT to_regclass(%s)", (f"{schema}.migrations",))
-    there = await cursor.fetchone()
+    _check_server(connection)
+    cursor = await connection.execute(f"{_PLAIN}, to_regclass(%s)".encode(), (schema, f"{schema}.migrations"))
+    row = await cursor.fetchone()
+    assert row is not None
+    _check_plain(schema, plain=row[0])
     found, oldest = 0, 0
-    if there is not None and there[0] is not None:
+    if row[1] is not None:
         cursor = await connection.execute(_VERSIONS.replace("@.", f"{schema}.").encode())
         row = await cursor.fetchone()
         assert row is not None
         found, oldest = row
     if found < SCHEMA_VERSION:
         state = "is missing" if found == 0 else f"is at version {found}"
+        script = f"dispatch migrate --sql --since {found}" if found else "dispatch migrate --sql"
         raise StorageError(
             f"schema {schema!r} {state} and this trio-dispatch needs version {SCHEMA_VERSION}: "
-            f"run `dispatch migrate` with this database's URL (`dispatch migrate --sql` prints it)"
+            f"run `dispatch migrate` with this database's URL (`{script}` prints it)"
         )
     if oldest > SCHEMA_VERSION:
         raise StorageError(_too_new(schema, found))
-    cursor = await connection.execute(f"SELECT id FROM {schema}.identity".encode())
+    cursor = await connection.execute(IDENTITY.replace("@.", f"{schema}.").encode())
     row = await cursor.fetchone()
     assert row is not None
     return str(row[0])
@@ -323,8 +381,20 @@ def _too_new(schema: str, found: int) -> str:
     )
 
 
-def _check_server(version: int) -> None:
+def _check_plain(schema: str, *, plain: bool) -> None:
+    if not plain:
+        raise InvalidConfigError(f"schema {schema!r} is a word of SQL: take another name, such as {schema}_jobs")
+
+
+def _check_server(connection: psycopg.Connection[Any] | TrioConnection[Any]) -> None:
+    version = connection.info.server_version
     if version < OLDEST_SERVER * 10_000:
         raise StorageError(
             f"PostgreSQL {OLDEST_SERVER} or newer is needed, this server is {version // 10_000}"
+        )
+    encoding = (connection.pgconn.parameter_status(b"server_encoding") or b"").decode()
+    if encoding not in ENCODINGS:
+        raise StorageError(
+            f"the database's encoding is {encoding}, which cannot hold every text; wanted is UTF8: "
+            "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
         )

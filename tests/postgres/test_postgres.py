@@ -91,10 +91,14 @@ async def test_migrating_makes_it_and_once_more_changes_nothing(database: str) -
         assert await storage.queues() == []
 
 
-async def test_a_schema_of_the_first_version_is_refused_and_brought_up(database: str) -> None:
-    with psycopg.connect(database, autocommit=True) as connection:
+def of_the_first_version(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
         for part in (postgres_schema._foundation("dispatch"), postgres_schema._step("dispatch", 1)):
             connection.execute(part.encode())
+
+
+async def test_a_schema_of_the_first_version_is_refused_and_brought_up(database: str) -> None:
+    of_the_first_version(database)
     assert (await refusal(database)).startswith(
         f"schema 'dispatch' is at version 1 and this trio-dispatch needs version {SCHEMA_VERSION}: run"
     )
@@ -103,6 +107,60 @@ async def test_a_schema_of_the_first_version_is_refused_and_brought_up(database:
         await storage.declare([QueueRecord(name="q")])
         answers = [(await storage.enqueue([new(id_, unique=unique())]))[0].answer for id_ in ("a", "b")]
         assert answers == [EnqueueAnswer.CREATED, EnqueueAnswer.EXISTING]
+
+
+async def test_migrating_keeps_nobody_waiting_for_a_long_read(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_the_first_version(database)
+    monkeypatch.setattr(postgres_schema, "LOCK_MS", 50)
+    monkeypatch.setattr(postgres_schema, "TRIES", 2)
+    monkeypatch.setattr(postgres_schema, "PAUSE_S", 0.01)
+    with psycopg.connect(database) as reader:
+        reader.execute("SELECT count(*) FROM dispatch.tasks")
+        with pytest.raises(StorageError, match="2 times the tables were not free for 50 ms, and nothing was changed"):
+            migrate(database)
+    assert migrate(database) == (1, SCHEMA_VERSION)
+
+
+async def test_the_rest_of_the_script_is_for_the_version_that_it_says(database: str) -> None:
+    of_the_first_version(database)
+    with psycopg.connect(database, autocommit=True) as connection:
+        with pytest.raises(psycopg.errors.RaiseException, match=r"at version 1: take the script .* --since 1 prints"):
+            connection.execute(migration_sql().encode())
+        connection.rollback()
+        assert "`dispatch migrate --sql --since 1` prints it" in await refusal(database)
+        connection.execute(migration_sql(since=1).encode())
+    assert migrate(database) == (SCHEMA_VERSION, SCHEMA_VERSION)
+    with pytest.raises(InvalidConfigError, match="since must be a schema version of 0 to 2, got 3"):
+        migration_sql(since=3)
+
+
+async def test_a_database_that_cannot_hold_every_text_is_refused(server: PostgresServer) -> None:
+    server.execute("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    try:
+        latin = server.dsn_of("latin")
+        with pytest.raises(StorageError, match="encoding is LATIN1, which cannot hold every text; wanted is UTF8"):
+            migrate(latin)
+        assert "encoding is LATIN1" in await refusal(latin)
+    finally:
+        server.execute("DROP DATABASE latin WITH (FORCE)")
+
+
+@pytest.mark.parametrize("word", ["user", "order", "select"])
+async def test_a_schema_named_by_a_word_of_sql_is_refused(database: str, word: str) -> None:
+    with pytest.raises(InvalidConfigError, match=f"schema '{word}' is a word of SQL: take another name"):
+        migrate(database, schema=word)
+    with pytest.raises(InvalidConfigError, match="is a word of SQL"):
+        async with PostgresStorage(database, schema=word):
+            raise AssertionError("it opened")
+
+
+def test_migrating_shows_no_password() -> None:
+    for dsn in (f"postgresql://ada:{SECRET}%zz@host/x", f"postgresql://ada:{SECRET} w@host/x"):
+        with pytest.raises(StorageError) as refused:
+            migrate(dsn)
+        assert SECRET not in refused.value.detail
 
 
 async def test_two_that_migrate_at_once_make_it_once(database: str) -> None:
