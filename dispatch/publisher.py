@@ -264,9 +264,10 @@ class TaskQueuePublisher:
         """Wait until a published task has ended, and answer with it as it then stands.
 
         Takes the task or its id. Woken by the storage, not by polling. Raises
-        TaskNotFoundError (1002) for an unknown (or meanwhile pruned) one, and
+        TaskNotFoundError (1002) for an unknown (or meanwhile pruned) one,
         ClosedError (1013) if the task is still open when the dispatcher of this
-        publisher has ended. A checkpoint; cancelling it leaves the task alone.
+        publisher has ended, and StorageError (1021) if the storage cannot be asked;
+        then wait again. A checkpoint; cancelling it leaves the task alone.
         A rerun dead letter is waited for afresh.
         """
         given = cast("object", task)

@@ -65,6 +65,7 @@ from dispatch.storage.protocol import (
     WorkerRecord,
 )
 from dispatch.storage.psycopg_trio import (
+    UNTOUCHED,
     TrioConnection,
     TrioPool,
     listen,
@@ -149,9 +150,10 @@ class PostgresStorage(Storage):
             prepare_threshold=0 if prepare else None,
             isolation_level=psycopg.IsolationLevel.READ_COMMITTED,
             binary_lists=True,
+            context=UNTOUCHED,
         )
         self._reads = TrioPool(
-            with_options(dsn, ISOLATION), 2, prepare_threshold=5 if prepare else None
+            with_options(dsn, ISOLATION), 2, prepare_threshold=5 if prepare else None, context=UNTOUCHED
         )
         # In messages: not with settings that the user did not give.
         self._flow.where = self._reads.where = redacted(dsn)
@@ -180,6 +182,7 @@ class PostgresStorage(Storage):
         try:
             async with self._flow.connection() as connection:
                 self._joined.identity = await check_version(connection, self._schema)
+                self._flow.silence_s = self._reads.silence_s = await _silence_s(connection)
                 await self._look_at_clock(connection)
         except BaseException:
             await self._close_pools()
@@ -690,6 +693,16 @@ class PostgresStorage(Storage):
             finally:
                 for name in leases:
                     self._relied_on.pop(name, None)
+
+
+async def _silence_s(connection: TrioConnection[Any]) -> float:
+    """A little longer than the server lets a statement run: what is late after that was lost on the way."""
+    cursor = await connection.execute(
+        "SELECT extract(epoch FROM current_setting('statement_timeout')::interval)::float8"
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return row[0] + 1.0 if row[0] else inf
 
 
 async def _shielded(rest: Awaitable[T]) -> T:

@@ -20,10 +20,15 @@ from dispatch.errors import InvalidConfigError, StorageError
 from dispatch.records import NewTask, Transition
 from dispatch.storage.postgres_bell import payloads
 from dispatch.storage.postgres_rows import Address, Lanes, Sql, address_of
+from dispatch.storage.postgres_schema import IDENTITY
 from dispatch.storage.postgres_step import Again, Outcome
 from dispatch.storage.postgres_tasks import PostgresTasks
 from dispatch.storage.protocol import EnqueueResult, SettleResult, Topic, TopicKind
 from dispatch.storage.psycopg_trio import (
+    OwnAsyncCursor,
+    OwnAsyncRawCursor,
+    OwnCursor,
+    OwnRawCursor,
     TrioConnection,
     connected,
     psycopg,
@@ -65,11 +70,11 @@ class _Blocking:
 
     async def execute(self, query: bytes, values: Any = None, *, binary: bool = False) -> _Results:
         # Not the connection's own cursor: that may make rows of another kind.
-        cursor = psycopg.Cursor(self._connection, row_factory=tuple_row)
+        cursor = OwnCursor(self._connection, row_factory=tuple_row)
         return _Results(cursor.execute(query, values, binary=binary))
 
     async def execute_raw(self, query: bytes, values: Sequence[Any]) -> _Results:
-        cursor = psycopg.RawCursor(self._connection, row_factory=tuple_row)
+        cursor = OwnRawCursor(self._connection, row_factory=tuple_row)
         return _Results(cursor.execute(query, values, binary=True))
 
 
@@ -79,11 +84,14 @@ class _Waiting:
     def __init__(self, connection: TrioConnection[Any]) -> None:
         self._connection = connection
         self.pgconn = connection.pgconn
-        self.execute_raw = connection.execute_raw
 
     async def execute(self, query: bytes, values: Any = None, *, binary: bool = False) -> psycopg.AsyncCursor[Any]:
-        cursor = psycopg.AsyncCursor(self._connection, row_factory=tuple_row)
+        cursor = OwnAsyncCursor(self._connection, row_factory=tuple_row)
         return await cursor.execute(query, values, binary=binary)
+
+    async def execute_raw(self, query: bytes, values: Sequence[Any]) -> psycopg.AsyncCursor[Any]:
+        cursor = OwnAsyncRawCursor(self._connection, row_factory=tuple_row)
+        return await cursor.execute(query, values, binary=True)
 
 
 def _finished(step: Coroutine[Any, Any, T]) -> T:
@@ -238,7 +246,7 @@ class Joined:
         there = await cursor.fetchone()
         found = None
         if there is not None and there[0]:
-            cursor = await connection.execute(self._sql("SELECT id FROM @.identity"))
+            cursor = await connection.execute(self._sql(IDENTITY))
             found = await cursor.fetchone()
         if found is None or found[0] != self.identity:
             raise InvalidConfigError(
@@ -269,18 +277,17 @@ class Joined:
 
 def _plain(given: object, what: str) -> psycopg.Connection[Any]:
     """The psycopg connection that was given, perhaps as SQLAlchemy's, with a transaction to join."""
-    begun = True
-    driver: object = given
+    driver = given
     if not isinstance(given, psycopg.Connection):
         driver = getattr(getattr(given, "connection", None), "driver_connection", None)
-        # SQLAlchemy would neither commit nor keep what it does not know to be begun.
-        begun = bool(getattr(given, "in_transaction", bool)())
     if not isinstance(driver, psycopg.Connection):
         raise InvalidConfigError(
             f"{what}: expected a psycopg.Connection, or SQLAlchemy's Connection over psycopg, "
             f"got {_named(cast('object', given))}"
         )
     connection = cast("psycopg.Connection[Any]", driver)
+    # SQLAlchemy would neither commit nor keep what it does not know to be begun.
+    begun = driver is given or bool(getattr(cast("object", given), "in_transaction", bool)())
     if not begun or _outside(connection):
         raise InvalidConfigError(
             f"{what}: no transaction is open on the connection; begin one first: "

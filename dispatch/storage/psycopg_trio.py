@@ -22,11 +22,15 @@ a COMMIT is never cut in two, and a cancelled block is rolled back.
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import random as random_module
 import select
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from configparser import ConfigParser
+from configparser import Error as ConfigError
 from contextlib import (
     AbstractAsyncContextManager,
     aclosing,
@@ -35,6 +39,8 @@ from contextlib import (
     suppress,
 )
 from contextvars import ContextVar
+from math import inf
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self, TypeVar
 
@@ -53,12 +59,21 @@ except ImportError as _missing:
     ) from _missing
 
 from psycopg.abc import AdaptContext, ConnDict, ConnParam, PQGen  # noqa: TC002 - after the guard
-from psycopg.adapt import PyFormat
+from psycopg.adapt import AdaptersMap, PyFormat
+from psycopg.postgres import register_default_adapters
+from psycopg.postgres import types as standard_types
 from psycopg.pq import Conninfo, PipelineStatus, PollingStatus, TransactionStatus
 from psycopg.rows import AsyncRowFactory, Row, tuple_row
+from psycopg.types.array import register_all_arrays
+from psycopg.types.json import set_json_loads
 from psycopg.waiting import Ready, Wait
 
 __all__ = [
+    "UNTOUCHED",
+    "OwnAsyncCursor",
+    "OwnAsyncRawCursor",
+    "OwnCursor",
+    "OwnRawCursor",
     "PoolStatistics",
     "TrioConnection",
     "TrioPool",
@@ -77,7 +92,7 @@ RV = TypeVar("RV")
 log: Final = logging.getLogger("dispatch.storage.postgres")
 
 DEFAULTS: Final[ConnDict] = {
-    # A silent network ends a connect within 10 s a host, unanswered data within
+    # A silent network ends a connect within 10 s, unanswered data within
     # 10 s, and an idle connection within 10 + 3 * 5 s: never the two hours of TCP.
     "connect_timeout": 10,
     "tcp_user_timeout": 10_000,
@@ -88,6 +103,9 @@ DEFAULTS: Final[ConnDict] = {
     "fallback_application_name": "trio-dispatch",
 }
 """What a connection is opened with, unless the connection string or the environment says else."""
+
+CONNECT_S: Final = 2
+"""`connect_timeout` by default where several hosts are named, libpq's least: the first may be gone for good."""
 
 DEFAULT_OPTIONS: Final = "-c statement_timeout=30s"
 """Settings of the session; `options` of the connection string come after them and win.
@@ -108,6 +126,44 @@ HOPELESS: Final = (
     '" does not exist',
     "permission denied for database",
 )
+
+
+def _untouched() -> AdaptersMap:
+    """psycopg's adapters as they come."""
+    adapters = AdaptersMap(types=standard_types)
+    register_default_adapters(adapters)
+    register_all_arrays(adapters)
+    set_json_loads(json.loads, adapters)
+    return adapters
+
+
+UNTOUCHED: Final = _untouched()
+"""For statements of our own: what the program registers, globally or on its connection, is for its own."""
+
+
+class _Untouched:
+    """Makes a cursor use `UNTOUCHED`, whatever its connection does."""
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        return UNTOUCHED
+
+
+class OwnCursor(_Untouched, psycopg.Cursor[Row]):
+    """For our statements on a connection that is not ours."""
+
+
+class OwnRawCursor(_Untouched, psycopg.RawCursor[Row]):
+    """The same, with `$1` for the first value."""
+
+
+class OwnAsyncCursor(_Untouched, psycopg.AsyncCursor[Row]):
+    """`OwnCursor` on a `TrioConnection`."""
+
+
+class OwnAsyncRawCursor(_Untouched, psycopg.AsyncRawCursor[Row]):
+    """`OwnRawCursor` on a `TrioConnection`."""
+
 
 _to_its_end: ContextVar[bool] = ContextVar("_to_its_end", default=False)
 """True where a cancellation waits for the exchange instead of stopping it."""
@@ -180,9 +236,8 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
     """psycopg's `AsyncConnection` for trio: the same methods, cursors, pipelines, COPY, notifies.
 
     Differences: deadlines are cancel scopes, so `notifies` takes no `timeout`;
-    `connect` takes no `context` (register adapters on `.adapters`). Whatever
-    talks to the server is a checkpoint; BEGIN, COMMIT and ROLLBACK are one
-    only in that other trio tasks run. What a cancellation leaves is said at
+    whatever talks to the server is a checkpoint; BEGIN, COMMIT and ROLLBACK are
+    one only in that other trio tasks run. What a cancellation leaves is said at
     the top of this module. In a pipeline outside a transaction, statements
     sent before the cancelled one may have taken effect. Usable from one trio
     task at a time; a second waits for the first.
@@ -190,6 +245,8 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
 
     grace_s: float = 0.5
     """Seconds that the server has to answer after a cancellation, before the connection is closed."""
+    silence_s: float = inf
+    """Seconds that one exchange waits for the server before the connection is taken for broken, and closed."""
 
     def __init__(self, pgconn: psycopg.pq.abc.PGconn, *args: Any, **kwargs: Any) -> None:
         super().__init__(pgconn, *args, **kwargs)
@@ -198,6 +255,12 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         self._turns = 0
         self._gone = False
         """Closed from here: libpq has freed what it was."""
+        self._given: AdaptersMap | None = None
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        """Its own: of the `context` it was opened with, or as psycopg's global ones were."""
+        return super().adapters if self._given is None else self._given
 
     async def execute_raw(self, query: bytes, values: Sequence[Any]) -> psycopg.AsyncCursor[Any]:
         """`execute` of a statement with `$1` for its first value, and so on; binary. A checkpoint."""
@@ -222,10 +285,10 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         it leaves no connection behind: one that a thread is still opening is
         closed as soon as it is open.
         """
-        if context is not None:
-            raise psycopg.NotSupportedError("TrioConnection.connect: register on .adapters instead")
         pgconn = await _opened(conninfo, kwargs)
         self = cls(pgconn)
+        if context is not None:
+            self._given = AdaptersMap(context.adapters)
         try:
             await self.set_autocommit(autocommit)
         except BaseException:
@@ -258,12 +321,15 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
             waited = True
             while True:
                 try:
-                    ready = await self._ready(want)
+                    ready = await self._ready(want, self.silence_s)
                 except trio.Cancelled:
                     ended = await self._stop(gen, want)
                     if ended is None:
                         raise
                     return ended[0]
+                if not ready:
+                    self._break_off(gen)
+                    raise psycopg.OperationalError(f"no answer within {self.silence_s:g} s")
                 want = self._go_on(gen, ready)
         except StopIteration as end:
             result: RV = end.value
@@ -309,13 +375,18 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         self._break_off(gen)
         return None
 
-    async def _ready(self, want: int) -> int:
-        """Wait until the socket is what a generator wants; for both wishes, either will do."""
+    async def _ready(self, want: int, silence_s: float = inf) -> int:
+        """Wait until the socket is what a generator wants; for both wishes, either will do.
+
+        0 if the server has said nothing for so long.
+        """
         try:
             fd = self.pgconn.socket
             if want == Wait.R:
-                await trio.lowlevel.wait_readable(fd)
-                return Ready.R
+                with trio.move_on_after(silence_s):
+                    await trio.lowlevel.wait_readable(fd)
+                    return Ready.R
+                return 0
             # A socket is nearly always writable: looking costs a tenth of waiting.
             self._turns += 1
             if self._turns % TURN == 0:
@@ -526,18 +597,45 @@ async def _opened(conninfo: str, kwargs: dict[str, ConnParam]) -> psycopg.pq.abc
 
 def _parameters(conninfo: str, kwargs: dict[str, ConnParam]) -> ConnDict:
     given = _parsed(conninfo, kwargs)
-    around = _around()
-    params: ConnDict = {name: around.get(name, value) for name, value in DEFAULTS.items()}
+    around = _around(given)
+    defaults = {**DEFAULTS, "connect_timeout": CONNECT_S} if _hosts({**around, **given}) > 1 else DEFAULTS
+    params: ConnDict = {name: around.get(name, value) for name, value in defaults.items()}
     params.update(given)
     params["options"] = f"{DEFAULT_OPTIONS} {given.get('options', around.get('options', ''))}"
     return params
 
 
-def _around() -> ConnDict:
-    """The parameters of the environment, and of a service that it names."""
-    return {
+def _around(given: ConnDict) -> ConnDict:
+    """The parameters of the environment, and of the service that it or the connection string names."""
+    around: ConnDict = {
         each.keyword.decode(): each.val.decode() for each in Conninfo.get_defaults() if each.val
     }
+    if given.get("service"):
+        around.update(_of_service(str(given["service"]), given.get("servicefile")))
+    return around
+
+
+def _of_service(name: str, file: ConnParam = None) -> dict[str, str]:
+    """What libpq's service file says of a service; nothing if there is none: libpq will say so.
+
+    The files and their order: https://www.postgresql.org/docs/current/libpq-pgservice.html
+    """
+    system = os.environ.get("PGSYSCONFDIR")
+    own = file or os.environ.get("PGSERVICEFILE") or Path("~/.pg_service.conf").expanduser()
+    for path in (Path(str(own)), *([Path(system) / "pg_service.conf"] if system else [])):
+        services = ConfigParser(
+            delimiters="=", comment_prefixes="#", interpolation=None, allow_no_value=True, strict=False
+        )
+        with suppress(OSError, UnicodeDecodeError, ConfigError):
+            services.read_string(path.read_text(encoding="utf-8"))
+        if services.has_section(name):
+            return {key: value for key, value in services.items(name) if value}
+    return {}
+
+
+def _hosts(params: ConnDict) -> int:
+    """How many hosts are tried, one after the other."""
+    return str(params.get("host") or params.get("hostaddr") or "").count(",") + 1
 
 
 def with_options(conninfo: str, options: str) -> str:
@@ -547,10 +645,9 @@ def with_options(conninfo: str, options: str) -> str:
     string that cannot be read stays as it is: connecting says what is wrong.
     """
     try:
-        given = psycopg.conninfo.conninfo_to_dict(conninfo).get("options")
-        if given is None:
-            given = _around().get("options", "")
-        return psycopg.conninfo.make_conninfo(conninfo, options=f"{options} {given}".strip())
+        given = psycopg.conninfo.conninfo_to_dict(conninfo)
+        own = given["options"] if "options" in given else _around(given).get("options", "")
+        return psycopg.conninfo.make_conninfo(conninfo, options=f"{options} {own}".strip())
     except psycopg.Error:
         return conninfo
 
@@ -562,10 +659,23 @@ def _parsed(conninfo: str, kwargs: dict[str, ConnParam]) -> ConnDict:
             return params
     except psycopg.Error:
         pass  # libpq's message quotes what it stumbled over, often a piece of the password
+    unknown = _unknown_option(conninfo)
+    if unknown is not None:
+        raise psycopg.ProgrammingError(f"the connection string cannot be read: libpq has no option {unknown!r}")
     raise psycopg.ProgrammingError(
         "the connection string cannot be read: wanted postgresql://user:password@host:port/name, "
         "reserved characters percent-encoded, or host=... user=... pairs"
     )
+
+
+def _unknown_option(conninfo: str) -> str | None:
+    """The first name after a URL's `?` that libpq does not know; not if a password may have been torn there."""
+    query = conninfo.partition("?")[2]
+    if "://" not in conninfo or "@" in query:
+        return None
+    known = {each.keyword.decode() for each in Conninfo.get_defaults()}
+    names = [part.partition("=")[0] for part in query.split("&") if part]
+    return next((name for name in names if name not in known and name != "ssl"), None)
 
 
 def _is_torn(conninfo: str, port: str) -> bool:
@@ -640,8 +750,13 @@ class TrioPool:
     they were lent in; all others are closed, and replaced when they are
     needed, as are those whose server has gone. `isolation_level` is that of
     their transactions, by default the server's. `binary_lists`: see
-    `send_lists_in_binary`.
+    `send_lists_in_binary`. `context`: whose adapters they have, by default
+    psycopg's global ones. `patience_s`: for how long it tries to connect, by
+    default 3 s, or long enough for the last of many hosts.
     """
+
+    silence_s: float = inf
+    """That of the connections it lends, see `TrioConnection`."""
 
     def __init__(
         self,
@@ -652,7 +767,8 @@ class TrioPool:
         prepare_threshold: int | None = 5,
         isolation_level: psycopg.IsolationLevel | None = None,
         binary_lists: bool = False,
-        patience_s: float = 3.0,
+        context: AdaptContext | None = None,
+        patience_s: float | None = None,
         random: Callable[[], float] = random_module.random,
     ) -> None:
         if size < 1:
@@ -662,7 +778,8 @@ class TrioPool:
         self._prepare_threshold = prepare_threshold
         self._isolation_level = isolation_level
         self._binary_lists = binary_lists
-        self._patience_s = patience_s
+        self._context = context
+        self._patience_s = _patience_s(conninfo) if patience_s is None else patience_s
         self._random = random
         self._size = size
         self._lent = 0
@@ -684,6 +801,7 @@ class TrioPool:
             self._lent += 1
             try:
                 connection = await self._take()
+                connection.silence_s = self.silence_s
                 try:
                     with storage_errors(self.where):
                         yield connection
@@ -718,6 +836,7 @@ class TrioPool:
                         self._conninfo,
                         autocommit=self._autocommit,
                         prepare_threshold=self._prepare_threshold,
+                        context=self._context,
                     )
                     if self._isolation_level is not None:
                         await connection.set_isolation_level(self._isolation_level)
@@ -753,6 +872,12 @@ class TrioPool:
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"lent={self._lent}/{self._size}"
         return f"<TrioPool {self.where!r} {state}>"
+
+
+def _patience_s(conninfo: str) -> float:
+    with suppress(psycopg.Error):
+        return max(3.0, CONNECT_S * _hosts(_parameters(conninfo, {})) + 1.0)
+    return 3.0  # connecting says what is wrong
 
 
 def send_lists_in_binary(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:

@@ -8,11 +8,14 @@ import sys
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from psycopg.adapt import AdaptersMap
+from psycopg.types.string import TextLoader
 from psycopg.waiting import Wait
 
 from dispatch.errors import ClosedError, MissingExtraError, StorageError
@@ -24,6 +27,7 @@ from dispatch.storage.psycopg_trio import (
     listen,
     psycopg,
     redacted,
+    with_options,
 )
 from dispatch.testing.postgres import PostgresServer
 from tests.conclusive import AGAIN, in_time, was_tested
@@ -525,6 +529,49 @@ async def test_limits_on_time_are_set_unless_the_caller_sets_them(dsn: str) -> N
     assert own["connect_timeout"] == "3"
 
 
+async def test_a_services_settings_are_the_callers(
+    dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "services.conf"
+    file.write_text("# ours\n[jobs]\nconnect_timeout=3\noptions=-c lock_timeout=1234ms\n", encoding="utf-8")
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+    async with await TrioConnection.connect(with_options(f"{dsn}&service=jobs", "-c jit=off")) as connection:
+        rows = [
+            await (await connection.execute(f"SHOW {name}".encode())).fetchone()
+            for name in ("lock_timeout", "jit", "statement_timeout")
+        ]
+        assert rows == [("1234ms",), ("off",), ("30s",)]
+        assert connection.info.get_parameters()["connect_timeout"] == "3"
+
+
+async def test_a_silent_first_host_is_passed_by(dsn: str) -> None:
+    parts = psycopg.conninfo.conninfo_to_dict(dsn)
+    async with impostor(b"") as port:
+        both = psycopg.conninfo.make_conninfo(
+            dsn, host=f"127.0.0.1,{parts['host']}", port=f"{port},{parts.get('port') or 5432}", gssencmode="disable"
+        )
+        async with TrioPool(both) as pool, pool.connection() as connection:
+            assert await works(connection)
+            assert connection.info.get_parameters()["connect_timeout"] == "2"
+
+
+@pytest.mark.parametrize("given", ["postgresql://ada@host/x?nope=s3cret", "postgresql://host/x?sslmode=disable&nope=1"])
+def test_an_option_that_libpq_does_not_know_is_named(given: str) -> None:
+    with pytest.raises(psycopg.ProgrammingError, match=r"libpq has no option 'nope'$"):
+        connected(given)
+
+
+async def test_a_connection_has_the_adapters_it_is_opened_with(dsn: str) -> None:
+    adapters = AdaptersMap(psycopg.adapters)
+    adapters.register_loader("int4", TextLoader)
+    async with await TrioConnection.connect(dsn, context=adapters) as connection:
+        row = await (await connection.execute("SELECT 1::int4")).fetchone()
+        assert row == ("1",)
+    async with TrioPool(dsn, context=adapters) as pool, pool.connection() as lent:
+        row = await (await lent.execute("SELECT 1::int4")).fetchone()
+        assert row == ("1",)
+
+
 def test_without_psycopg_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     monkeypatch.delitem(sys.modules, "dispatch.storage.psycopg_trio")
@@ -775,6 +822,25 @@ async def test_a_network_that_stands_still_holds_no_call_beyond_its_deadline(dsn
             async with pool.connection() as connection:
                 assert await works(connection)
     in_time(waited_s, **dict.fromkeys(waited_s, 0.1 + 0.3 + 1))
+
+
+@AGAIN
+async def test_who_waits_for_a_silent_server_longer_than_it_may_loses_the_connection(dsn: str) -> None:
+    async with proxy(dsn) as between, TrioPool(between.dsn, size=1) as pool:
+        pool.silence_s = 0.2
+        async with pool.connection() as connection:
+            assert await works(connection)
+        between.mute()
+        began = trio.current_time()
+        with pytest.raises(StorageError, match=r"no answer within 0\.2 s"):
+            async with pool.connection() as connection:
+                await connection.execute("SELECT 1")
+        waited_s = trio.current_time() - began
+        assert connection.closed
+        between.unmute()
+        async with pool.connection() as another:
+            assert await works(another)
+    in_time({"waited_s": waited_s}, waited_s=1.2)
 
 
 # --- Batteries --------------------------------------------------------------------------------

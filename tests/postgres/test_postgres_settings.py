@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 import threading
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, closing
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -12,6 +15,10 @@ import pytest
 import trio
 import trio.testing
 from attrs import frozen
+from psycopg.types.array import ListBinaryDumper, ListDumper
+from psycopg.types.json import JsonbDumper, set_json_loads
+from psycopg.types.numeric import FloatLoader
+from psycopg.types.string import TextLoader as FloatAsText
 
 from dispatch import (
     Dispatcher,
@@ -26,10 +33,14 @@ from dispatch import (
     open_dispatcher,
 )
 from dispatch.storage import postgres
+from dispatch.storage.opening import postgres_address
 from dispatch.storage.postgres import PostgresStorage
 from dispatch.storage.postgres_schema import SCHEMA_VERSION, migrate, migration_sql
 from dispatch.storage.psycopg_trio import TrioConnection
+from dispatch.storage.query import All
 from dispatch.testing.postgres import PostgresServer
+
+from .proxy import proxy
 
 PATIENCE_S = 20.0
 
@@ -124,6 +135,84 @@ async def test_the_environments_options_reach_every_connection(database: str, mo
                     cursor = await connection.execute(f"SHOW {name}".encode())
                     shown.append(await cursor.fetchone())
     assert shown == [("7MB",), ("read committed",)] * 2
+
+
+@pytest.fixture
+def odd_adapters() -> Iterator[None]:
+    """What a program may tell psycopg about its own values, globally."""
+    psycopg.adapters.register_dumper(list, JsonbDumper)
+    psycopg.adapters.register_loader("float8", FloatAsText)
+    set_json_loads(lambda text: SimpleNamespace(**json.loads(text)))
+    yield
+    for dumper in (ListDumper, ListBinaryDumper):
+        psycopg.adapters.register_dumper(list, dumper)
+    psycopg.adapters.register_loader("float8", FloatLoader)
+    set_json_loads(json.loads)
+
+
+@pytest.mark.usefixtures("odd_adapters")
+async def test_adapters_that_the_program_registers_are_for_its_own_statements(database: str) -> None:
+    migrate(database)
+    async with publishing(database) as dispatcher:
+        published = await dispatcher.publisher.publish(JOB(Job(1), headers={"a": "b"}))
+        with psycopg.connect(database) as connection:
+            joined = dispatcher.publisher.publish_in(connection, JOB(Job(2), unique=Unique(key="k")))
+            assert connection.execute("SELECT 1::float8").fetchone() == ("1",)
+        async with await TrioConnection.connect(database) as own, own.transaction():
+            other = await dispatcher.publisher.publish_in_async(own, JOB(Job(3), headers={"a": "b"}))
+        found = (await dispatcher.control.find()).tasks
+        assert {task.id for task in found} == {published.id, joined.id, other.id}
+        assert (await dispatcher.control.get(published.id)).headers == {"a": "b"}
+
+
+async def test_a_connection_that_went_silent_amid_a_read_is_replaced(database: str) -> None:
+    migrate(database)
+    async with (
+        proxy(f"{database}&options=-c%20statement_timeout%3D200ms") as between,
+        PostgresStorage(between.dsn) as storage,
+    ):
+        assert (await storage.find(All())).records == []
+        between.mute()
+        with trio.fail_after(PATIENCE_S), pytest.raises(StorageError, match=r"no answer within 1\.2 s"):
+            await storage.find(All())
+        between.unmute()
+        assert (await storage.find(All())).records == []
+
+
+async def test_a_connection_of_a_copied_database_is_refused(server: PostgresServer, database: str) -> None:
+    migrate(database)
+    copy = server.fresh_database(str(psycopg.conninfo.conninfo_to_dict(database)["dbname"]))
+    try:
+        async with publishing(database) as dispatcher:
+            with (
+                psycopg.connect(copy) as connection,
+                pytest.raises(InvalidConfigError, match="the connection is of another database"),
+            ):
+                dispatcher.publisher.publish_in(connection, JOB(Job()))
+    finally:
+        server.drop_database(copy)
+
+
+async def test_publish_in_says_that_a_connection_is_of_sqlite(database: str) -> None:
+    migrate(database)
+    async with publishing(database) as dispatcher:
+        with (
+            closing(sqlite3.connect(":memory:")) as connection,
+            pytest.raises(InvalidConfigError, match=r"expected a psycopg\.Connection.*got sqlite3\.Connection"),
+        ):
+            dispatcher.publisher.publish_in(connection, JOB(Job()))
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("postgresql://h/d?password=a+b&schema=s&application_name=x%20y", "postgresql://h/d?password=a+b&application_name=x%20y"),
+        ("postgresql://?host=/run&schema=s", "postgresql://?host=/run"),
+        ("postgresql://h/d?schema=s", "postgresql://h/d"),
+    ],
+)
+def test_what_a_url_says_beside_the_schema_is_libpqs(url: str, address: str) -> None:
+    assert postgres_address(url) == (address, "s")
 
 
 async def test_publish_in_on_any_thread(database: str) -> None:
