@@ -64,15 +64,8 @@ from dispatch.storage.protocol import (
     Want,
     WorkerRecord,
 )
-from dispatch.storage.psycopg_trio import (
-    UNTOUCHED,
-    TrioConnection,
-    TrioPool,
-    listen,
-    psycopg,
-    redacted,
-    with_options,
-)
+from dispatch.storage.psycopg_conninfo import redacted, with_options
+from dispatch.storage.psycopg_trio import UNTOUCHED, TrioConnection, TrioPool, listen, psycopg
 from dispatch.storage.query import Order, PruneSpec, Where
 
 __all__ = ["PostgresStorage"]

@@ -24,15 +24,14 @@ from dispatch.storage.postgres_schema import IDENTITY
 from dispatch.storage.postgres_step import Again, Outcome
 from dispatch.storage.postgres_tasks import PostgresTasks
 from dispatch.storage.protocol import EnqueueResult, SettleResult, Topic, TopicKind
+from dispatch.storage.psycopg_conninfo import connected, redacted
 from dispatch.storage.psycopg_trio import (
     OwnAsyncCursor,
     OwnAsyncRawCursor,
     OwnCursor,
     OwnRawCursor,
     TrioConnection,
-    connected,
     psycopg,
-    redacted,
     storage_errors,
 )
 

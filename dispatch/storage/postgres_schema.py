@@ -43,13 +43,8 @@ from enum import IntEnum
 from typing import Any, Final
 
 from dispatch.errors import InvalidConfigError, StorageError
-from dispatch.storage.psycopg_trio import (
-    TrioConnection,
-    connected,
-    psycopg,
-    redacted,
-    storage_errors,
-)
+from dispatch.storage.psycopg_conninfo import connected, redacted
+from dispatch.storage.psycopg_trio import TrioConnection, psycopg, storage_errors
 
 __all__ = [
     "DEFAULT_SCHEMA",

@@ -19,16 +19,8 @@ from psycopg.types.string import TextLoader
 from psycopg.waiting import Wait
 
 from dispatch.errors import ClosedError, MissingExtraError, StorageError
-from dispatch.storage.psycopg_trio import (
-    TrioConnection,
-    TrioPool,
-    backoff_s,
-    connected,
-    listen,
-    psycopg,
-    redacted,
-    with_options,
-)
+from dispatch.storage.psycopg_conninfo import connected, redacted, with_options
+from dispatch.storage.psycopg_trio import TrioConnection, TrioPool, backoff_s, listen, psycopg
 from dispatch.testing.postgres import PostgresServer
 from tests.conclusive import AGAIN, in_time, was_tested
 
@@ -574,7 +566,8 @@ async def test_a_connection_has_the_adapters_it_is_opened_with(dsn: str) -> None
 
 def test_without_psycopg_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    monkeypatch.delitem(sys.modules, "dispatch.storage.psycopg_trio")
+    for name in ("psycopg_conninfo", "psycopg_trio"):
+        monkeypatch.delitem(sys.modules, f"dispatch.storage.{name}")
     with pytest.raises(MissingExtraError, match=r"pip install 'trio-dispatch\[postgres\]'"):
         importlib.import_module("dispatch.storage.psycopg_trio")
 

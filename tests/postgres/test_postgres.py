@@ -32,7 +32,8 @@ from dispatch.storage.postgres_claim import _values
 from dispatch.storage.postgres_schema import SCHEMA_VERSION, migrate, migration_sql
 from dispatch.storage.postgres_step import Again, Step
 from dispatch.storage.protocol import EnqueueAnswer, QueueRecord, Storage, Topic, TopicKind, Want
-from dispatch.storage.psycopg_trio import TrioConnection, psycopg, with_options
+from dispatch.storage.psycopg_conninfo import with_options
+from dispatch.storage.psycopg_trio import TrioConnection, psycopg
 from dispatch.storage.query import All, Ids, Order, PruneSpec, Queues, Statuses, Types, Where
 from dispatch.tasks import TaskStatus
 from dispatch.testing.postgres import PostgresServer

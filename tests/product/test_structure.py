@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2] / "dispatch"
 
 ROOMS = """
     errors bell threads failures scalars cron.zones cron.timetable storage.limits
-    checks
+    checks storage.psycopg_conninfo
     refusals containers cron.fields retry pool storage.psycopg_trio
     shapes jsontext cron.days cron.text tasks
     admission cron.walls cron.describe events records
