@@ -384,7 +384,7 @@ async def perform(
     machine's. A checkpoint. Raises what publishing the task would raise for a
     bad one.
     """
-    declared = task.declared
+    declared = task.declared if isinstance(task, QueueTask) else None  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
     if declared is None:
         raise InvalidConfigError("perform: make the task by calling its TaskType")
     codec = codec if codec is not None else Codec()

@@ -346,6 +346,12 @@ async def test_one_attempt_of_a_sync_handler() -> None:
     assert (await perform(handler, ASK(Note("a")))).result == Receipt(1)
 
 
+async def test_one_attempt_wants_a_task_made_by_its_type() -> None:
+    for given in (NOTE, QueueTask(queue="q", type="note", payload=Note("a"))):
+        with pytest.raises(InvalidConfigError, match="perform: make the task by calling its TaskType"):
+            await perform(Scripted(None), given)  # type: ignore[arg-type]
+
+
 async def test_one_attempt_refuses_what_publishing_would() -> None:
     with pytest.raises(InvalidQueuePayloadError):
         await perform(Scripted(None), NOTE(Note(7)))  # type: ignore[arg-type]
