@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import trio
+
 from dispatch.bell import Bell
 from dispatch.storage.protocol import Topic, TopicKind, Want
 from dispatch.testing.workbench import LEASE_S, Workbench
 
 __all__ = ["LimitCases"]
+
+DEADLINE_S = 5.0
 
 
 class LimitCases:
@@ -21,7 +25,8 @@ class LimitCases:
         bell = Bell()
         with bench.storage.watch(bell, Topic(TopicKind.QUEUE, "q")):
             await bench.settle(first[0])
-            await bell.wait()
+            with trio.fail_after(DEADLINE_S):
+                await bell.wait()
         assert await bench.taken(3, worker="two") == ["c"]
 
     async def test_a_limit_that_is_reached_hides_nothing_that_falls_due(self, bench: Workbench) -> None:

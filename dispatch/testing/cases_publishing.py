@@ -151,6 +151,13 @@ class EnqueueCases:
         assert waits == pytest.approx([0.5, 5.0], abs=1e-6)
         assert [row.available_at for row in rows[2:]] == [moment, moment + 0.5]
 
+    async def test_moments_are_kept_to_the_microsecond(self, bench: Workbench) -> None:
+        moment = round(bench.now() + 1.234567, 6)
+        await bench.publish("a", available_at=moment)
+        assert (await bench.row("a")).available_at == moment
+        [delayed] = await bench.publish("b", delay=0.123457)
+        assert delayed.available_at == pytest.approx(bench.now() + 0.123457, abs=3e-6)
+
     async def test_a_past_moment_is_claimable_and_kept(self, bench: Workbench) -> None:
         moment = bench.now() - 100.0
         await bench.publish("a", available_at=moment)

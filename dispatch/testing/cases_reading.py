@@ -247,13 +247,13 @@ class FindCases:
             seen += [record.id for record in page.records]
             cursor = page.cursor
             pages += 1
+            assert len(seen) == len(set(seen))
             if cursor is None:
                 break
             await bench.publish(f"new{pages}")
             await bench.alter(seen[-1], "cancel")
         old = [id_ for id_ in seen if not id_.startswith("new")]
         assert old == (ids if order is Order.OLDEST else ids[::-1])
-        assert len(seen) == len(set(seen))
 
     async def test_the_last_page_says_so(self, bench: Workbench) -> None:
         await bench.publish("a", "b")

@@ -39,7 +39,7 @@ class SettleCases:
         settled = await bench.fail(claim, 5.0, traceback="Traceback: line 1")
         row = await bench.row("a")
         assert (settled.answer, settled.status) == (APPLIED, TaskStatus.PENDING)
-        assert settled.available_at == row.available_at == pytest.approx(bench.now() + 5.0)
+        assert settled.available_at == row.available_at == pytest.approx(bench.now() + 5.0, abs=1e-5)
         assert (row.result, row.last_error, row.finished_at) == (None, "ValueError: no", None)
         [attempt] = await bench.storage.history("a")
         assert (attempt.attempt, attempt.epoch) == (1, claim.epoch)
@@ -88,7 +88,7 @@ class SettleCases:
             await bench.settle(claim, K.SNOOZED, retry_in=2.0)
             row = await bench.row("a")
             assert (row.status, row.attempt) == (TaskStatus.PENDING, before)
-            assert row.available_at == pytest.approx(bench.now() + 2.0)
+            assert row.available_at == pytest.approx(bench.now() + 2.0, abs=1e-5)
             await bench.advance(2.0)
             [again] = await bench.claim()
             await bench.fail(again)
@@ -273,7 +273,7 @@ class SettleCases:
             claim = await bench.started(id_, max_retry=1)
             await bench.settle(claim, kind, retry_in=1e300)
             due = (await bench.row(id_)).available_at
-            assert due == pytest.approx(bench.now() + LONGEST_DELAY_S)
+            assert due == pytest.approx(bench.now() + LONGEST_DELAY_S, abs=1e-5)
 
     async def test_a_cancelled_run_keeps_its_reason(self, bench: Workbench) -> None:
         claim = await bench.started()
@@ -315,12 +315,25 @@ class RescueCases:
         assert record == await bench.row("a")
         assert (record.status, record.attempt) == (TaskStatus.PENDING, 1)
         assert record.epoch == claim.epoch + 1
-        assert record.available_at == pytest.approx(bench.now() + 7.0)
+        assert record.available_at == pytest.approx(bench.now() + 7.0, abs=1e-5)
         assert record.last_error is not None
         assert record.last_error.startswith("LeaseExpired: worker dead ")
         [attempt] = await bench.storage.history("a")
         assert (attempt.outcome, attempt.worker) == (AttemptOutcome.EXPIRED, "dead")
         assert (await bench.storage.rescue()).records == []
+        await bench.advance(6.9)
+        assert await bench.taken() == []
+        await bench.advance(0.2)
+        assert await bench.taken() == ["a"]
+
+    async def test_it_waits_as_the_want_of_its_claim_says(self, bench: Workbench) -> None:
+        seven, nine = (f'["fixed", {wait}, 2.0, 3600.0, 0.0]' for wait in (7.0, 9.0))
+        claim = await bench.started(max_retry=3, retry=seven)
+        await bench.fail(claim)
+        assert len(await bench.claim(retry=nine)) == 1
+        assert (await bench.row("a")).retry == nine
+        [record] = (await bench.rescue_all()).records
+        assert record.available_at == pytest.approx(bench.now() + 9.0, abs=1e-5)
 
     async def test_a_run_asked_to_stop_ends_cancelled(self, bench: Workbench) -> None:
         await bench.started(max_retry=3)

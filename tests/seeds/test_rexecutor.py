@@ -154,7 +154,7 @@ async def test_each_mark_is_an_end_under_a_fence(
     row = await bench.row("a")
     assert (row.status, row.attempt) == (status, attempt)
     if wait is not None:
-        assert row.available_at == pytest.approx(bench.now() + wait)
+        assert row.available_at == pytest.approx(bench.now() + wait, abs=1e-5)
     if kind is TransitionKind.CANCELLED:
         assert row.cancel_reason == "why"
 
