@@ -7,6 +7,7 @@ from __future__ import annotations
 from math import inf
 from typing import Any
 
+import attrs
 import pytest
 import trio
 
@@ -83,6 +84,13 @@ class ClaimCases:
         claimed = await bench.storage.claim(wants, worker="w", lease=None)
         assert [claim.id for claim in claimed.claims] == ["c", "a", "b"]
 
+    async def test_each_want_has_a_limit_of_its_own(self, bench: Workbench) -> None:
+        await bench.publish("a", "b", "c")
+        await bench.publish("d", "e", "f", queue="r")
+        wants = [Want(queue=queue, limit=limit) for queue, limit in (("q", 2), ("r", 2), ("q", 1))]
+        claimed = await bench.storage.claim(wants, worker="w", lease=None)
+        assert [claim.id for claim in claimed.claims] == ["a", "b", "d", "e", "c"]
+
     async def test_many_claimers_get_each_task_once(self, bench: Workbench) -> None:
         await bench.publish(*(f"t{number}" for number in range(120)))
         found: list[str] = []
@@ -113,6 +121,19 @@ class ClaimCases:
         assert (claim.id, claim.epoch, claim.attempt, claim.limit) == ("a", 1, 1, 4)
         assert (claim.payload, dict(claim.headers), claim.key) == (b"p", {"h": "v"}, "k")
         assert (claim.timeout, claim.tags, claim.started_at) == (7.0, ("x",), bench.now())
+
+    async def test_a_claim_carries_all_of_its_task(self, bench: Workbench) -> None:
+        created = bench.now()
+        await bench.publish("a", max_retry=2, priority=3, version=2, available_at=created - 5.0)
+        [first] = await bench.claim()
+        assert (first.available_at, first.last_error) == (created - 5.0, None)
+        await bench.fail(first)
+        due = (await bench.row("a")).available_at
+        await bench.advance(1.0)
+        [claim] = await bench.claim()
+        assert (claim.max_retry, claim.priority, claim.version) == (2, 3, 2)
+        assert (claim.created_at, claim.available_at) == (created, due)
+        assert claim.last_error == "ValueError: no"
 
     async def test_the_tasks_own_settings_beat_the_queues(self, bench: Workbench) -> None:
         await bench.publish("a", max_retry=0, timeout=1.5)
@@ -187,6 +208,27 @@ class ClaimCases:
         assert await look() == ([], start + 30.0)
         await bench.advance(30.0)
         assert await look() == (["c"], None)
+
+    async def test_the_next_may_be_a_retry_a_rescue_or_of_any_want(self, bench: Workbench) -> None:
+        q, r = Want(queue="q", limit=9), Want(queue="r", limit=9)
+
+        async def next_due(*wants: Want) -> float | None:
+            return (await bench.storage.claim(wants, worker="w", lease=None)).next_due
+
+        claim = await bench.started("a", max_retry=9)
+        await bench.fail(claim, 50.0)
+        retry = pytest.approx(bench.now() + 50.0, abs=1e-5)
+        assert await next_due(q) == retry
+        assert await next_due(attrs.evolve(q, ids=frozenset({"a"}))) == retry
+        await bench.publish("b", queue="r", delay=40.0)
+        other = pytest.approx(bench.now() + 40.0, abs=1e-5)
+        assert await next_due(q, r) == other
+        assert await next_due(r, q) == other
+        await bench.publish("c", queue="r")
+        assert await next_due(r, q) == other  # also where something was claimed
+        await bench.started("d", queue="s", max_retry=9, retry='["fixed", 7.0, 2.0, 3600.0, 0.0]')
+        await bench.rescue_all()
+        assert await next_due(Want(queue="s", limit=9)) == pytest.approx(bench.now() + 7.0, abs=1e-5)
 
     async def test_a_cancelled_claim_was_not_made(self, bench: Workbench) -> None:
         await bench.publish("a")

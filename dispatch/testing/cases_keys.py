@@ -39,6 +39,13 @@ class KeyCases:
         await bench.publish("a", "b", key="k")
         assert await bench.taken(9) == ["a", "b"]
 
+    async def test_a_key_holds_nothing_in_another_queue(self, bench: Workbench) -> None:
+        for queue in ("q", "r"):
+            await bench.declare(queue, keyed=True)
+            await bench.publish(f"in {queue}", key="k", queue=queue)
+        assert await bench.taken(9, queue="r") == ["in r"]
+        assert await bench.taken(9) == ["in q"]
+
     async def test_a_delayed_head_holds_its_key(self, bench: Workbench) -> None:
         await bench.declare(keyed=True)
         await bench.publish("first", key="k", delay=10.0)
@@ -227,3 +234,12 @@ class BoundCases:
                 await free()
                 with trio.fail_after(5):
                     await bell.wait()
+
+    async def test_room_rings_where_a_queue_was_just_full(self, bench: Workbench) -> None:
+        await bench.declare(max_waiting=1)
+        assert await self.bounded(bench, "a", "b") == [A.CREATED, A.FULL]
+        bell = Bell()
+        with bench.storage.watch(bell, Topic(TopicKind.ROOM, "q")):
+            assert await bench.taken() == ["a"]
+            with trio.fail_after(5):
+                await bell.wait()

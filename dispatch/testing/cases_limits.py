@@ -79,6 +79,13 @@ class LimitCases:
         await bench.advance(5.0)
         assert await bench.taken(5) == ["c"]
 
+    async def test_looks_that_find_nothing_use_nothing_up(self, bench: Workbench) -> None:
+        await bench.declare(rate=(2, 10.0))
+        for _ in range(10):
+            assert await bench.taken(5) == []
+        await bench.publish("a", "b")
+        assert await bench.taken(5) == ["a", "b"]
+
     async def test_a_clock_that_is_set_back_stops_no_rate(self, bench: Workbench) -> None:
         await bench.declare(rate=(2, 10.0))
         await bench.publish(*"abcd")

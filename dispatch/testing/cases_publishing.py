@@ -346,6 +346,27 @@ class UniqueCases:
         ]
         assert answers(results) == [A.CREATED] * 4
 
+    async def test_a_key_counts_in_every_queue(self, bench: Workbench) -> None:
+        await bench.publish("a", unique=unique())
+        [result] = await bench.publish("b", queue="r", unique=unique())
+        assert result.answer is A.EXISTING
+        assert result.record == await bench.row("a")
+
+    async def test_of_several_that_clash_the_oldest_is_met_and_all_are_superseded(
+        self, bench: Workbench
+    ) -> None:
+        alone = unique(statuses=frozenset({TaskStatus.FAILED}))
+        await bench.publish("a", "b", "c", unique=alone)
+        [kept] = await bench.publish("new", unique=unique())
+        assert kept.record == await bench.row("a")
+        await bench.alter("a", "hold")
+        pending = unique(on_clash="replace", replace_in=frozenset({TaskStatus.PENDING}))
+        [replaced] = await bench.publish("new", payload=b"new", unique=pending)
+        assert replaced.record == await bench.row("b")
+        assert [(await bench.row(id_)).payload for id_ in "abc"] == [b"{}", b"new", b"{}"]
+        await bench.publish("new", unique=unique(on_clash="supersede"))
+        assert [await bench.status(id_) for id_ in "abc"] == ["cancelled"] * 3
+
     async def test_statuses_that_do_not_match_let_a_new_one_in(self, bench: Workbench) -> None:
         await self.existing(bench, "running")
         waiting = unique(statuses=frozenset({TaskStatus.PENDING}))
@@ -372,6 +393,12 @@ class UniqueCases:
             changed = {field for field in names if getattr(after, field) != getattr(before, field)}
             assert changed == {name}
             assert getattr(after, name) == new[name]
+
+    async def test_a_replaced_payload_brings_its_version(self, bench: Workbench) -> None:
+        await bench.publish("a", unique=unique())
+        await bench.publish("b", version=2, payload=b"2", unique=unique(on_clash="replace"))
+        row = await bench.row("a")
+        assert (row.payload, row.version) == (b"2", 2)
 
     async def test_replacing_takes_whole_seconds_among_broken_ones(self, bench: Workbench) -> None:
         due = int(bench.now()) + 60
