@@ -271,6 +271,11 @@ class FindCases:
             ("pending", "u"): 1,
             ("failed", "t"): 1,
         }
+        assert await count(Queues("r"), by=["type", "status"]) == {
+            ("t", "later"): 1,
+            ("u", "pending"): 1,
+            ("t", "failed"): 1,
+        }
         by_status = await count(All(), by=["status"])
         assert by_status == {
             ("pending",): 5,
@@ -365,6 +370,13 @@ class AlterCases:
         assert (again.attempt, again.epoch > claim.epoch) == (2, True)
         await bench.fail(again)
         assert len(await bench.storage.history("a")) == 2
+
+    async def test_a_rerun_begins_without_progress(self, bench: Workbench) -> None:
+        claim = await bench.started()
+        await bench.storage.progress((claim.id, claim.epoch), b"50")
+        await bench.settle(claim)
+        await bench.alter("a", "rerun")
+        assert (await bench.row("a")).progress is None
 
     @pytest.mark.parametrize("own", [None, 2])
     async def test_a_rerun_of_one_that_never_ran_leaves_it_all_its_retries(
@@ -479,6 +491,13 @@ class AlterCases:
         assert await bench.alter(dead_letters("q"), "rerun") == ids[3:]
         assert await bench.ids(dead_letters()) == ["other"]
 
+    async def test_a_limit_bounds_the_changed_and_not_the_matching(self, bench: Workbench) -> None:
+        await bench.ended("e1", "e2")
+        await bench.publish("a", "b", "c")
+        assert await bench.alter(All(), "hold", limit=2, dry_run=True) == ["a", "b"]
+        assert await bench.alter(All(), "hold", limit=2) == ["a", "b"]
+        assert await bench.alter(All(), "hold", limit=2) == ["c"]
+
     @pytest.mark.parametrize("action", ["patch", "rerun", "cancel", "hold", "resume"])
     async def test_a_dry_run_answers_the_same_and_changes_nothing(
         self, bench: Workbench, action: str
@@ -568,6 +587,15 @@ class PruneCases:
         spec = PruneSpec(keep=1, limit=4)
         assert [await bench.storage.prune(spec) for _ in range(3)] == [4, 2, 0]
         assert await bench.ids() == ["t6"]
+
+    async def test_within_a_limit_those_go_that_ended_first(self, bench: Workbench) -> None:
+        await bench.publish(*"abcd")
+        for id_ in "dcba":
+            [claim] = await bench.claim(ids=frozenset({id_}))
+            await bench.settle(claim)
+            await bench.advance(1.0)
+        assert await bench.storage.prune(PruneSpec(keep=0, limit=2)) == 2
+        assert await bench.ids() == ["a", "b"]
 
     async def test_a_pruned_id_can_be_stored_again(self, bench: Workbench) -> None:
         await bench.ended("a", "b")

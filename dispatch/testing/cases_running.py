@@ -61,6 +61,12 @@ class SettleCases:
         assert (row.attempt, row.last_error) == (3, "ValueError: no")
         assert row.finished_at == bench.now()
 
+    async def test_the_answer_says_how_the_task_stands(self, bench: Workbench) -> None:
+        failed = await bench.fail(await bench.started("failed", max_retry=0))
+        assert (failed.status, failed.failure_reason) == (TaskStatus.FAILED, FailureReason.EXHAUSTED)
+        cancelled = await bench.settle(await bench.started("cancelled"), K.CANCELLED)
+        assert (cancelled.status, cancelled.failure_reason) == (TaskStatus.CANCELLED, None)
+
     async def test_a_permanent_failure_is_not_retried(self, bench: Workbench) -> None:
         claim = await bench.started(max_retry=9)
         await bench.fail(claim, None, reason=FailureReason.PERMANENT)
@@ -474,6 +480,31 @@ class HistoryCases:
         assert len({run.epoch for run in runs}) == 5
         assert runs[-1].finished_at is None
         assert all(run.finished_at >= run.started_at for run in runs if run.finished_at is not None)
+
+    async def test_each_record_says_who_when_and_why(self, bench: Workbench) -> None:
+        await bench.publish("a", max_retry=99)
+        known: list[tuple[str | None, float, float | None, str | None]] = []
+        for number in range(12):
+            await bench.advance(1.0)
+            [claim] = await bench.claim(worker=f"w{number}")
+            start = bench.now()
+            await bench.advance(2.0)
+            await bench.settle(claim, K.SNOOZED, retry_in=0.0, error=f"E: {number}")
+            known.append((f"w{number}", start, bench.now(), f"E: {number}"))
+        await bench.advance(1.0)
+        await bench.claim(worker="last")
+        start = bench.now()
+        await bench.advance(1.0)
+        runs = await bench.storage.history("a")
+        assert [(run.worker, run.started_at, run.finished_at, run.error) for run in runs] == [
+            *known,
+            ("last", start, None, None),
+        ]
+        await bench.rescue_all()
+        run = (await bench.storage.history("a"))[-1]
+        assert (run.worker, run.started_at, run.finished_at) == ("last", start, bench.now())
+        assert run.error is not None
+        assert run.error.startswith("LeaseExpired: worker last ")
 
     async def test_the_last_run_is_there_after_the_end(self, bench: Workbench) -> None:
         await bench.ended("a")
