@@ -20,11 +20,13 @@ from dispatch.storage.protocol import (
     Change,
     CronRecord,
     EnqueueAnswer,
+    QueueRecord,
     Topic,
     TopicKind,
     Want,
+    WorkerRecord,
 )
-from dispatch.storage.query import Ids, PruneSpec, Statuses
+from dispatch.storage.query import All, Ids, PruneSpec, Statuses
 from dispatch.testing.workbench import LEASE_S, Workbench, cancelled_at, unique
 
 __all__ = ["ConnectionCases", "DurabilityCases", "InterruptionCases"]
@@ -209,6 +211,34 @@ class InterruptionCases:
                 assert await deed.done(bench, name), f"cancelled at step {step}: done by half"
             if not scope.cancel_called:
                 return
+
+    @pytest.mark.parametrize("deed", DEEDS.values(), ids=DEEDS)
+    async def test_a_call_that_was_cancelled_before_does_nothing(
+        self, bench: Workbench, deed: Deed
+    ) -> None:
+        await deed.prepare(bench, "t")
+        before = await bench.everything()
+        scope = await cancelled_at(0, partial(deed.act, bench, "t"))
+        if not (deed.act is turn and bench.storage.immediate):
+            assert scope.cancelled_caught
+            assert await bench.everything() == before
+
+    async def test_looks_and_records_notice_a_cancellation_too(self, bench: Workbench) -> None:
+        storage = bench.storage
+        worker = WorkerRecord(id="w", host="h", pid=1, started_at=1.0, seen_at=0.0, queues=("q",))
+        for call in (
+            lambda: storage.find(All()),
+            lambda: storage.count(All()),
+            lambda: storage.history("a"),
+            lambda: storage.declare([QueueRecord(name="q")]),
+            lambda: storage.queues(),
+            lambda: storage.beat(worker),
+            lambda: storage.workers(),
+            lambda: storage.put_cron(CronRecord(name="c", definition="d", template=bench.task(""))),
+            lambda: storage.crons(),
+        ):
+            assert (await cancelled_at(0, call)).cancelled_caught
+        assert [await storage.queues(), await storage.workers(), await storage.crons()] == [[], [], []]
 
     @pytest.mark.parametrize("deed", DEEDS.values(), ids=DEEDS)
     async def test_a_call_that_fails_anywhere_did_all_or_nothing(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -145,6 +146,56 @@ class WatchCases:
         rescued = Topic(TopicKind.TASK, "rescued")
         assert await self.rings(bench, rescued, bench.rescue_all)
 
+    async def test_a_queues_ends_and_holds_ring(self, bench: Workbench) -> None:
+        done = Topic(TopicKind.DONE, "q")
+        for kind in (TransitionKind.DONE, TransitionKind.FAILED, TransitionKind.CANCELLED):
+            end = partial(bench.settle, await bench.started(kind.value), kind)
+            assert await self.rings(bench, done, end), kind
+        await bench.publish("waiting")
+        for action in ("hold", "cancel"):
+            assert await self.rings(bench, done, partial(bench.alter, "waiting", action)), action
+        await bench.started("rescued")
+        assert await self.rings(bench, done, bench.rescue_all)
+
+    async def test_spawned_ticked_and_replaced_tasks_ring_their_queue(self, bench: Workbench) -> None:
+        await bench.declare("r")
+        claim = await bench.started()
+        await bench.storage.put_cron(CronRecord(name="c", definition="d", template=bench.task("")))
+        await bench.publish("later", queue="r", delay=99.0, unique=unique())
+        now = unique(on_clash="replace", replace=frozenset({"available_at"}))
+        tick: dict[str, Any] = {"expected": None, "last_slot": 1.0, "next_slot": None}
+        ticked = [bench.task("ticked", queue="r")]
+        for change in (
+            lambda: bench.settle(claim, spawn=(bench.task("spawned", queue="r"),)),
+            lambda: bench.storage.advance_cron("c", **tick, tasks=ticked),
+            lambda: bench.publish("new", queue="r", unique=now),
+        ):
+            assert await self.rings(bench, Topic(TopicKind.QUEUE, "r"), change)
+
+    async def test_superseding_rings_for_whoever_awaits_or_runs_the_old(
+        self, bench: Workbench
+    ) -> None:
+        supersede = unique(on_clash="supersede")
+        await bench.publish("waiting", unique=unique())
+        for topic in (Topic(TopicKind.TASK, "waiting"), Topic(TopicKind.CONTROL, "q")):
+            assert await self.rings(
+                bench, topic, partial(bench.publish, f"new-{topic.kind}", unique=supersede)
+            )
+            await bench.claim(9)
+
+    async def test_limits_that_change_ring(self, bench: Workbench) -> None:
+        await bench.declare(max_running=1)
+        queue, control = Topic(TopicKind.QUEUE, "q"), Topic(TopicKind.CONTROL, "q")
+        assert await self.rings(bench, queue, lambda: bench.declare(max_running=2))
+        alter = bench.storage.alter_queue
+        assert await self.rings(bench, control, lambda: alter("q", concurrency=3))
+
+    async def test_holding_the_head_of_a_key_rings_for_the_next(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True)
+        await bench.publish("first", "second", key="k")
+        queue = Topic(TopicKind.QUEUE, "q")
+        assert await self.rings(bench, queue, lambda: bench.alter("first", "hold"))
+
     async def test_all_awaiters_of_a_task_wake(self, bench: Workbench) -> None:
         claim = await bench.started()
         woken: list[int] = []
@@ -247,6 +298,10 @@ class ControlCases:
         found = await bench.storage.workers()
         assert [one.id for one in found] == ["w1", "w2"]
         assert found[1] == attrs.evolve(worker, seen_at=bench.now())
+        busy = attrs.evolve(worker, running=("u",), queues=("q", "r"))
+        await bench.advance(10.0)
+        await bench.storage.beat(busy)
+        assert (await bench.storage.workers())[1] == attrs.evolve(busy, seen_at=bench.now())
         await bench.storage.forget("w1")
         await bench.storage.forget("unknown")
         await bench.advance(30.0)
@@ -291,6 +346,33 @@ class CronCases:
         assert (entry.created_at, entry.seen_at) == (created, bench.now())
         assert (entry.last_slot, entry.next_slot, entry.total) == (None, 100.0, 0)
 
+    async def test_an_entry_comes_back_whole(self, bench: Workbench) -> None:
+        template = bench.task(
+            "",
+            key="k",
+            headers={"h": "1"},
+            tags=("x",),
+            timeout=2.5,
+            max_retry=3,
+            priority=2,
+            version=2,
+            delay=1.5,
+            unique=unique("u", "reject", within=5.0),
+        )
+        entry = self.entry(bench, template=template, declared=True)
+        await bench.storage.put_cron(entry)
+        [stored] = await bench.storage.crons()
+        assert stored == attrs.evolve(entry, created_at=bench.now(), seen_at=bench.now())
+
+    async def test_the_same_entry_keeps_its_pause_and_its_next_slot(self, bench: Workbench) -> None:
+        storage = bench.storage
+        await storage.put_cron(self.entry(bench))
+        await storage.alter_cron("c", paused_reason="holidays", last_slot=50.0, next_slot=None)
+        [before] = await storage.crons()
+        assert (before.paused_reason, before.next_slot) == ("holidays", None)
+        assert await storage.put_cron(self.entry(bench, next_slot=7.0)) is PutAnswer.SAME
+        assert await storage.crons() == [before]
+
     @pytest.mark.parametrize("field", ["definition", "template"])
     async def test_another_entry_conflicts_unless_replacing(
         self, bench: Workbench, field: str
@@ -304,14 +386,15 @@ class CronCases:
         await bench.declare()
         await self.tick(bench, None, 100.0, "a")
         [before] = await bench.storage.crons("c")
-        changed = self.entry(bench, next_slot=777.0, **{field: other[field]})
+        await bench.advance(5.0)
+        changed = self.entry(bench, next_slot=777.0, declared=True, **{field: other[field]})
         assert await put(changed) is PutAnswer.CONFLICT
         assert await bench.storage.crons("c") == [before]
         assert await put(changed, replace=True) is PutAnswer.REPLACED
         [after] = await bench.storage.crons("c")
         assert getattr(after, field) == other[field]
         assert (after.total, after.created_at) == (before.total, before.created_at)
-        assert after.next_slot == 777.0
+        assert (after.next_slot, after.declared, after.seen_at) == (777.0, True, bench.now())
 
     async def test_two_processes_one_tick_one_task(self, bench: Workbench) -> None:
         await bench.declare()
@@ -356,6 +439,19 @@ class CronCases:
         assert await bench.ids() == ["b", "e"]
         [entry] = await bench.storage.crons()
         assert (entry.last_slot, entry.next_slot, entry.total) == (300.0, 400.0, 1)
+
+    async def test_a_tick_is_not_refused_by_a_bound_and_may_be_the_last(
+        self, bench: Workbench
+    ) -> None:
+        await bench.declare(max_waiting=1)
+        await bench.publish("a")
+        await bench.storage.put_cron(self.entry(bench))
+        answer = await bench.storage.advance_cron(
+            "c", expected=None, last_slot=100.0, next_slot=None, tasks=[bench.task("b")]
+        )
+        assert answer is AdvanceAnswer.ADVANCED
+        assert await bench.ids() == ["a", "b"]
+        assert (await bench.storage.crons())[0].next_slot is None
 
     async def test_a_decided_tick_stays_decided(self, bench: Workbench) -> None:
         storage = bench.storage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from types import MappingProxyType
 from typing import Any, Final
 
 import attrs
@@ -112,6 +113,7 @@ class Workbench:
     def task(self, id: str, **fields: Any) -> NewTask:  # noqa: A002
         """A task as the codec would make it, of queue `q` and type `t` unless told."""
         given: dict[str, Any] = {"queue": "q", "type": "t", "payload": b"{}", **fields}
+        given["headers"] = MappingProxyType(given.get("headers", {}))
         return NewTask(id=id, **given)
 
     async def publish(self, *ids: str, **fields: Any) -> list[EnqueueResult]:
