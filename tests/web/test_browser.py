@@ -24,7 +24,8 @@ from hypercorn.trio import serve
 
 from dispatch import Dispatcher, Run, TaskQueueConfig, open_dispatcher
 from dispatch.records import NewTask
-from dispatch.storage.query import Statuses
+from dispatch.storage.protocol import Change
+from dispatch.storage.query import Ids, PruneSpec, Statuses
 from dispatch.web import create_app
 from tests.web.visitor import WELCOME, Mail, furnished
 
@@ -337,6 +338,81 @@ async def test_an_opened_traceback_and_a_typed_text_outlive_a_refresh() -> None:
         async with served(create_app(dispatcher)) as url:
             await browse(visit)
         await dispatcher.control.cancel(task)
+
+
+async def test_a_form_that_nobody_touched_follows_what_another_operator_saved() -> None:
+    def visit(browser: Any) -> None:
+        (mine, complaints), (theirs, others) = opened(browser), opened(browser)
+        add_cron(mine, url)
+        # A cron entry: they change it, and I, who was looking, then change something else.
+        mine.goto(f"{url}cron?name=nightly")
+        theirs.goto(f"{url}cron?name=nightly#edit")
+        theirs.fill("#editor input[name=spec]", "0 5 * * *")
+        theirs.fill("#editor textarea[name=payload]", '{"to": "bob@example.org"}')
+        theirs.select_option("#editor select[name=overlap]", "skip")
+        theirs.click("#editor button[value=change]")
+        mine.wait_for_selector("h1:has-text('0 5 * * *')", timeout=30_000)
+        mine.locator("#editor summary").click()
+        assert mine.input_value("#editor select[name=overlap]") == "skip"
+        mine.fill("#editor textarea[name=description]", "only a remark")
+        mine.click("#editor button[value=change]")
+        mine.wait_for_selector("#notice")
+        assert "0 5 * * *" in mine.inner_text("h1")
+        assert "bob@example.org" in mine.inner_text("pre.data")
+        # One task; what I have typed or chosen already stays mine.
+        mine.goto(f"{url}task?id=later#edit")
+        mine.fill("#editor input[name=tags]", "vip")
+        mine.select_option("#editor select[name=priority]", "low")
+        mine.locator("#editor summary").click()
+        theirs.goto(f"{url}task?id=later#edit")
+        theirs.fill("#editor textarea[name=payload]", '{"to": "bob@example.org", "password": "***"}')
+        theirs.fill("#editor input[name=tags]", "eu")
+        theirs.select_option("#editor select[name=priority]", "critical")
+        theirs.click("#editor button[value=save]")
+        mine.wait_for_selector("pre.data:has-text('bob@example.org')", timeout=30_000)
+        mine.locator("#editor summary").click()
+        assert "bob@example.org" in mine.input_value("#editor textarea[name=payload]")
+        assert mine.input_value("#editor input[name=tags]") == "vip"
+        assert mine.input_value("#editor select[name=priority]") == "low"
+        # A queue's concurrency, in a form that is always open.
+        mine.goto(f"{url}queues")
+        theirs.goto(f"{url}queues")
+        theirs.fill("#q-email input[name=concurrency]", "10")
+        theirs.click("#q-email button[value=concurrency]")
+        mine.wait_for_selector("#q-email input[name=concurrency][value='10']", timeout=30_000)
+        mine.click("#q-email button[value=concurrency]")
+        mine.wait_for_selector("#notice")
+        assert mine.input_value("#q-email input[name=concurrency]") == "10"
+        assert complaints == others == []
+
+    async with served(create_app(await place())) as url:
+        await browse(visit)
+
+
+async def test_a_task_deleted_while_it_is_looked_at_is_gone_and_not_asked_for_again() -> None:
+    storage = await place()
+    told = trio.lowlevel.current_trio_token()
+
+    async def delete() -> None:
+        await storage.alter(Ids("waiting"), Change(action="cancel"))
+        await storage.prune(PruneSpec(keep=0, where=Ids("waiting")))
+
+    def visit(browser: Any) -> None:
+        page, _ = opened(browser)
+        asked: list[str] = []
+        page.goto(f"{url}task?id=waiting")
+        page.wait_for_selector("html.script")
+        trio.from_thread.run(delete, trio_token=told)
+        page.wait_for_selector("#live[data-state=gone]")
+        page.on("request", lambda request: asked.append(request.url))
+        page.click("#live")
+        page.click("#live")
+        page.wait_for_timeout(4_000)
+        assert page.inner_text("#live") == "Gone"
+        assert asked == []
+
+    async with served(create_app(storage)) as url:
+        await browse(visit)
 
 
 async def test_it_is_used_by_keyboard_and_read_by_screen_readers() -> None:

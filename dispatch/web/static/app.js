@@ -37,7 +37,8 @@ function sayTimes(within) {
 
 // ---- morphing ------------------------------------------------------------------
 // The page stays; what differs in the new one is written into it. What people have
-// opened, ticked, typed, scrolled or focused is theirs and stays as it is.
+// opened, ticked, typed, chosen, scrolled or focused is theirs and stays as it is. A
+// field that nobody has touched follows, or saving it would undo what others saved.
 
 const KEPT = { DETAILS: ["open"], DIALOG: ["open"], INPUT: ["value", "checked"], OPTION: ["selected"] };
 
@@ -50,7 +51,9 @@ function morph(old, fresh) {
     if (old.data !== fresh.data) old.data = fresh.data;
     return;
   }
+  if (isUntouched(old)) old.value = old.defaultValue = fresh.defaultValue;
   if (old.nodeName === "TEXTAREA") return;
+  const asGiven = old.nodeName === "SELECT" && old.selectedIndex === given(old);
   const kept = KEPT[old.nodeName] || [];
   for (const { name, value } of fresh.attributes) {
     if (!kept.includes(name) && old.getAttribute(name) !== value) old.setAttribute(name, value);
@@ -58,8 +61,17 @@ function morph(old, fresh) {
   for (const { name } of [...old.attributes]) {
     if (!kept.includes(name) && !fresh.hasAttribute(name)) old.removeAttribute(name);
   }
-  morphChildren(old, fresh);
+  if (asGiven) {
+    old.replaceChildren(...fresh.childNodes);
+    old.selectedIndex = given(old); // the one they left chose another for each that went
+  } else {
+    morphChildren(old, fresh);
+  }
 }
+
+const isUntouched = (field) =>
+  (field.nodeName === "TEXTAREA" || (field.nodeName === "INPUT" && field.type !== "checkbox")) && field.value === field.defaultValue;
+const given = (select) => Math.max([...select.options].findIndex((each) => each.defaultSelected), 0);
 
 // Not `node.id`: a form that has a field named "id" answers with that.
 const idOf = (node) => (node.nodeType === Node.ELEMENT_NODE ? node.getAttribute("id") : null);
@@ -97,6 +109,7 @@ let timer = 0;
 let asking = null;
 let touched = Date.now();
 let following = remembered() !== "off";
+let gone = false; // what the page is about was deleted: there is nothing left to follow
 
 function remembered(value) {
   try {
@@ -116,10 +129,10 @@ function isSelecting() {
 }
 
 function show(state) {
-  live.dataset.state = state;
+  live.dataset.state = gone ? "gone" : state;
   live.setAttribute("aria-pressed", String(following && wait > 0));
   live.lastElementChild.textContent =
-    !wait ? "Still" : !following ? "Paused" : state === "away" ? "No answer" : state === "held" ? "Held" : "Live";
+    gone ? "Gone" : !wait ? "Still" : !following ? "Paused" : state === "away" ? "No answer" : state === "held" ? "Held" : "Live";
   root.classList.toggle("paused", !following || state === "held");
 }
 
@@ -153,6 +166,9 @@ async function ask() {
         take(text);
         etag = answer.headers.get("ETag");
       }
+    } else if (answer.status === 404) {
+      gone = true;
+      wait = 0;
     } else if (answer.status !== 304) {
       throw new Error(String(answer.status));
     }
