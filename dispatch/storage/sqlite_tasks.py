@@ -201,6 +201,8 @@ class SqliteTasks(SqlitePlaces):
         """The stored tasks that clash, oldest first."""
         unique = new.unique
         assert unique is not None
+        if not unique.statuses:  # an IN without members uses no index, which INDEXED BY makes an error
+            return []
         statuses = sorted(unique.statuses)
         near, window = "", tuple[float, ...]()
         if unique.within is not None:  # a second wider, and then exactly: floats at its edges round

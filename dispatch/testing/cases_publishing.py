@@ -444,6 +444,16 @@ class UniqueCases:
             await bench.alter("new", "cancel")
             await bench.storage.prune(PruneSpec(keep=0))
 
+    @pytest.mark.parametrize("on_clash", ["keep", "reject", "replace", "supersede"])
+    async def test_without_statuses_nothing_clashes(self, bench: Workbench, on_clash: str) -> None:
+        never = unique(on_clash=on_clash, statuses=frozenset[TaskStatus]())
+        claim = await bench.started("first", unique=never)
+        assert answers(await bench.publish("a", unique=never)) == [A.CREATED]
+        assert answers(await bench.storage.enqueue([bench.task("b"), bench.task("c", unique=never)])) == [A.CREATED] * 2
+        answer = await bench.settle(claim, spawn=(bench.task("d", unique=never),))
+        assert (answer.answer.value, answers([*answer.spawned])) == ("applied", [A.CREATED])
+        assert await bench.taken(5) == ["a", "b", "c", "d"]
+
     async def test_of_many_at_once_one_is_created(self, bench: Workbench) -> None:
         await bench.declare()
         found: list[EnqueueAnswer] = []
