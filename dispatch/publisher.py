@@ -270,6 +270,10 @@ class TaskQueuePublisher:
         then wait again. A checkpoint; cancelling it leaves the task alone.
         A rerun dead letter is waited for afresh.
         """
+        _, ended = await self._end_of(task)
+        return ended
+
+    async def _end_of(self, task: QueueTask[Any, Any] | str) -> tuple[TaskRecord, QueueTask[Any, Any]]:
         given = cast("object", task)
         if not isinstance(given, str | QueueTask):
             raise InvalidQueueTaskError(f"wait: expected a task or its id, got {shown(given)}")
@@ -285,7 +289,7 @@ class TaskQueuePublisher:
                     record = await self._record(task_id)
                     if record.status.is_terminal:
                         await trio.lowlevel.checkpoint()
-                        return self.snapshot(record, None if isinstance(task, str) else task)
+                        return record, self.snapshot(record, None if isinstance(task, str) else task)
                     if last:
                         raise ClosedError(
                             f"wait: task {task_id} is still {record.status}, and the dispatcher of this publisher "
@@ -299,10 +303,12 @@ class TaskQueuePublisher:
         """Wait for a published task and answer with its typed result.
 
         Raises TaskFailedError (1018) if it became a dead letter,
-        TaskCancelledError (1019) if it was cancelled, and what `wait` raises.
-        A checkpoint; cancelling it leaves the task alone.
+        TaskCancelledError (1019) if it was cancelled, InvalidQueuePayloadError
+        (1010) if what is stored does not fit the declared result class, say
+        after a change of it (`wait` shows it as plain data), and what `wait`
+        raises. A checkpoint; cancelling it leaves the task alone.
         """
-        ended = await self.wait(task)
+        record, ended = await self._end_of(task)
         where = f"task {ended.id} ({ended.queue}/{ended.type})"
         if ended.status is TaskStatus.FAILED:
             reason = ended.failure_reason.value if ended.failure_reason else "unknown"
@@ -316,7 +322,12 @@ class TaskQueuePublisher:
             raise TaskCancelledError(
                 f"{where} was cancelled: {ended.last_error or 'no reason given'}", ended.id, ended.last_error or ""
             )
-        return cast("R", ended.result)
+        declared = ended.declared
+        if declared is None or declared.result is None:
+            return cast("R", ended.result)
+        # Of a task from before its type had a result nothing is stored.
+        data = b"null" if record.result is None else record.result
+        return cast("R", self._codec.decode(data, declared.result, limit=self._codec.limits.result_bytes))
 
     def close(self) -> None:
         """Refuse to publish from now on. Harmless to repeat.

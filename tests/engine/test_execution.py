@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 
 from dispatch import (
     Cancel,
     ClaimLostError,
     EventKind,
     FailureReason,
+    InvalidQueuePayloadError,
     MemoryStorage,
     PermanentError,
     Priority,
@@ -419,6 +420,30 @@ async def test_a_result_is_typed(autojump_clock: object) -> None:
 
     async with working(answer, task_type=ASK) as dispatcher:
         assert await dispatcher.publisher.result(await dispatcher.publisher.publish(ASK(Job(21)))) == Answer(42)
+
+
+@frozen
+class Priced:
+    n: int
+    currency: str
+
+
+@pytest.mark.parametrize(("before", "why"), [
+    (ASK, "$.currency: it is missing, wanted str; give the field a default, or the payload a new version and an upcaster"),
+    (TaskType("q", "ask", Job), "$: got None, wanted Priced, as an object"),
+])
+async def test_a_result_that_no_longer_fits_its_class_is_no_typed_answer(
+    before: TaskType[Job, Any], why: str, autojump_clock: object
+) -> None:
+    after = TaskType("q", "ask", Job, Priced)
+    async with working(Script(Answer(7)), task_type=before) as dispatcher:
+        await dispatcher.publisher.wait(await dispatcher.publisher.publish(before(Job(1), id="old")))
+        later = await dispatcher.publisher.publish(after(Job(1), id="old"))
+        with pytest.raises(InvalidQueuePayloadError) as caught:
+            await dispatcher.publisher.result(later)
+        shown = (await dispatcher.publisher.wait(later)).result
+    assert str(caught.value) == f"[1010] stored data of Priced: {why}"
+    assert shown == ({"n": 7} if before is ASK else None)
 
 
 async def test_a_result_of_another_class_is_a_permanent_failure(autojump_clock: object) -> None:
