@@ -298,6 +298,7 @@ class ClaimLostError(WorldError):
 class HandlerSignal(Exception):  # noqa: N818 - a handler's verdict, not an error
     """Base of what a handler raises to decide its own attempt's outcome.
 
+    Returned in place of raised it decides nothing: that is a permanent failure.
     Made with something that it cannot take, it raises InvalidConfigError in the
     handler, which is a failed attempt like any other.
     """

@@ -39,7 +39,7 @@ import trio
 from dispatch.codec import Codec
 from dispatch.errors import InvalidQueuePayloadError
 from dispatch.failures import LEFT_OPEN, describe, parted, surroundings, traceback_text
-from dispatch.handlers import HandlerEntry, Middleware
+from dispatch.handlers import HandlerEntry, Middleware, check_no_result
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import Claim, NewTask, Transition, TransitionKind, from_seconds
 from dispatch.retry import RetryPolicy, VerdictKind, judge
@@ -200,7 +200,7 @@ class Executor:
         try:
             return Ended(self._success(claim, value, run.spawned if run is not None else (), entry))
         except InvalidQueuePayloadError as exc:
-            # The work is done; doing it again would not make its result storable.
+            # Another attempt would not make its result storable, and the work may be done.
             return Ended(_failed(claim, describe(exc), None, FailureReason.PERMANENT))
         except KeyboardInterrupt:
             raise
@@ -233,6 +233,8 @@ class Executor:
                 f"result of {claim.queue}/{claim.type}",
                 limit=self.codec.limits.result_bytes,
             )
+        elif value is not None:
+            check_no_result(value, f"result of {claim.queue}/{claim.type}")
         return Transition(claim.id, claim.epoch, TransitionKind.DONE, result, spawn)
 
     def _judged(self, slot: Slot, claim: Claim, error: BaseException | None, *, stopped: bool) -> Ended:

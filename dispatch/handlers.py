@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
+from contextlib import AsyncContextDecorator, ContextDecorator
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
 from dispatch.checks import shown
-from dispatch.errors import InvalidConfigError, InvalidTaskHandlerError
+from dispatch.errors import InvalidConfigError, InvalidQueuePayloadError, InvalidTaskHandlerError
 from dispatch.tasks import QueueTask, TaskType
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ __all__ = [
     "Middleware",
     "bind",
     "check_middleware",
+    "check_no_result",
     "is_async",
     "parameters_of",
     "payload_class",
@@ -62,9 +64,33 @@ def bind(task_type: TaskType[Any, Any], function: object) -> HandlerEntry:
     if not callable(function):
         raise InvalidTaskHandlerError(f"{where}: must be a function of (task) or (task, run), got {function!r}")
     name = _name(function)
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    inner = _unwrapped(function)
+    called = inner if isinstance(inner, type) else getattr(inner, "__call__", None)  # noqa: B004 - its kind is asked
+    if any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in (inner, called)):
         raise InvalidTaskHandlerError(f"{where}: {name} is a generator; a handler must not yield")
+    if isinstance(inner, type) and task_type.result is None and not issubclass(inner, Awaitable):
+        raise InvalidTaskHandlerError(f"{where}: {name} is a class, of which only an instance would be made; register one")
     return HandlerEntry(task_type, function, is_async(function), _wants_run(function, where, name), name)
+
+
+def check_no_result(value: object, where: str) -> None:
+    """Refuse what a handler without a result cannot have meant to return; other values mean nothing.
+
+    Raises InvalidQueuePayloadError (1010) for an exception, and for what was made and
+    never run; such a coroutine is closed. `where` opens the message.
+    """
+    kind = type(value).__name__
+    if inspect.iscoroutine(value) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED:
+        value.close()
+    if isinstance(value, BaseException):
+        problem = f"got {kind} as a value; raise it"
+    elif isinstance(value, Generator | AsyncGenerator | ContextDecorator | AsyncContextDecorator):
+        problem = f"got {kind}, which was never run; a handler must not yield"
+    elif isinstance(value, Awaitable):
+        problem = f"got {kind}, which was never run; await it"
+    else:
+        return
+    raise InvalidQueuePayloadError(f"{where}: $: {problem}", "$")
 
 
 def check_middleware(middleware: Iterable[Middleware]) -> tuple[Middleware, ...]:

@@ -41,7 +41,7 @@ from dispatch.dispatcher import Dispatcher
 from dispatch.errors import InvalidConfigError
 from dispatch.events import TaskEvent
 from dispatch.execution import task_for_handler
-from dispatch.handlers import bind
+from dispatch.handlers import bind, check_no_result
 from dispatch.publisher import TaskQueuePublisher
 from dispatch.records import Claim, NewTask, TaskRecord, to_seconds
 from dispatch.run import Run
@@ -449,6 +449,8 @@ async def perform(
         _, value = codec.encode(
             value, declared.result, f"result of {where}", limit=codec.limits.result_bytes
         )
+    elif value is not None:
+        check_no_result(value, f"result of {where}")
     return Performed(cast("R", value), published, progress)
 
 

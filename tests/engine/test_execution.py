@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from math import inf, nan
@@ -451,6 +453,41 @@ async def test_a_result_of_another_class_is_a_permanent_failure(autojump_clock: 
     async with working(handler, TaskQueueConfig(max_retry=5), task_type=ASK) as dispatcher:
         task = await dispatcher.publisher.wait(await dispatcher.publisher.publish(ASK(Job(1))))
     assert (len(handler.seen), task.status, task.failure_reason) == (1, TaskStatus.FAILED, FailureReason.PERMANENT)
+
+
+async def yielding(task: object) -> AsyncIterator[None]:
+    yield
+
+
+def answering(make: Callable[[Any], object]) -> Callable[[Any], Awaitable[object]]:
+    """An async handler that returns what `make` gives."""
+
+    async def handler(task: Any) -> object:
+        return make(task)
+
+    return handler
+
+
+@pytest.mark.parametrize(("handler", "why"), [
+    (answering(lambda task: Snooze(60)), "got Snooze as a value; raise it"),
+    (lambda task: RetryAfter(60), "got RetryAfter as a value; raise it"),
+    (answering(lambda task: Cancel()), "got Cancel as a value; raise it"),
+    (answering(lambda task: ValueError("a secret")), "got ValueError as a value; raise it"),
+    (lambda task: yielding(task), "got async_generator, which was never run; a handler must not yield"),
+    (lambda task: (each for each in [task]), "got generator, which was never run; a handler must not yield"),
+    (
+        asynccontextmanager(yielding),
+        "got _AsyncGeneratorContextManager, which was never run; a handler must not yield",
+    ),
+    (answering(nothing), "got coroutine, which was never run; await it"),
+])
+async def test_what_was_returned_and_never_run_is_a_permanent_failure(handler: Any, why: str) -> None:
+    task = await ended(handler, TaskQueueConfig(max_retry=5))
+    assert (task.status, task.attempt, task.failure_reason) == (TaskStatus.FAILED, 1, FailureReason.PERMANENT)
+    assert task.last_error == f"InvalidQueuePayloadError: [1010] result of q/job: $: {why}"
+    with pytest.raises(InvalidQueuePayloadError) as caught:
+        await perform(handler, JOB(Job()))
+    assert str(caught.value) == f"[1010] result of task q/job: $: {why}"
 
 
 def leave(value: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal, Never, NewType
 
 import pytest
@@ -102,6 +103,44 @@ def test_what_cannot_handle_a_task_is_refused(handler: Any) -> None:
     with pytest.raises(errors.InvalidTaskHandlerError, match=r"must (be a function of|take) \(task\) or \(task, run\)"):
         consumer.register_handler(JOB, handler)
 
+
+class Yielding:
+    def __call__(self, task: Any) -> Any:
+        yield
+
+
+class YieldingToo:
+    async def __call__(self, task: Any) -> Any:
+        yield
+
+
+class Awaitable:
+    def __init__(self, task: Any) -> None:
+        self.task = task
+
+    def __await__(self) -> Any:
+        return trio.sleep(self.task.payload.n).__await__()
+
+
+@pytest.mark.parametrize(("handler", "why"), [
+    (Yielding(), "Yielding is a generator; a handler must not yield"),
+    (YieldingToo(), "YieldingToo is a generator; a handler must not yield"),
+    (partial(YieldingToo()), "YieldingToo is a generator; a handler must not yield"),
+    (Script, "Script is a class, of which only an instance would be made; register one"),
+    (partial(Script, 1.0), "Script is a class, of which only an instance would be made; register one"),
+])
+def test_what_would_never_run_is_refused(handler: Any, why: str) -> None:
+    consumer = Dispatcher().consumer
+    consumer.register_queue("q")
+    with pytest.raises(errors.InvalidTaskHandlerError) as caught:
+        consumer.register_handler(JOB, handler)
+    assert str(caught.value) == f"[1009] handler of q/job: {why}"
+
+
+async def test_a_class_whose_instances_are_awaited_handles_a_task() -> None:
+    async with working(Awaitable) as dispatcher:
+        task = await dispatcher.publisher.wait(await dispatcher.publisher.publish(JOB(Job(0))))
+    assert task.status is TaskStatus.SUCCEEDED
 
 @pytest.mark.parametrize("max_retry", [0, 1, 3])
 async def test_total_runs_are_one_plus_max_retry(max_retry: int, autojump_clock: object) -> None:
