@@ -38,7 +38,7 @@ import trio
 
 from dispatch.codec import Codec
 from dispatch.errors import InvalidQueuePayloadError
-from dispatch.failures import LEFT_OPEN, describe, parted, surroundings, traceback_text
+from dispatch.failures import LEFT_OPEN, describe, parted, printable, surroundings, traceback_text
 from dispatch.handlers import HandlerEntry, Middleware, check_no_result
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import Claim, NewTask, Transition, TransitionKind, from_seconds
@@ -255,7 +255,7 @@ class Executor:
         except KeyboardInterrupt:
             raise
         except BaseException as exc:
-            log.exception("retry policy of queue %s failed on %s", claim.queue, text)
+            log.exception("retry policy of queue %s failed on %s", claim.queue, text and printable(text))
             text = f"{text}; and the retry policy failed: {describe(exc)}"
             return Ended(_failed(claim, text, trace, None, claim_wait(self.policy, claim, self.random)))
         if verdict.kind is VerdictKind.SNOOZE:

@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 
 import trio
 
-__all__ = ["LEFT_OPEN", "describe", "enclosed", "is_cancelled", "parted", "surroundings", "traceback_text"]
+__all__ = ["LEFT_OPEN", "describe", "enclosed", "is_cancelled", "parted", "printable", "surroundings", "traceback_text"]
 
 LEFT_OPEN: Final = (
     "%s left a cancel scope or a nursery open when %s ended, and it is closed now; is there a yield inside one? "
@@ -28,7 +28,7 @@ _PACKAGE: Final = f"{os.path.dirname(os.path.abspath(__file__))}{os.sep}"
 
 
 def describe(error: BaseException) -> str:
-    """Type and message in one bounded line, control characters escaped."""
+    """Type and message, bounded, control characters escaped; it keeps its lines, which a log must not."""
     kind = type(error).__qualname__
     try:
         message = str(error)
@@ -36,15 +36,20 @@ def describe(error: BaseException) -> str:
         message = f"<its message cannot be read: {type(broken).__qualname__}>"
     if not message:
         return kind
-    return f"{kind}: {_printable(message[:MESSAGE_LIMIT])}{' ...' if len(message) > MESSAGE_LIMIT else ''}"
+    told = printable(message[:MESSAGE_LIMIT], keep="\n")
+    return f"{kind}: {told}{' ...' if len(message) > MESSAGE_LIMIT else ''}"
 
 
-def _printable(text: str) -> str:
-    """Control characters would forge log lines; lone surrogates cannot be stored."""
+def printable(text: str, keep: str = "") -> str:
+    """The text with everything unprintable but `keep` escaped as Python would write it.
+
+    Control characters, a newline among them, would forge log lines; lone surrogates
+    cannot be stored.
+    """
     if text.isprintable():
         return text
     return "".join(
-        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode()
         for char in text
     )
 

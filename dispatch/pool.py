@@ -21,7 +21,15 @@ import trio
 
 from dispatch.checks import check_within, shown
 from dispatch.errors import ClosedError, InvalidConfigError, InvalidTaskHandlerError, QueueFullError
-from dispatch.failures import LEFT_OPEN, describe, enclosed, is_cancelled, parted, surroundings
+from dispatch.failures import (
+    LEFT_OPEN,
+    describe,
+    enclosed,
+    is_cancelled,
+    parted,
+    printable,
+    surroundings,
+)
 
 __all__ = ["PoolStatistics", "PoolStatus", "Task", "TaskDispatcher"]
 
@@ -242,7 +250,7 @@ class TaskDispatcher:
         self._finished += 1
         if error is not None:
             self._failed += 1
-            log.warning("pool task %s failed: %s", task.name, describe(error))
+            log.warning("pool task %s failed: %s", task.name, printable(describe(error)))
         task._finished.set()  # pyright: ignore[reportPrivateUsage]
         if not self._queue and not self._running:
             for event in self._idle:

@@ -29,6 +29,7 @@ from dispatch.bell import Bell
 from dispatch.errors import StorageError
 from dispatch.events import EventKind, Observers, TaskEvent
 from dispatch.execution import Stop
+from dispatch.failures import printable
 from dispatch.storage.protocol import QueueRecord, Storage, Topic, TopicKind, WorkerRecord
 
 __all__ = ["Upkeep"]
@@ -243,7 +244,7 @@ class Upkeep:
                 record.id,
                 record.queue,
                 record.type,
-                record.worker,
+                printable(str(record.worker)),
                 record.attempt,
                 record.status.value,
                 extra={"event": "rescued", "task_id": record.id, "queue": record.queue},

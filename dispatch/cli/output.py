@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from dispatch.failures import printable
 from dispatch.records import from_seconds
 
 __all__ = [
@@ -53,12 +54,7 @@ STYLES: Final = {
 
 def safe(value: object) -> str:
     """The text with everything unprintable escaped as Python would write it."""
-    text = value if isinstance(value, str) else str(value)
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
+    return printable(value if isinstance(value, str) else str(value))
 
 
 def shortened(text: str, limit: int) -> str:

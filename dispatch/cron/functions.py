@@ -16,7 +16,15 @@ from dispatch.cron.entries import CronTask
 from dispatch.cron.policy import Decision, Slots, delay_s
 from dispatch.errors import InvalidTaskHandlerError
 from dispatch.events import Observers
-from dispatch.failures import LEFT_OPEN, describe, enclosed, parted, surroundings, traceback_text
+from dispatch.failures import (
+    LEFT_OPEN,
+    describe,
+    enclosed,
+    parted,
+    printable,
+    surroundings,
+    traceback_text,
+)
 from dispatch.handlers import is_async
 from dispatch.publisher import inside_handler
 from dispatch.records import from_seconds, to_seconds
@@ -192,7 +200,7 @@ class Functions:
                     log.error(  # noqa: TRY400 - its own bounded traceback
                         "cron task %s failed: %s\n%s",
                         task.name,
-                        task.last_error,
+                        printable(task.last_error),
                         traceback_text(error),
                         extra={"event": "cron_failed", "cron": task.name},
                     )

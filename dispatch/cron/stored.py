@@ -46,7 +46,7 @@ from dispatch.errors import (
     QueueNotRegisteredError,
     StorageError,
 )
-from dispatch.failures import describe
+from dispatch.failures import describe, printable
 from dispatch.publisher import TaskQueuePublisher, new_id
 from dispatch.records import NewTask, from_seconds, to_seconds
 from dispatch.storage.protocol import (
@@ -235,7 +235,7 @@ class StoredEntries:
         except Exception as exc:  # noqa: BLE001 - a broken row must not stop the others
             if self._unreadable.get(record.name) != record.definition:
                 self._unreadable[record.name] = record.definition
-                log.error("cron task %s cannot be read and is left alone: %s", record.name, describe(exc))  # noqa: TRY400
+                log.error("cron task %s cannot be read and is left alone: %s", record.name, printable(describe(exc)))  # noqa: TRY400
             return None
         task = CronTask(
             record.name, None, description, spec=spec, policy=policy, declared=record.declared
@@ -477,7 +477,7 @@ class StoredEntries:
             "cron task %s could not be fired, trying again in %.0f s: %s",
             entry.record.name,
             wait,
-            entry.task.last_error,
+            printable(entry.task.last_error),
             exc_info=None if isinstance(exc, DispatchError) else exc,
         )
         self._schedule_live(entry, entry.retry_at)

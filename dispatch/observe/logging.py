@@ -12,6 +12,7 @@ import logging
 from typing import Final
 
 from dispatch.events import EventKind, TaskEvent
+from dispatch.failures import printable
 
 __all__ = ["LogObserver"]
 
@@ -44,6 +45,7 @@ class LogObserver:
         level = LEVELS[event.kind]
         if not self._logger.isEnabledFor(level):
             return
+        error = event.error and printable(event.error)
         self._logger.log(
             level,
             "%s/%s %s %s%s",
@@ -51,7 +53,7 @@ class LogObserver:
             event.task_type,
             event.task_id,
             event.kind.value,
-            _details(event),
+            _details(event, error),
             extra={
                 "event": event.kind.value,
                 "task_id": event.task_id,
@@ -62,7 +64,7 @@ class LogObserver:
                 "wait_s": event.wait_s,
                 "run_s": event.run_s,
                 "retry_in": event.retry_in,
-                "error": event.error,
+                "error": error,
                 "failure_reason": event.failure_reason.value if event.failure_reason else None,
             },
         )
@@ -71,7 +73,7 @@ class LogObserver:
         return f"<LogObserver {self._logger.name}>"
 
 
-def _details(event: TaskEvent) -> str:
+def _details(event: TaskEvent, error: str | None) -> str:
     parts: list[str] = []
     if event.attempt:
         parts.append(f" attempt={event.attempt}")
@@ -81,6 +83,6 @@ def _details(event: TaskEvent) -> str:
         parts.append(f" retry_in={event.retry_in:.3g}")
     if event.failure_reason is not None:
         parts.append(f" reason={event.failure_reason.value}")
-    if event.error:
-        parts.append(f": {event.error}")
+    if error:
+        parts.append(f": {error}")
     return "".join(parts)

@@ -119,11 +119,26 @@ async def test_log_levels_and_fields_and_never_a_payload(
 async def test_a_control_character_in_an_error_forges_no_log_line(
     autojump_clock: object, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with working(Script(ValueError("a\x1b[31m\rb"))) as dispatcher:
-        await dispatcher.publisher.publish(JOB(Job()))
+    caplog.set_level(logging.INFO, "dispatch")
+    text = "a\x1b[31m\r\nCRITICAL b"
+
+    async def fail() -> None:
+        raise ValueError(text)
+
+    async with working(Script(ValueError(text), Cancel(text), 60.0)) as dispatcher:
+        tasks = [await dispatcher.publisher.publish(JOB(Job())) for _ in range(3)]
+        await trio.sleep(1)
+        await dispatcher.control.cancel(tasks[2], reason=text)
+        with pytest.raises(ValueError, match="CRITICAL"):
+            await dispatcher.pool.run(fail).result()
         await dispatcher.drain()
-    assert "\x1b" not in caplog.messages[-1]
-    assert "\r" not in caplog.messages[-1]
+        errors = [(await dispatcher.control.get(task)).last_error for task in tasks]
+    lines = [line for line in caplog.messages if "CRITICAL" in line]
+    assert len(lines) == 4
+    assert all(line.isprintable() for line in lines)
+    fields: list[Any] = [each for each in caplog.records if "CRITICAL" in str(getattr(each, "error", ""))]
+    assert [each.error.isprintable() for each in fields] == [True] * 3
+    assert errors[0] == "ValueError: a\\x1b[31m\\r\nCRITICAL b"
 
 
 async def test_the_runs_logger_carries_its_fields(autojump_clock: object, caplog: pytest.LogCaptureFixture) -> None:
