@@ -20,6 +20,7 @@ from dispatch.tasks import (
     EARLIEST,
     LATEST,
     NAME,
+    NO_HEADERS,
     Priority,
     QueueTask,
     TaskStatus,
@@ -99,7 +100,13 @@ class Admission:
             or task.cron is not None
         ):
             _refuse_history(task)
-        if task.id or task.key is not None or task.headers or task.tags or task.unique is not None:
+        if (  # what is merely falsy, such as tags=None, is no default and has to be looked at
+            task.id != ""
+            or task.key is not None
+            or task.headers is not NO_HEADERS
+            or task.tags != ()
+            or task.unique is not None
+        ):
             self._check_texts(task)
         if (
             task.delay != 0.0

@@ -1279,6 +1279,32 @@ def test_a_task_that_cannot_be_published_says_why(
     assert problem in found.value.detail
 
 
+@pytest.mark.parametrize("others", [{}, {"key": "k"}])
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"id": None}, "id must be 1 to 128 characters of A-Z a-z 0-9 _ . : -, got None"),
+        ({"id": 0}, "id must be 1 to 128 characters of A-Z a-z 0-9 _ . : -, got 0"),
+        ({"headers": None}, "headers must be a mapping of str to str, got None"),
+        ({"headers": []}, "headers must be a mapping of str to str, got []"),
+        ({"headers": ""}, "headers must be a mapping of str to str, got ''"),
+        ({"tags": None}, "tags must be a tuple of str, got None"),
+        ({"tags": []}, "tags must be a tuple of str, got []"),
+        ({"tags": ""}, "tags must be a tuple of str, got ''"),
+        ({"id": "a", "headers": None}, "headers must be a mapping of str to str, got None"),
+        ({"id": "a", "tags": None}, "tags must be a tuple of str, got None"),
+        ({"unique": False}, "unique must be a Unique, got False"),
+    ],
+)
+def test_what_is_merely_falsy_is_no_default(
+    codec: Codec, changes: dict[str, Any], problem: str, others: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidQueueTaskError) as found:
+        codec.check_task(ORDER(Order(1, []), **{**changes, **others}))
+    assert found.value.detail == f"task shop/order: {problem}"
+    codec.check_task(ORDER(Order(1, []), headers={}, tags=(), id=""))
+
+
 def test_bad_names_are_errors_of_their_own(codec: Codec) -> None:
     for queue in ("", "a b", "x" * 129, None, [], "a\n"):
         with pytest.raises(InvalidQueueNameError):
