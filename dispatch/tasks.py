@@ -387,7 +387,7 @@ class QueueTask(Generic[P_co, R_co]):
     - `timeout`: seconds per attempt; None inherits the queue's.
     - `max_retry`: retries after the first run; None inherits the queue's, 0
       means never.
-    - `priority`, `tags`, `unique`.
+    - `priority`, `tags`, `unique`; the last is None in a task that was read.
 
     What the storage owns, set in every task it hands out: `attempt` (runs
     started: 0 before, 1 in the first; Go counts from 0), `status`,
@@ -428,6 +428,8 @@ class QueueTask(Generic[P_co, R_co]):
 
         It is due at once: `delay` and `available_at` are of the one publishing,
         and are not copied. For a later one, `attrs.evolve(task.again(), delay=60.0)`.
+        Nor has it a `unique` if this task was read from the storage, which keeps only
+        a hash of it: give it anew.
         """
         return QueueTask(
             queue=self.queue,
