@@ -242,6 +242,7 @@ class Codec:
             on_clash=unique.on_clash,
             replace=unique.replace,
             replace_in=unique.replace_in,
+            by_payload=unique.by_payload,
         )
 
     def _plan(self, cls: Any) -> Plan:

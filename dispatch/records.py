@@ -42,6 +42,8 @@ class UniqueKey:
     on_clash: OnClash
     replace: frozenset[str]
     replace_in: frozenset[TaskStatus]
+    by_payload: bool = False
+    """Whether the payload is part of `key`: another one then ends the uniqueness of a stored task."""
 
 
 @attrs.define(kw_only=True)

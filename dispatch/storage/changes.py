@@ -65,7 +65,11 @@ def changeable(where: Where, change: Change) -> Where:
 
 
 def patched(record: TaskRecord, change: Change) -> dict[str, object]:
-    """The fields that a patch would really change; of the ended tasks only dead letters take one."""
+    """The fields that a patch would really change; of the ended tasks only dead letters take one.
+
+    With its payload goes the uniqueness that is of that payload: kept, it would swallow
+    the old one's next publishing. None stands for it, and the row's key goes with it.
+    """
     if record.status not in CHANGEABLE["patch"]:
         return {}
     given: dict[str, object] = {
@@ -82,7 +86,10 @@ def patched(record: TaskRecord, change: Change) -> dict[str, object]:
         given["available_at"] = change.available_at
     if "headers" in given and change.headers is not None:
         given["headers"] = frozen_headers(change.headers)
-    return {name: value for name, value in given.items() if getattr(record, name) != value}
+    changed = {name: value for name, value in given.items() if getattr(record, name) != value}
+    if "payload" in changed and record.unique is not None and record.unique.by_payload:
+        changed["unique"] = None
+    return changed
 
 
 def would_change(change: Change, record: TaskRecord, now: float) -> bool:

@@ -285,6 +285,9 @@ class MemoryStorage(MemoryRegistry):
         queue = self._queues[row.record.queue]
         if pending:
             queue.remove(row)
+        if "unique" in fields and row.record.unique is not None:
+            ended = row.record.status in ENDED
+            _move(row, row.record.unique.key, self._ended_by_unique if ended else self._open_by_unique, None)
         for name, value in fields.items():
             setattr(row.record, name, value)
         if pending:

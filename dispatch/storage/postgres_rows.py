@@ -118,6 +118,7 @@ WRITTEN: Final = (
     "payload",
     "result",
     "progress",
+    "unique_key",
 )
 
 
@@ -311,6 +312,7 @@ class Stored:
             record.payload,
             record.result,
             record.progress,
+            None if record.unique is None else record.unique.key,
         )
 
 
@@ -329,7 +331,7 @@ def _stored_of(row: tuple[Any, ...], lanes: Lanes) -> Stored:
     (seq, created_at, available_at, started_at, finished_at, lease_until, timeout, slot) = row[:8]
     (max_retry, limit, epoch, attempt, queue_id, lane_id, priority, state, lined) = row[8:17]
     (id_, key, worker, retry, on_interrupt, cancel_reason, last_error, failure_reason) = row[17:25]
-    (_, unique_rule, cron, headers, tags, payload, result, progress) = row[25:]
+    (unique_key, unique_rule, cron, headers, tags, payload, result, progress) = row[25:]
     lane = lanes.of(lane_id)
     record = TaskRecord(
         id=id_,
@@ -343,7 +345,7 @@ def _stored_of(row: tuple[Any, ...], lanes: Lanes) -> Stored:
         max_retry=max_retry,
         priority=priority,
         tags=() if tags is None else tuple(tags),
-        unique=unique_from_text(unique_rule),
+        unique=None if unique_key is None else unique_from_text(unique_rule),  # the rule stays when the key goes
         cron=cron,
         slot=slot,
         seq=seq,

@@ -227,7 +227,8 @@ class Change:
 
     `patch` writes the fields given to an open task or a dead letter (which is
     edited before it is rerun; a running attempt goes on with what it has), but
-    `available_at` only to pending and held ones. The others act as the table
+    `available_at` only to pending and held ones; another payload takes the
+    uniqueness with it that is `by_payload`. The others act as the table
     of `dispatch.lifecycle` says.
     """
 

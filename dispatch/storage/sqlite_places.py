@@ -128,6 +128,8 @@ class SqlitePlaces:
         """Write fields that are not state, and find a pending row's place anew."""
         for name, value in fields.items():
             setattr(record, name, value)
+        if "unique" in fields:  # which is not written otherwise, and can only end
+            self.db.execute("UPDATE dispatch_tasks SET unique_key = NULL, unique_rule = NULL WHERE seq = ?", (record.seq,))
         if record.status is TaskStatus.PENDING:
             self.replace(record, now)
         else:

@@ -110,7 +110,7 @@ def cron_record(
 
 
 def _unique(unique: UniqueKey) -> dict[str, object]:
-    return {
+    given: dict[str, object] = {
         "key": unique.key,
         "statuses": sorted(unique.statuses),
         "within": unique.within,
@@ -118,6 +118,9 @@ def _unique(unique: UniqueKey) -> dict[str, object]:
         "replace": sorted(unique.replace),
         "replace_in": sorted(unique.replace_in),
     }
+    if unique.by_payload:  # only then, so that what was stored before it was known has the same text
+        given["by_payload"] = True
+    return given
 
 
 def _unique_of(given: dict[str, Any]) -> UniqueKey:
@@ -128,6 +131,7 @@ def _unique_of(given: dict[str, Any]) -> UniqueKey:
         on_clash=OnClash(given["on_clash"]),
         replace=frozenset(given["replace"]),
         replace_in=frozenset(map(TaskStatus, given["replace_in"])),
+        by_payload=bool(given.get("by_payload", False)),
     )
 
 

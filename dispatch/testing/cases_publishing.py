@@ -454,6 +454,25 @@ class UniqueCases:
         assert (answer.answer.value, answers([*answer.spawned])) == ("applied", [A.CREATED])
         assert await bench.taken(5) == ["a", "b", "c", "d"]
 
+    @pytest.mark.parametrize("by_payload", [False, True])
+    @pytest.mark.parametrize("status", ["pending", "held", "running", "failed"])
+    async def test_another_payload_takes_the_uniqueness_with_it_that_is_of_the_payload(
+        self, bench: Workbench, status: str, by_payload: bool
+    ) -> None:
+        every = unique(statuses=EVERY, by_payload=by_payload)
+        await self.existing(bench, status, unique=every)
+        assert (await bench.row("old")).unique == every
+        assert await bench.alter("old", "patch", priority=3) == ["old"]
+        assert answers(await bench.publish("new", unique=every)) == [A.EXISTING]
+        assert await bench.alter("old", "patch", payload=b"edited") == ["old"]
+        assert (await bench.row("old")).unique == (None if by_payload else every)
+        assert answers(await bench.publish("new", unique=every)) == [A.CREATED if by_payload else A.EXISTING]
+        assert answers(await bench.publish("newer", unique=every)) == [A.EXISTING]
+        if status == "failed":
+            assert await bench.alter("old", "rerun") == ["old"]
+        await bench.alter(All(), "cancel")
+        assert await bench.storage.prune(PruneSpec(keep=0)) == 1 + by_payload - (status == "running")
+
     async def test_of_many_at_once_one_is_created(self, bench: Workbench) -> None:
         await bench.declare()
         found: list[EnqueueAnswer] = []

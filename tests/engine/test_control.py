@@ -13,6 +13,7 @@ from dispatch import (
     InvalidConfigError,
     InvalidQueueTaskError,
     MemoryStorage,
+    Priority,
     QueueNotRegisteredError,
     QueueTask,
     TaskCancelledError,
@@ -21,6 +22,7 @@ from dispatch import (
     TaskQueueConfig,
     TaskStatus,
     TaskType,
+    Unique,
 )
 from dispatch.bell import Bell
 from dispatch.storage.protocol import Page, Topic, TopicKind
@@ -321,6 +323,20 @@ async def test_waiting_is_woken_by_the_bell_and_does_not_poll(autojump_clock: ob
         task = await dispatcher.publisher.publish(JOB(Job()))
         await dispatcher.publisher.wait(task)
     assert storage.finds <= 2
+
+
+async def test_an_edited_payload_swallows_neither_the_old_ones_publishing_nor_its_own(autojump_clock: object) -> None:
+    def unique(n: int) -> QueueTask[Job]:
+        return JOB(Job(n), unique=Unique(by_payload=True))
+
+    async with working() as dispatcher:
+        first = await dispatcher.publisher.publish(unique(10))
+        await dispatcher.control.edit(first, priority=Priority.HIGH)
+        assert (await dispatcher.publisher.publish(unique(10))).id == first.id
+        await dispatcher.control.edit(first, payload=Job(20))
+        old = await dispatcher.publisher.publish(unique(10))
+        assert (old.payload, old.id == first.id) == (Job(10), False)
+        assert (await dispatcher.publisher.publish(unique(10))).id == old.id
 
 
 async def test_a_cancelled_wait_leaves_the_task_alone(autojump_clock: object) -> None:
