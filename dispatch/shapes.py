@@ -254,6 +254,13 @@ class ShapeBuilder:
         if len(shapes) == 1:
             return shapes[0]
         name = " | ".join(shape.name for shape in shapes)
+        by_class = {shape.classes[0]: shape.out for shape in shapes}
+        if len(by_class) < len(shapes):  # a value does not say which it is, and would be written as the last
+            raise UnsupportedType(
+                path,
+                f"the members of {name} cannot be told apart: two are of one class",
+                "use a class of its own for each",
+            )
         try:
             choose = self._chooser(nested, path)
         except Exception as exc:  # noqa: BLE001 - cattrs says so in several ways
@@ -263,7 +270,6 @@ class ShapeBuilder:
                 "give each a field that the others lack, or a Literal field of one name "
                 "and different values",
             ) from None
-        by_class = {shape.classes[0]: shape.out for shape in shapes}
         backs = dict(zip(nested, (shape.back for shape in shapes), strict=True))
 
         def back(value: Any, _: Any) -> Any:

@@ -1052,6 +1052,8 @@ class Cat2:
         (datetime | str, "datetime | str cannot be told apart: two are stored as a JSON string"),
         (list[int] | set[int], "cannot be told apart: two are stored as a JSON array"),
         (Cat | Cat2, "cannot be told apart"),
+        (Box[Literal["a"]] | Box[Literal["b"]], "cannot be told apart: two are of one class"),
+        (list[Cat | Box[int] | Box[str]], "cannot be told apart: two are of one class"),
         (Cat | dict[str, int], "two are stored as a JSON object"),
         (Box[T], "its type variable ~T is open"),
         (Box[Custom], "$.x.item: Custom cannot be stored"),
