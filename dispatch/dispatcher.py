@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from typing import Any, Final
+from typing import Final, TypedDict, Unpack
 
 import attrs
 import trio
@@ -360,8 +360,28 @@ class Dispatcher:
         return f"<Dispatcher {self.consumer.worker} {state} over {self.storage!r}>"
 
 
+class DispatcherOptions(TypedDict, total=False):
+    """What `open_dispatcher` takes beside the storage; see `Dispatcher`."""
+
+    worker: str | None
+    queues: Sequence[str] | None
+    tags: Sequence[str] | None
+    lease: float
+    grace: float
+    middleware: Sequence[Middleware]
+    observers: Sequence[Observer] | None
+    codec: Codec | None
+    cron: Sequence[CronEntry]
+    clock: Clock | None
+    pool_size: int
+    prune: Sequence[PruneSpec]
+    prune_every: float
+
+
 @asynccontextmanager
-async def open_dispatcher(storage: Storage | str | None = None, **options: Any) -> AsyncGenerator[Dispatcher]:
+async def open_dispatcher(
+    storage: Storage | str | None = None, **options: Unpack[DispatcherOptions]
+) -> AsyncGenerator[Dispatcher]:
     """Run a `Dispatcher` around a block; leaving the block ends it gracefully.
 
     Without arguments everything is kept in memory. `"sqlite:///jobs.db"` keeps

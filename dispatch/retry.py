@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from math import inf
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, TypedDict, Unpack, cast
 
 import attrs
 
@@ -23,6 +23,7 @@ __all__ = ["RetryPolicy", "Verdict", "VerdictKind", "judge"]
 
 Growth = Literal["fixed", "linear", "exponential"]
 _Classes = type[BaseException] | Iterable[type[BaseException]]
+_Decide = Callable[[BaseException, int], float | Literal[False] | None]
 LONGEST_S: Final = 10 * 365 * 86_400.0
 
 
@@ -41,6 +42,18 @@ def _permanent(given: _Classes) -> tuple[type[BaseException], ...]:
 
 def _retry_on(given: _Classes | None) -> tuple[type[BaseException], ...] | None:
     return None if given is None else _classes("retry_on", given)
+
+
+class _Rest(TypedDict, total=False):
+    factor: float
+    max_delay: float
+    permanent: _Classes
+    retry_on: _Classes | None
+    decide: _Decide | None
+
+
+class _RestWithJitter(_Rest, total=False):
+    jitter: float
 
 
 @attrs.frozen(kw_only=True)
@@ -72,7 +85,7 @@ class RetryPolicy:
     jitter: float = 0.0
     permanent: tuple[type[BaseException], ...] = attrs.field(default=(), converter=_permanent)
     retry_on: tuple[type[BaseException], ...] | None = attrs.field(default=None, converter=_retry_on)
-    decide: Callable[[BaseException, int], float | Literal[False] | None] | None = None
+    decide: _Decide | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.growth not in ("fixed", "linear", "exponential"):
@@ -92,18 +105,18 @@ class RetryPolicy:
             )
 
     @classmethod
-    def fixed(cls, delay: float = 1.0, **rest: Any) -> RetryPolicy:
+    def fixed(cls, delay: float = 1.0, **rest: Unpack[_RestWithJitter]) -> RetryPolicy:
         """The same wait each time."""
         rest.setdefault("max_delay", max(delay, 3_600.0) if isinstance(delay, int | float) else 3_600.0)
         return cls(growth="fixed", delay=delay, **rest)
 
     @classmethod
-    def linear(cls, delay: float = 1.0, **rest: Any) -> RetryPolicy:
+    def linear(cls, delay: float = 1.0, **rest: Unpack[_RestWithJitter]) -> RetryPolicy:
         """One `delay` more each time: 1, 2, 3, ... by default."""
         return cls(growth="linear", delay=delay, **rest)
 
     @classmethod
-    def exponential(cls, delay: float = 1.0, *, jitter: float = 0.1, **rest: Any) -> RetryPolicy:
+    def exponential(cls, delay: float = 1.0, *, jitter: float = 0.1, **rest: Unpack[_Rest]) -> RetryPolicy:
         """`factor` times more each time: 1, 2, 4, ... 3600 s by default, with a tenth of jitter."""
         return cls(growth="exponential", delay=delay, jitter=jitter, **rest)
 

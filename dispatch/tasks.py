@@ -142,9 +142,9 @@ def check_name(value: object, what: str, error: type[InvalidQueueNameError | Inv
     return value
 
 
-def _statuses(given: object) -> frozenset[TaskStatus]:
+def _statuses(given: Iterable[str]) -> frozenset[TaskStatus]:
     try:
-        found = {TaskStatus(status) for status in cast("Any", given)}
+        found = {TaskStatus(status) for status in given}
     except (TypeError, ValueError):
         names = ", ".join(TaskStatus)
         raise InvalidConfigError(f"Unique: statuses must be of {names}, got {shown(given)}") from None
@@ -159,9 +159,9 @@ def _replace(given: Iterable[str]) -> frozenset[str]:
     return check_names("Unique: replace", given)
 
 
-def _on_clash(given: object) -> OnClash:
+def _on_clash(given: OnClash | Literal["keep", "reject", "replace", "supersede"]) -> OnClash:
     check_choice("Unique: on_clash", given, tuple(OnClash))
-    return OnClash(cast("str", given))
+    return OnClash(given)
 
 
 @attrs.frozen(kw_only=True)
@@ -528,6 +528,7 @@ class TaskType(Generic[P, R]):
         queue: str,
         type: str,
         payload: builtins.type[P0],
+        result: None = None,
         *,
         version: int = 1,
         upcasters: Mapping[int, Upcaster] | None = None,

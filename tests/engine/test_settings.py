@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from math import inf, nan
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from dispatch import (
     Unique,
 )
 from dispatch.checks import shown
+from dispatch.dispatcher import DispatcherOptions
 from dispatch.storage.query import PruneSpec, Tags, dead_letters
 
 from .work import JOB, Job, Script, nothing, working
@@ -121,6 +123,11 @@ def plain(*given: object) -> None:
 )
 def test_a_setting_that_would_fail_later_is_refused(make: Any, message: str) -> None:
     assert refusal(make) == message
+
+
+def test_a_dispatcher_is_opened_with_all_that_one_is_made_with() -> None:
+    made_with = signature(dispatch.Dispatcher).parameters.keys() - {"storage"}
+    assert DispatcherOptions.__optional_keys__ == made_with
 
 
 def test_one_in_place_of_several_is_refused() -> None:

@@ -12,10 +12,14 @@ from dispatch import (
     CronEntry,
     CronPolicy,
     Dispatcher,
+    OnClash,
     QueueTask,
+    RetryPolicy,
     Run,
     TaskQueueConfig,
+    TaskStatus,
     TaskType,
+    Unique,
     open_dispatcher,
 )
 from dispatch.testing.harness import Scripted
@@ -75,6 +79,16 @@ def register(dispatcher: Dispatcher) -> None:
     dispatcher.consumer.register_handler(CHARGE, charge_fully_annotated)
     dispatcher.consumer.register_handler(CHARGE, charge_in_a_thread)
     dispatcher.consumer.register_handler("orders", "note", note)
+
+
+def configure() -> None:
+    RetryPolicy.fixed(1.0, jitter=0.5, max_delay=60.0)
+    RetryPolicy.linear(1.0, retry_on=[OSError])
+    RetryPolicy.exponential(1.0, permanent=(ValueError,), decide=lambda error, attempt: None if attempt < 3 else False)
+    Unique(on_clash="reject", statuses=["pending", TaskStatus.HELD])
+    Unique(on_clash=OnClash.KEEP, statuses=())
+    assert_type(TaskType("orders", "plain", Order, None), TaskType[Order, None])
+    open_dispatcher("sqlite:///jobs.db", grace=5.0, observers=(), queues=["orders"])
 
 
 async def use() -> None:

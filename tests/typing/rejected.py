@@ -6,7 +6,16 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from dispatch import CronEntry, Dispatcher, QueueTask, TaskQueueConfig, TaskType
+from dispatch import (
+    CronEntry,
+    Dispatcher,
+    QueueTask,
+    RetryPolicy,
+    TaskQueueConfig,
+    TaskType,
+    Unique,
+    open_dispatcher,
+)
 
 
 @frozen
@@ -59,5 +68,10 @@ async def misuse(dispatcher: Dispatcher) -> None:
     CronEntry("@daily", "tidy", NOTE(Order(1)), misfire="never")  # REJECT: no such policy
     CronEntry("@daily", NOTE(Order(1)))  # REJECT: a declared entry without a name
     TaskQueueConfig(concurency=2)  # REJECT: a setting that does not exist
+    RetryPolicy.fixed(1.0, max_dealy=3.0)  # REJECT: a setting that does not exist
+    RetryPolicy.exponential(1.0, factor="2")  # REJECT: a setting of the wrong type
+    Unique(on_clash="ignore")  # REJECT: a setting's value that does not exist
+    open_dispatcher(graec=5.0)  # REJECT: an option that does not exist
+    open_dispatcher(grace="5")  # REJECT: an option of the wrong type
     TaskQueueConfig(overflow="drop")  # REJECT: a setting's value that does not exist
     task.status = "done"  # REJECT: tasks are immutable
