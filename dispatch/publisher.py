@@ -118,7 +118,8 @@ class TaskQueuePublisher:
 
         Raises InvalidQueueTaskError (1003), InvalidQueueNameError (1006),
         QueueNotRegisteredError (1007), InvalidTaskTypeError (1008),
-        InvalidQueuePayloadError (1010), DuplicateTaskError (1011), ClosedError
+        InvalidQueuePayloadError (1010), DuplicateTaskError (1011),
+        InvalidConfigError (1012: another thread than the dispatcher's), ClosedError
         (1013), StorageError (1021: whether it was stored is then in doubt;
         publishing the same id again settles it).
         """

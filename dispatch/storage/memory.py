@@ -176,7 +176,7 @@ class MemoryStorage(MemoryRegistry):
     async def enqueue(
         self, tasks: Sequence[NewTask], *, bounded: bool = False, by: tuple[str, int] | None = None
     ) -> list[EnqueueResult]:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         if by is not None and not self._holds(*by):
             return [EnqueueResult(EnqueueAnswer.CLAIM_LOST, new.id) for new in tasks]
         now = self._clock.now()
@@ -301,7 +301,7 @@ class MemoryStorage(MemoryRegistry):
 
         `next_due` may be early: the next task of a wanted queue, whatever its type.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         return self._claim(wants, worker, lease, self._clock.now())
 
     async def turn(
@@ -404,7 +404,7 @@ class MemoryStorage(MemoryRegistry):
     async def renew(
         self, claims: Sequence[tuple[str, int]], *, lease: float | None
     ) -> list[RenewAnswer]:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         until = None if lease is None else self._clock.now() + lease
         answers: list[RenewAnswer] = []
         for id_, epoch in claims:
@@ -424,7 +424,7 @@ class MemoryStorage(MemoryRegistry):
 
     async def settle(self, transitions: Sequence[Transition]) -> list[SettleResult]:
         """End runs where their fence holds. Does not yield."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         return self._settle(transitions, self._clock.now())
 
     def _settle(self, transitions: Sequence[Transition], now: float) -> list[SettleResult]:
@@ -460,7 +460,7 @@ class MemoryStorage(MemoryRegistry):
             self._ended(row)
 
     async def rescue(self, limit: int = 1_000) -> Rescued:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         now = self._clock.now()
         leases = self._leases
         rescued: list[TaskRecord] = []
@@ -487,14 +487,14 @@ class MemoryStorage(MemoryRegistry):
         return Rescued(rescued, next_sweep)
 
     async def progress(self, claim: tuple[str, int], data: bytes) -> bool:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         if not self._holds(*claim):
             return False
         self._rows[claim[0]].record.progress = data
         return True
 
     async def history(self, task_id: str) -> list[AttemptRecord]:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         row = self._rows.get(task_id)
         if row is None:
             return []
@@ -545,7 +545,7 @@ class MemoryStorage(MemoryRegistry):
         limit: int = 100,
         after: str | None = None,
     ) -> Page:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         now = self._clock.now()
         found: list[TaskRecord] = []
         if limit <= 0:
@@ -564,7 +564,7 @@ class MemoryStorage(MemoryRegistry):
         by: Sequence[Literal["queue", "type", "status"]] = (),
         bound: int | None = None,
     ) -> dict[tuple[str, ...], int]:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         names = check_groups(by)
         now = self._clock.now()
         counts: dict[tuple[str, ...], int] = {}
@@ -622,7 +622,7 @@ class MemoryStorage(MemoryRegistry):
     async def alter(
         self, where: Where, change: Change, *, limit: int | None = None, dry_run: bool = False
     ) -> list[str]:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         now = self._clock.now()
         for queue in self._queues.values():
             queue.mature(now)
@@ -687,7 +687,7 @@ class MemoryStorage(MemoryRegistry):
         return True
 
     async def prune(self, spec: PruneSpec, *, dry_run: bool = False) -> int:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         now = self._clock.now()
         doomed: list[Row] = []
         for row, beyond in self._prunable(spec, now):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Awaitable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from math import inf
+from threading import get_ident
 
 import attrs
 import trio
@@ -13,7 +14,7 @@ import trio
 from dispatch.bell import Bell
 from dispatch.clock import Clock
 from dispatch.records import NewTask
-from dispatch.storage.bells import Bells
+from dispatch.storage.bells import Bells, check_thread
 from dispatch.storage.changes import later_slot
 from dispatch.storage.protocol import (
     KEEP,
@@ -43,6 +44,8 @@ class MemoryRegistry(Storage):
         self._crons: dict[str, CronRecord] = {}
         self._bells = Bells()
         self._ring = self._bells.ring
+        self._thread: int | None = None
+        """That of the trio run of those who watch; None while nobody does."""
         self._sweeps: dict[str, float] = {}
         """Per worker watching LEASES: the latest `next_sweep` it may be relying on."""
         self._touched: dict[str, None] = {}
@@ -59,10 +62,17 @@ class MemoryRegistry(Storage):
     def now(self) -> float:
         return self._clock.now()
 
+    def _entered(self) -> Awaitable[None]:
+        """Begin a step, which belongs into the run of those who watch: honour a pending cancellation."""
+        check_thread(self, self._thread)
+        return trio.lowlevel.checkpoint_if_cancelled()  # noqa: ASYNC105 - awaited by the caller
+
     # ---- bells -----------------------------------------------------------
 
     @contextmanager
     def watch(self, bell: Bell, *topics: Topic) -> Generator[None]:
+        check_thread(self, self._thread)
+        self._thread = get_ident()
         leases = [topic.name for topic in topics if topic.kind is TopicKind.LEASES]
         try:
             with self._bells.watch(bell, *topics):
@@ -72,6 +82,8 @@ class MemoryRegistry(Storage):
             for name in leases:
                 if name not in self._bells.names(TopicKind.LEASES):
                     del self._sweeps[name]
+            if not self._bells:
+                self._thread = None
 
     def _ring_queues(self) -> None:
         """End a step: ring for the queues it touched."""
@@ -97,7 +109,7 @@ class MemoryRegistry(Storage):
     # ---- queues ----------------------------------------------------------
 
     async def declare(self, queues: Sequence[QueueRecord]) -> None:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         now = self._clock.now()
         for given in queues:
             known = self._queues.get(given.name)
@@ -115,13 +127,13 @@ class MemoryRegistry(Storage):
         self._ring_queues()
 
     async def queues(self) -> list[QueueRecord]:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         return [self._queues[name].record for name in sorted(self._queues)]
 
     async def alter_queue(
         self, name: str, *, paused: bool | None = None, concurrency: int | Keep | None = KEEP
     ) -> bool:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         queue = self._queues.get(name)
         if queue is None:
             return False
@@ -143,22 +155,22 @@ class MemoryRegistry(Storage):
     # ---- workers ---------------------------------------------------------
 
     async def beat(self, worker: WorkerRecord) -> None:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         self._workers[worker.id] = attrs.evolve(worker, seen_at=self._clock.now())
 
     async def workers(self) -> list[WorkerRecord]:
         """Every worker not forgotten: in one process none can die unnoticed."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         return sorted(self._workers.values(), key=lambda worker: worker.id)
 
     async def forget(self, worker: str) -> None:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         self._workers.pop(worker, None)
 
     # ---- cron entries ----------------------------------------------------
 
     async def put_cron(self, entry: CronRecord, *, replace: bool = False) -> PutAnswer:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         now = self._clock.now()
         known = self._crons.get(entry.name)
         if known is None:
@@ -182,7 +194,7 @@ class MemoryRegistry(Storage):
         return PutAnswer.REPLACED
 
     async def crons(self, name: str | None = None) -> list[CronRecord]:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         if name is not None:
             return [self._crons[name]] if name in self._crons else []
         return [self._crons[known] for known in sorted(self._crons)]
@@ -195,7 +207,7 @@ class MemoryRegistry(Storage):
         last_slot: float | None = None,
         next_slot: float | None = None,
     ) -> bool:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         known = self._crons.get(name)
         if known is None:
             return False
@@ -207,7 +219,7 @@ class MemoryRegistry(Storage):
         return True
 
     async def remove_cron(self, name: str) -> bool:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         if self._crons.pop(name, None) is None:
             return False
         self._ring(TopicKind.CRON)
@@ -223,7 +235,7 @@ class MemoryRegistry(Storage):
         tasks: Sequence[NewTask],
         definition: str | None = None,
     ) -> AdvanceAnswer:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._entered()
         entry = self._crons.get(name)
         if entry is None:
             return AdvanceAnswer.GONE

@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from math import inf
 from pathlib import Path
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar, get_args
 
@@ -37,7 +38,7 @@ from dispatch.clock import Clock
 from dispatch.errors import ClosedError, InvalidConfigError, StorageError
 from dispatch.records import AttemptRecord, NewTask, TaskRecord, Transition
 from dispatch.storage import sqlite_query, sqlite_repair
-from dispatch.storage.bells import Bells
+from dispatch.storage.bells import Bells, check_thread
 from dispatch.storage.protocol import (
     KEEP,
     AdvanceAnswer,
@@ -215,6 +216,8 @@ class SqliteStorage(Storage):
         """How many sweeps in a row waited long for the write lock, and rescued nobody."""
         self._open = False
         self._used = False
+        self._thread: int | None = None
+        """That of the trio run it is open in."""
 
     def __repr__(self) -> str:
         return f"<SqliteStorage {str(self._path)!r}{'' if self._open else ' not open'}>"
@@ -226,6 +229,7 @@ class SqliteStorage(Storage):
         if self._used:
             raise ClosedError(f"{self!r} was open already; make another")
         self._used = True
+        self._thread = get_ident()
         self._clock.now()  # ties virtual time to trio's clock, on trio's thread
         await self._hop(self._connect)
         self._writer = Writer(self._ledger, self._committed, inline=self._inline)
@@ -281,7 +285,7 @@ class SqliteStorage(Storage):
 
     async def _write(self, action: Callable[[_Ledger], T]) -> T:
         """Carry `action` out in the next transaction."""
-        self._check_open()
+        self._check_here()
         ledger = self._ledger
         if self._inline:
             ledger.now = self._clock.now()
@@ -294,12 +298,12 @@ class SqliteStorage(Storage):
 
     async def _search(self, action: Callable[[sqlite3.Connection, float], T]) -> T:
         """Look at one state of the file, however long it takes."""
-        self._check_open()
+        self._check_here()
         return await self._read(self._searcher, action)
 
     async def _glance(self, action: Callable[[sqlite3.Connection, float], T]) -> T:
         """Look at one state of the file, at what an index or a small table tells; waits for no search."""
-        self._check_open()
+        self._check_here()
         return await self._read(self._glancer, action)
 
     async def _read(self, reader: _Reader, action: Callable[[sqlite3.Connection, float], T]) -> T:
@@ -329,6 +333,10 @@ class SqliteStorage(Storage):
             raise self._failed(exc) from exc
         except (UnicodeEncodeError, OverflowError) as exc:
             raise _unfit(exc) from exc
+
+    def _check_here(self) -> None:
+        self._check_open()
+        check_thread(self, self._thread)
 
     def _check_open(self) -> None:
         if not self._open:
@@ -571,7 +579,7 @@ class SqliteStorage(Storage):
         return self._clock.slice_s
 
     def watch(self, bell: Bell, *topics: Topic) -> AbstractContextManager[None]:
-        self._check_open()
+        self._check_here()
         watching = self._bells.watch(bell, *topics)
         if not self._polling and not self._inline:
             # A system task: it must outlive whoever happens to watch first, and it

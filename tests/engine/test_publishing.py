@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import pickle
+import re
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +19,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from dispatch import (
     FailureReason,
+    InvalidConfigError,
     InvalidQueuePayloadError,
     InvalidQueueTaskError,
     QueueFullError,
@@ -23,7 +29,10 @@ from dispatch import (
     TaskStatus,
     TaskType,
     Unique,
+    open_dispatcher,
 )
+from dispatch.publisher import TaskQueuePublisher
+from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.protocol import EnqueueAnswer
 
 from .work import JOB, Job, Script, nothing, working
@@ -332,3 +341,56 @@ async def test_a_later_change_by_the_publisher_does_not_reach_the_handler(autoju
     assert seen == [(Order("a", []), {"h": "1"})]
     assert stored.payload == Order("a", [Line(1)])
     assert order.lines == [Line(1)]
+
+
+def in_asyncio(function: Callable[..., Any], *args: Any) -> Any:
+    return asyncio.run(function(*args))
+
+
+def without_a_loop(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args).send(None)
+
+
+@pytest.mark.parametrize("how", [trio.run, in_asyncio, without_a_loop])
+@pytest.mark.parametrize("storage", ["memory", "sqlite"])
+async def test_another_thread_is_told_the_way_in_before_it_stores_anything(
+    storage: str, how: Callable[..., Any], tmp_path: Path
+) -> None:
+    url = "memory:" if storage == "memory" else f"sqlite:///{tmp_path / 'jobs.db'}"
+    async with open_dispatcher(url) as dispatcher:
+        dispatcher.consumer.register_queue("q")
+        dispatcher.consumer.register_handler(JOB, nothing)
+        publisher, control = dispatcher.publisher, dispatcher.control
+        await publisher.result(await publisher.publish(JOB(Job(1))))  # so that an actor is at rest
+        why = "called from outside the trio run that it is open in; from another thread use trio.from_thread.run("
+        for call in (
+            partial(publisher.publish, JOB(Job(2))),
+            partial(publisher.publish_many, [JOB(Job(2))]),
+            partial(control.pause_queue, "q"),
+            control.count,
+            dispatcher.drain,
+        ):
+            with pytest.raises(InvalidConfigError, match=re.escape(why)):
+                await trio.to_thread.run_sync(how, call, abandon_on_cancel=True)
+        assert await control.count(by=("status",)) == {("succeeded",): 1}
+        token = trio.lowlevel.current_trio_token()
+        way_in = partial(trio.from_thread.run, publisher.publish, JOB(Job(3)), trio_token=token)
+        await publisher.result(await trio.to_thread.run_sync(way_in))
+        await publisher.result(await publisher.publish(JOB(Job(4))))
+
+
+def test_a_storage_in_memory_that_nobody_works_on_is_for_one_run_after_another() -> None:
+    async def work() -> None:
+        async with working(nothing, storage=storage) as dispatcher:
+            await dispatcher.drain()
+
+    async def in_a_thread() -> None:
+        await trio.to_thread.run_sync(trio.run, publisher.publish, JOB(Job()))
+
+    storage = MemoryStorage()
+    publisher = TaskQueuePublisher(storage)
+    trio.run(work)
+    trio.run(publisher.publish, JOB(Job()))
+    trio.run(in_a_thread)
+    trio.run(work)
+    assert storage.statistics().finished == 2
