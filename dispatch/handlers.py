@@ -28,6 +28,7 @@ __all__ = [
     "is_async",
     "parameters_of",
     "payload_class",
+    "unwrapped",
 ]
 
 P = TypeVar("P")
@@ -107,11 +108,12 @@ def check_middleware(middleware: Iterable[Middleware]) -> tuple[Middleware, ...]
 
 
 def _name(function: Callable[..., Any]) -> str:
-    inner = _unwrapped(function)
+    inner = unwrapped(function)
     return str(getattr(inner, "__qualname__", None) or type(inner).__qualname__)
 
 
-def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a `functools.partial` calls in the end; anything else is itself."""
     while isinstance(function, functools.partial):
         function = function.func
     return function
@@ -119,7 +121,7 @@ def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether calling it gives an awaitable, as far as can be told without calling it."""
-    inner = _unwrapped(function)
+    inner = unwrapped(function)
     return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(
         getattr(inner, "__call__", None)  # noqa: B004 - not a test of callability: its kind is asked
     )
@@ -169,7 +171,7 @@ def payload_class(queue: str, type_name: str, function: object) -> tuple[type[An
     where = f"handler of {queue}/{type_name}"
     if not callable(function):
         raise InvalidTaskHandlerError(f"{where}: must be a function of (task) or (task, run), got {function!r}")
-    inner = _unwrapped(function)
+    inner = unwrapped(function)
     target: Any = inner if hasattr(inner, "__annotations__") and not isinstance(inner, type) else type(inner).__call__
     how = "annotate its first argument, as in (task: QueueTask[Welcome]), or register a TaskType"
     try:

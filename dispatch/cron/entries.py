@@ -14,8 +14,8 @@ from dispatch.cron.fields import refuse
 from dispatch.cron.policy import CronOptions, CronPolicy, shared
 from dispatch.cron.spec import CronSpec
 from dispatch.errors import CronNameConflictError, InvalidConfigError, InvalidTaskHandlerError
-from dispatch.handlers import parameters_of
-from dispatch.tasks import QueueTask, check_name
+from dispatch.handlers import parameters_of, unwrapped
+from dispatch.tasks import QueueTask, TaskType, check_name
 
 __all__ = [
     "CronEntry",
@@ -193,6 +193,12 @@ def check_function(name: str, function: object) -> None:
     if not callable(function):
         raise InvalidTaskHandlerError(
             f"cron task {name!r}: needs a function of no arguments or a QueueTask, got {function!r}"
+        )
+    if isinstance(unwrapped(function), TaskType):
+        inner = cast("TaskType[Any, Any]", unwrapped(function))
+        raise InvalidTaskHandlerError(
+            f"cron task {name!r}: got the task type {inner.queue}/{inner.type} itself; call it with its payload, "
+            f"as in WELCOME({inner.payload.__name__}(...)), for a task to publish"
         )
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise InvalidTaskHandlerError(f"cron task {name!r}: its function is a generator, of which nothing would run")

@@ -28,6 +28,7 @@ from dispatch.failures import (
 from dispatch.handlers import is_async
 from dispatch.publisher import inside_handler
 from dispatch.records import from_seconds, to_seconds
+from dispatch.tasks import QueueTask
 from dispatch.threads import ThreadRun
 
 __all__ = ["FunctionEntry", "Functions"]
@@ -226,13 +227,18 @@ class Functions:
         if function is None:  # a live CronTask's may be replaced, by anything
             raise InvalidTaskHandlerError(f"cron task {name!r}: its func is None; pause or cancel it instead")
         if is_async(function):
-            await function()
-            return
-        thread = ThreadRun(function, copy_context())
-        self._threads.add(thread)
-        try:
-            value = await thread.run(self._limiter)
-        finally:
-            self._threads.discard(thread)
-        if inspect.isawaitable(value):  # of a plain function around an async one, as a lambda is
-            await value
+            value = await function()
+        else:
+            thread = ThreadRun(function, copy_context())
+            self._threads.add(thread)
+            try:
+                value = await thread.run(self._limiter)
+            finally:
+                self._threads.discard(thread)
+            if inspect.isawaitable(value):  # of a plain function around an async one, as a lambda is
+                value = await value
+        if isinstance(value, QueueTask) and value.created_at is None:
+            raise InvalidTaskHandlerError(
+                f"cron task {name!r}: its function returned a task instead of publishing it; "
+                "give the task itself, or publish it"
+            )

@@ -6,11 +6,15 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
+from functools import partial
+from typing import Any
 
 import pytest
 import trio
 
-from dispatch import InvalidTaskHandlerError, open_dispatcher
+from dispatch import CronEntry, InvalidTaskHandlerError, open_dispatcher
+
+from .work import JOB, Job, working
 
 runs: ContextVar[int] = ContextVar("runs", default=0)
 
@@ -158,3 +162,37 @@ async def test_a_generator_is_refused() -> None:
                 await dispatcher.cron.add_with_name("@daily", "work", function)
             assert caught.value.detail == "cron task 'work': its function is a generator, of which nothing would run"
         assert await dispatcher.cron.tasks() == []
+
+
+@pytest.mark.parametrize("what", [JOB, partial(JOB, Job(1))], ids=["the type", "a partial of it"])
+def test_a_task_type_in_place_of_a_task_is_refused_with_what_to_write(what: Any) -> None:
+    with pytest.raises(InvalidTaskHandlerError) as caught:
+        CronEntry("* * * * *", "team", what)
+    assert caught.value.detail == (
+        "cron task 'team': got the task type q/job itself; call it with its payload, "
+        "as in WELCOME(Job(...)), for a task to publish"
+    )
+
+
+async def made() -> object:
+    return JOB(Job(1))
+
+
+@pytest.mark.parametrize("function", [made, lambda: JOB(Job(1)), lambda: made()], ids=["async", "sync", "wrapped"])
+async def test_a_run_that_returns_a_task_unpublished_has_failed(function: Any) -> None:
+    async with open_dispatcher() as dispatcher:
+        task = await dispatcher.cron.add_with_name("0 0 1 1 *", "made", function)
+        await dispatcher.cron.trigger("made")
+    assert (task.total, task.err_count) == (1, 1)
+    assert task.last_error == (
+        "InvalidTaskHandlerError: [1009] cron task 'made': its function returned a task instead of "
+        "publishing it; give the task itself, or publish it"
+    )
+
+
+async def test_a_run_may_return_the_task_that_it_published() -> None:
+    async with working() as dispatcher:
+        publish = partial(dispatcher.publisher.publish, JOB(Job(1)))
+        task = await dispatcher.cron.add_with_name("0 0 1 1 *", "published", publish)
+        await dispatcher.cron.trigger("published")
+    assert (task.total, task.err_count) == (1, 0)
