@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ def blocks(text: str, language: str) -> list[tuple[str, str]]:
         for found in BLOCK.finditer(text)
         if found["language"] == language
     ]
+
+
+def links(page: Path) -> list[str]:
+    """What a page links to in the repository, as it stands there."""
+    return re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
 
 
 def python_blocks(page: Path) -> list[Any]:
@@ -83,8 +89,14 @@ def test_the_quickstart_is_the_example_and_prints_what_the_readme_says() -> None
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
 def test_every_link_into_the_repository_leads_to_a_file(page: Path) -> None:
-    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
-    missing = [target for target in targets if not (page.parent / target).exists()]
+    missing = [target for target in links(page) if not (page.parent / target).exists()]
+    assert not missing
+
+
+def test_every_page_and_what_it_links_to_is_in_the_source_distribution() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    meant = [*PAGES, *((page.parent / target).resolve() for page in PAGES for target in links(page))]
+    missing = {path.relative_to(ROOT).parts[0] for path in meant} - {*tool["hatch"]["build"]["targets"]["sdist"]["include"]}
     assert not missing
 
 
