@@ -185,6 +185,10 @@ def payload_class(queue: str, type_name: str, function: object) -> tuple[type[An
         raise InvalidTaskHandlerError(f"{where}: {_name(inner)} has {got}; {how}")
     payload = typing.get_args(annotation)[0]
     result = hints.get("return")
+    if not isinstance(payload, type) and typing.get_origin(payload) is not None:
+        raise InvalidTaskHandlerError(
+            f"{where}: its payload must be a class of its own, got {payload!r}; make one with a field of that type"
+        )
     if not isinstance(payload, type):
         raise InvalidTaskHandlerError(f"{where}: {payload!r} is not a class; {how}")
     return payload, None if result in NO_RESULT else result

@@ -427,9 +427,11 @@ def _bare(tp: Any, variables: Mapping[Any, Any], path: str) -> Any:
             return types.NoneType
         if isinstance(tp, TypeVar | typing_extensions.TypeVar):
             if tp not in variables:
-                raise UnsupportedType(
-                    path, f"its type variable {tp} is open", f"name its type, such as {path}[int]"
-                )
+                owner = path.rpartition(".")[0]
+                how = f"name its type where {owner} is declared, as in Page[int]"
+                if owner.isidentifier():  # the payload's own class, of which nobody can say more
+                    how = f"write {owner}[int] where it is a field of another class"
+                raise UnsupportedType(path, f"its type variable {tp} is open", how)
             tp = variables[tp]
         elif get_origin(tp) is Annotated or get_origin(tp) is Final:
             tp = get_args(tp)[0]

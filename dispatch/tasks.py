@@ -571,6 +571,10 @@ class TaskType(Generic[P, R]):
         self.queue = check_name(queue, "queue name", InvalidQueueNameError)
         self.type = check_name(type, f"queue {queue!r}: task type", InvalidTaskTypeError)
         where = f"task type {queue}/{type}"
+        if not isinstance(payload, builtins.type) and _is_type(payload):
+            raise InvalidTaskTypeError(
+                f"{where}: payload must be a class of its own, got {shown(payload)}; make one with a field of that type"
+            )
         if not isinstance(payload, builtins.type):
             raise InvalidTaskTypeError(
                 f"{where}: payload must be a class, such as an attrs class, got {shown(payload)}"

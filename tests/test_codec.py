@@ -1056,6 +1056,7 @@ class Cat2:
         (list[Cat | Box[int] | Box[str]], "cannot be told apart: two are of one class"),
         (Cat | dict[str, int], "two are stored as a JSON object"),
         (Box[T], "its type variable ~T is open"),
+        (Box, "$.x.item: its type variable ~T is open; name its type where Holder.x is declared, as in Page[int]"),
         (Box[Custom], "$.x.item: Custom cannot be stored"),
     ],
 )
@@ -1080,6 +1081,12 @@ def test_a_class_that_cannot_be_stored_is_refused_whole(codec: Codec) -> None:
     assert found.value.detail == (
         "here: Custom: Custom cannot be stored; "
         "make it an attrs class (@attrs.frozen) or a dataclass"
+    )
+
+    with pytest.raises(InvalidTaskTypeError) as found:
+        codec.check(Box, "here")
+    assert found.value.detail == (
+        "here: Box.item: its type variable ~T is open; write Box[int] where it is a field of another class"
     )
 
     @attrs.define

@@ -6,6 +6,7 @@ import copy
 import functools
 import logging
 import pickle
+import re
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ from dispatch import (
     DispatchError,
     DuplicateTaskError,
     InvalidTaskHandlerError,
+    InvalidTaskTypeError,
     Limits,
     QueueFullError,
     QueueTask,
@@ -186,6 +188,18 @@ def test_a_partial_has_the_payload_class_of_what_is_left() -> None:
 
     assert payload_class("q", "job", functools.partial(send, "db")) == (Job, None)
     with pytest.raises(InvalidTaskHandlerError, match="annotate its first argument"):
+        payload_class("q", "job", send)
+
+
+@pytest.mark.parametrize("payload", [list[Job], Job | None])
+def test_a_payload_that_is_no_class_of_its_own_is_refused_with_what_to_make(payload: Any) -> None:
+    async def send(task: Any) -> None: ...
+
+    send.__annotations__ = {"task": QueueTask[payload]}
+    why = f"payload must be a class of its own, got {payload!r}; make one with a field of that type"
+    with pytest.raises(InvalidTaskTypeError, match=re.escape(why)):
+        TaskType("q", "job", payload)
+    with pytest.raises(InvalidTaskHandlerError, match=re.escape(why)):
         payload_class("q", "job", send)
 
 
