@@ -232,9 +232,10 @@ class TaskQueueConsumer:
                     return TaskType(queue, type_name, payload), handler
                 return TaskType(queue, type_name, payload, result), handler
             case _:
+                got = ", ".join(map(_kind, arguments))
+                turned = "; turn them round" if [*map(_kind, arguments)] == ["a function", "a TaskType"] else ""
                 raise InvalidTaskHandlerError(
-                    "register_handler takes (task_type, handler) or (queue, type, handler), "
-                    f"got {len(arguments)} arguments"
+                    f"register_handler takes (task_type, handler) or (queue, type, handler), got ({got}){turned}"
                 )
 
     # -- running --------------------------------------------------------------
@@ -428,6 +429,13 @@ class TaskQueueConsumer:
         running = sum(actors.running for actors in self._actors.values())
         state = "closed" if self._closing.is_set() else "running" if self._nursery else "not running"
         return f"<TaskQueueConsumer {self.worker} {state} queues={len(self._registry.configs)} tasks={running}>"
+
+
+def _kind(argument: object) -> str:
+    """What an argument of `register_handler` is, in a message."""
+    if isinstance(argument, TaskType):
+        return "a TaskType"
+    return "a function" if callable(argument) else shown(argument)
 
 
 def _worker_id() -> str:

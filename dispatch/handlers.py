@@ -150,10 +150,9 @@ def _wants_run(function: Callable[..., Any], where: str, name: str) -> bool:
     starred = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     stuck = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     if stuck or len(required) > 2 or (not positional and not starred):
-        takes = ", ".join(p.name for p in parameters) or "nothing"
-        raise InvalidTaskHandlerError(
-            f"{where}: {name} must take (task) or (task, run), but takes ({takes})"
-        )
+        bare = [p.replace(annotation=p.empty) for p in parameters]
+        takes = inspect.Signature(bare) if bare else "nothing"
+        raise InvalidTaskHandlerError(f"{where}: {name} must take (task) or (task, run), but takes {takes}")
     return len(required) == 2 or (len(positional) >= 2 and positional[1].name == "run")
 
 

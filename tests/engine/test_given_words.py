@@ -203,6 +203,28 @@ def test_a_payload_that_is_no_class_of_its_own_is_refused_with_what_to_make(payl
         payload_class("q", "job", send)
 
 
+async def a_keyword(task: object, *, run: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("arguments", "got"),
+    [
+        ((JOB, a_keyword), "handler of q/job: a_keyword must take (task) or (task, run), but takes (task, *, run)"),
+        ((nothing, JOB), "got (a function, a TaskType); turn them round"),
+        (("q", nothing), "got ('q', a function)"),
+        (("job", JOB), "got ('job', a TaskType)"),
+        ((JOB,), "got (a TaskType)"),
+    ],
+)
+async def test_a_registration_of_other_things_says_what_it_was_given(arguments: tuple[Any, ...], got: str) -> None:
+    if not got.startswith("handler"):
+        got = f"register_handler takes (task_type, handler) or (queue, type, handler), {got}"
+    async with working() as dispatcher:
+        with pytest.raises(InvalidTaskHandlerError) as caught:
+            dispatcher.consumer.register_handler(*arguments)
+    assert caught.value.detail == got
+
+
 # ---- observers --------------------------------------------------------------------
 
 
