@@ -220,8 +220,18 @@ def connect(path: Path, *, synchronous: Synchronous, create: bool = True) -> sql
             connection.close()
             raise
     except sqlite3.Error as exc:
-        raise StorageError(f"{path}: cannot be opened as a SQLite database: {exc}") from exc
+        hint = ""
+        if not _writable(path.parent):
+            hint = (
+                f"; SQLite keeps its log beside the file, and the folder {path.parent} cannot be written "
+                "by this user: make it writable"
+            )
+        raise StorageError(f"{path}: cannot be opened as a SQLite database: {exc}{hint}") from exc
     return connection
+
+
+def _writable(path: Path) -> bool:
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _write_ahead(connection: sqlite3.Connection) -> str:
@@ -258,7 +268,7 @@ def _make_private(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:
         # SQLite would open it, leave a -shm file behind that nobody may write, and fail at the first write.
-        if os.path.isfile(path) and not os.access(path, os.W_OK):
+        if os.path.isfile(path) and not _writable(path):
             raise StorageError(f"{path}: cannot be written by this user; make it writable") from None
         return
     except FileNotFoundError:

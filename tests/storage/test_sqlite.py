@@ -174,10 +174,22 @@ def unprivileged() -> Iterator[None]:
         os.seteuid(0)
 
 
-async def test_a_file_that_may_not_be_written_is_refused(path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [
+        (0o444, "cannot be written by this user; make it writable"),
+        (
+            0o666,
+            "cannot be opened as a SQLite database: attempt to write a readonly database; SQLite keeps its log "
+            "beside the file, and the folder {} cannot be written by this user: make it writable",
+        ),
+    ],
+    ids=["file", "folder"],
+)
+async def test_a_file_or_a_folder_that_may_not_be_written_is_refused(mode: int, why: str, path: Path) -> None:
     async with stored(path):
         pass
-    path.chmod(0o444)
+    path.chmod(mode)
     folders = [path.parent, *path.parent.parents[:3]]
     modes = [folder.stat().st_mode for folder in folders]
     for folder in folders:
@@ -189,7 +201,7 @@ async def test_a_file_that_may_not_be_written_is_refused(path: Path) -> None:
     finally:
         for folder, mode in zip(folders, modes, strict=True):
             folder.chmod(mode)
-    assert said.startswith(f"{path}: cannot be opened as a SQLite database: ")
+    assert said == f"{path}: {why.format(path.parent)}"
 
 
 async def test_a_file_system_without_a_write_ahead_log_is_refused(
