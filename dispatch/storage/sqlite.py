@@ -388,14 +388,17 @@ class SqliteStorage(Storage):
             raise InvalidConfigError(
                 f"publish_in: expected a sqlite3.Connection, got {type(connection).__name__}"
             )
+        plain = _plain(connection)
+        try:
+            names = [file for _, name, file in plain.execute("PRAGMA database_list") if name == "main"]
+        except sqlite3.ProgrammingError as exc:  # it is closed, or another thread's
+            raise InvalidConfigError(f"publish_in: the connection cannot be used here: {exc}") from exc
         if not connection.in_transaction:
             raise InvalidConfigError(
                 "publish_in: no transaction is open on the connection; begin one first: "
                 "connection.execute('BEGIN IMMEDIATE')"
             )
         self._check_open()
-        plain = _plain(connection)
-        names = [file for _, name, file in plain.execute("PRAGMA database_list") if name == "main"]
         if not names or not names[0] or not _same_file(names[0], self._file):
             raise InvalidConfigError(
                 f"publish_in: the connection is of {names[0] if names else None!r}, "

@@ -544,6 +544,14 @@ async def test_a_transaction_that_cannot_take_the_task_says_why(path: Path, tmp_
         for wrong in (None, path, db.cursor()):
             with pytest.raises(InvalidConfigError, match=r"expected a sqlite3\.Connection, got"):
                 publish(wrong, JOB(Job(1)))
+        gone = sqlite3.connect(path)
+        gone.close()
+        with pytest.raises(InvalidConfigError, match="the connection cannot be used here: Cannot operate on a closed"):
+            publish(gone, JOB(Job(1)))
+        with closing(sqlite3.connect(path, isolation_level=None)) as of_this_thread:
+            of_this_thread.execute("BEGIN")
+            with pytest.raises(InvalidConfigError, match="SQLite objects created in a thread can only be used in that"):
+                await trio.to_thread.run_sync(publish, of_this_thread, JOB(Job(1)))
         for other in (tmp_path / "other.db", ":memory:"):
             with closing(sqlite3.connect(other, isolation_level=None)) as elsewhere:
                 elsewhere.execute("BEGIN IMMEDIATE")
