@@ -35,6 +35,7 @@ from dispatch.registry import Registry
 from dispatch.run import Run
 from dispatch.storage.protocol import Storage
 from dispatch.storage.query import PruneSpec
+from dispatch.storage.texts import storable
 from dispatch.tasks import QueueTask, TaskQueueConfig, TaskType, check_name
 from dispatch.threads import ASKED_S
 from dispatch.unhandled import Unhandled
@@ -105,6 +106,8 @@ class TaskQueueConsumer:
         check_within("grace", grace, 0, 86_400)
         if worker is not None and not (isinstance(worker, str) and worker):
             raise InvalidConfigError(f"worker must be a str or None for one made up, got {shown(worker)}")
+        if worker is not None and not storable(worker):
+            raise InvalidConfigError(f"worker must have no NUL and no lone surrogate, got {shown(worker)}")
         self._storage = storage
         self.worker: str = worker if worker is not None else _worker_id()
         self._queues = None if queues is None else check_names("queues", queues)
