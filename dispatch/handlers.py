@@ -65,7 +65,7 @@ def bind(task_type: TaskType[Any, Any], function: object) -> HandlerEntry:
     if not callable(function):
         raise InvalidTaskHandlerError(f"{where}: must be a function of (task) or (task, run), got {function!r}")
     name = _name(function)
-    inner = _unwrapped(function)
+    inner = unwrapped(function)
     called = inner if isinstance(inner, type) else getattr(inner, "__call__", None)  # noqa: B004 - its kind is asked
     if any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in (inner, called)):
         raise InvalidTaskHandlerError(f"{where}: {name} is a generator; a handler must not yield")
