@@ -27,6 +27,7 @@ from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from math import inf
+from threading import get_ident
 from typing import Any, Final, Literal, TypeVar
 
 import trio
@@ -35,6 +36,7 @@ from dispatch.bell import Bell
 from dispatch.errors import ClosedError, InvalidConfigError, StorageError
 from dispatch.records import AttemptRecord, NewTask, Transition
 from dispatch.storage import postgres_query
+from dispatch.storage.bells import check_thread
 from dispatch.storage.postgres_bell import BellRope
 from dispatch.storage.postgres_claim import Ended
 from dispatch.storage.postgres_joined import Joined
@@ -159,6 +161,8 @@ class PostgresStorage(Storage):
         """Per worker watching LEASES: the earliest end of another's lease it was told of."""
         self._publishing = PostgresPublishing(self._tasks, self._step, redacted(dsn))
         self._open = False
+        self._thread: int | None = None
+        """That of the trio run it is open in."""
         self._background: trio.CancelScope | None = None
         self._ended = trio.Event()
 
@@ -172,6 +176,7 @@ class PostgresStorage(Storage):
         """Look at the schema, and start listening. A checkpoint."""
         if self._background is not None:
             raise InvalidConfigError(f"{self!r}: opened once already; make a new one")
+        self._thread = get_ident()
         try:
             async with self._flow.connection() as connection:
                 self._joined.identity = await check_version(connection, self._schema)
@@ -282,6 +287,10 @@ class PostgresStorage(Storage):
         if not self._open:
             raise ClosedError(f"{self!r}: it is not open")
 
+    def _check_here(self) -> None:
+        self._check_open()
+        check_thread(self, self._thread)
+
     async def _step(
         self,
         action: Callable[[TrioConnection[Any], Outcome], Awaitable[T]],
@@ -295,7 +304,7 @@ class PostgresStorage(Storage):
 
         `until` is when its deadline is, in trio's time, if another step came before it.
         """
-        self._check_open()
+        self._check_here()
         await trio.lowlevel.checkpoint_if_cancelled()
         # Getting a connection counts, too; what may take long (changes in bulk) has no deadline.
         deadline_s = DEADLINE_S if deadline_s is None else deadline_s
@@ -348,13 +357,13 @@ class PostgresStorage(Storage):
                     self._rope.bells.ring(TopicKind.LEASES, name)
 
     async def _read(self, action: Callable[[TrioConnection[Any]], Awaitable[T]]) -> T:
-        self._check_open()
+        self._check_here()
         async with self._reads.connection() as connection:
             return await action(connection)
 
     async def _glance(self, action: Callable[[TrioConnection[Any]], Awaitable[T]]) -> T:
         """A read that workers depend on, and that is short."""
-        self._check_open()
+        self._check_here()
         return await self._briefly(action)
 
     async def _briefly(self, action: Callable[[TrioConnection[Any]], Awaitable[T]]) -> T:
@@ -375,7 +384,7 @@ class PostgresStorage(Storage):
                     connection, tasks, outcome, bounded=bounded, by=by
                 )
             )
-        self._check_open()
+        self._check_here()
         await trio.lowlevel.checkpoint_if_cancelled()
         if not tasks:
             return []
@@ -398,7 +407,7 @@ class PostgresStorage(Storage):
         self, connection: object, tasks: Sequence[NewTask]
     ) -> list[EnqueueResult]:
         """`enqueue_in` on a `TrioConnection` with a transaction open."""
-        self._check_open()
+        self._check_here()
         return await self._joined.enqueue_async(connection, tasks)
 
     def settle_in(self, connection: object, transition: Transition) -> SettleResult:
@@ -408,7 +417,7 @@ class PostgresStorage(Storage):
 
     async def settle_in_async(self, connection: object, transition: Transition) -> SettleResult:
         """`settle_in` on a `TrioConnection` with a transaction open."""
-        self._check_open()
+        self._check_here()
         return await self._joined.settle_async(connection, transition)
 
     async def _make_lanes(self, addresses: Sequence[Address]) -> None:
@@ -677,6 +686,7 @@ class PostgresStorage(Storage):
 
     @contextmanager
     def _watched(self, bell: Bell, topics: tuple[Topic, ...]) -> Generator[None]:
+        check_thread(self, self._thread)
         leases = [topic.name for topic in topics if topic.kind is TopicKind.LEASES]
         with self._rope.bells.watch(bell, *topics):
             for name in leases:

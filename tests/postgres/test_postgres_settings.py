@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -213,6 +214,19 @@ async def test_publish_in_says_that_a_connection_is_of_sqlite(database: str) -> 
 )
 def test_what_a_url_says_beside_the_schema_is_libpqs(url: str, address: str) -> None:
     assert postgres_address(url) == (address, "s")
+
+
+async def test_another_trio_run_is_told_the_way_in_before_it_stores_anything(database: str) -> None:
+    migrate(database)
+    async with publishing(database) as dispatcher:
+        publish = partial(dispatcher.publisher.publish, JOB(Job()))
+        for call in (publish, dispatcher.control.count, dispatcher.drain):
+            with pytest.raises(InvalidConfigError, match="called from outside the trio run that it is open in"):
+                await trio.to_thread.run_sync(trio.run, call)
+        assert stored(database) == []
+        token = trio.lowlevel.current_trio_token()
+        await trio.to_thread.run_sync(partial(trio.from_thread.run, publish, trio_token=token))
+        assert len(stored(database)) == 1
 
 
 async def test_publish_in_on_any_thread(database: str) -> None:
