@@ -16,6 +16,8 @@ Beside the rows there are indexes, each changed in the step that changes a row:
 - `_finished` and `_dead`: the ended rows in the order of their end. Beyond the
   newest `keep_finished` succeeded and cancelled ones, the oldest is forgotten
   together with its history. Failed ones, the dead letters, stay until pruned.
+- `_awaited`: of the oldest, those whose end somebody watches and was told of, but
+  may not have looked at yet. They are forgotten when nobody watches them any more.
   After the clock went back, moments of the end are out of that order, and
   pruning, which goes by them, sorts both again.
 - `_open_by_unique` and `_ended_by_unique`: by unique key, so that a look-up
@@ -124,8 +126,9 @@ class MemoryStorage(MemoryRegistry):
 
     What it holds is gone with the process. It keeps every open task and every
     dead letter, but only the newest `keep_finished` (1000) tasks that succeeded
-    or were cancelled, with their histories. No method blocks. `clock` may be
-    shared; under `trio.testing.MockClock` the default one runs on virtual time.
+    or were cancelled, with their histories, and older ones that somebody still
+    waits for. No method blocks. `clock` may be shared; under
+    `trio.testing.MockClock` the default one runs on virtual time.
     """
 
     durable = False
@@ -142,6 +145,8 @@ class MemoryStorage(MemoryRegistry):
         self._rows: dict[str, Row] = {}
         self._order: list[Row] = []
         self._finished: OrderedDict[str, Row] = OrderedDict()
+        self._awaited: OrderedDict[str, Row] = OrderedDict()
+        self._watched = self._bells.names(TASK)
         self._latest_end = -inf
         self._in_order = True
         """Whether the ended rows stand by the moment of their end, too."""
@@ -164,7 +169,7 @@ class MemoryStorage(MemoryRegistry):
             tasks=len(self._rows),
             waiting=sum(queue.waiting for queue in self._queues.values()),
             leases=self._leased,
-            finished=len(self._finished),
+            finished=len(self._finished) + len(self._awaited),
             dead_letters=len(self._dead),
             queues=len(self._queues),
             workers=len(self._workers),
@@ -519,12 +524,26 @@ class MemoryStorage(MemoryRegistry):
         else:
             self._latest_end = ended_at
         if len(self._finished) > self._keep_finished:
-            self._drop(self._finished.popitem(last=False)[1])
+            id_, oldest = self._finished.popitem(last=False)
+            if id_ in self._watched:
+                self._awaited[id_] = oldest
+            else:
+                self._drop(oldest)
+
+    def _unwatched(self, task_id: str) -> None:
+        row = self._awaited.pop(task_id, None)
+        if row is not None:
+            self._drop(row)
+
+    def _among(self, record: TaskRecord) -> OrderedDict[str, Row]:
+        """The index that an ended row is in."""
+        if record.status is FAILED:
+            return self._dead
+        return self._awaited if record.id in self._awaited else self._finished
 
     def _forget(self, row: Row) -> None:
         """Delete an ended row and its history."""
-        record = row.record
-        del (self._dead if record.status is FAILED else self._finished)[record.id]
+        del self._among(row.record)[row.record.id]
         self._drop(row)
 
     def _drop(self, row: Row) -> None:
@@ -598,8 +617,8 @@ class MemoryStorage(MemoryRegistry):
         if not only_open(where):
             return stored
         # However many have ended: none of those can match, and the count says when to stop.
-        still_open = len(self._rows) - len(self._finished) - len(self._dead)
-        return islice((row for row in stored if row.record.status not in ENDED), still_open)
+        ended = len(self._finished) + len(self._awaited) + len(self._dead)
+        return islice((row for row in stored if row.record.status not in ENDED), len(self._rows) - ended)
 
     def _narrowed(self, where: Where) -> list[Row] | None:
         """The rows that a condition on ids or on ended statuses leaves, by seq; None if neither."""
@@ -610,7 +629,7 @@ class MemoryStorage(MemoryRegistry):
             if isinstance(part, Statuses) and part.values <= ENDED:
                 ended = [*self._dead.values()] if FAILED in part.values else []
                 if not part.values <= {FAILED}:
-                    ended += self._finished.values()
+                    ended += [*self._finished.values(), *self._awaited.values()]
                 return sorted(ended, key=_by_seq)
         return None
 
@@ -660,7 +679,7 @@ class MemoryStorage(MemoryRegistry):
                 return False
             queue.add(row, now)
         else:
-            ended = self._dead if record.status is FAILED else self._finished
+            ended = self._among(record)
             if not lifecycle.rerun(record, now):
                 return False
             del ended[record.id]
@@ -705,12 +724,14 @@ class MemoryStorage(MemoryRegistry):
     def _prunable(self, spec: PruneSpec, now: float) -> Iterator[tuple[Row, bool]]:
         """The rows considered, oldest end first, and whether each is beyond the newest to keep."""
         if not self._in_order:
-            self._finished, self._dead = _in_order_of_end(self._finished), _in_order_of_end(self._dead)
+            self._finished, self._awaited, self._dead = map(
+                _in_order_of_end, (self._finished, self._awaited, self._dead)
+            )
             self._in_order = True
         dead = self._dead.values() if spec.dead_letters else ()
         considered = (
             row
-            for row in merge(self._finished.values(), dead, key=_by_end)
+            for row in merge(self._awaited.values(), self._finished.values(), dead, key=_by_end)
             if matches(spec.where, row.record, now)
         )
         if spec.keep is None:

@@ -59,6 +59,10 @@ class MemoryRegistry(Storage):
     def _rows_of(self, queue: str) -> Iterable[Row]:
         """The queue's rows, by order of storing."""
 
+    @abstractmethod
+    def _unwatched(self, task_id: str) -> None:
+        """Nobody watches for this task's end any more."""
+
     def now(self) -> float:
         return self._clock.now()
 
@@ -84,6 +88,9 @@ class MemoryRegistry(Storage):
                     del self._sweeps[name]
             if not self._bells:
                 self._thread = None
+            for topic in topics:
+                if topic.kind is TopicKind.TASK and topic.name not in self._bells.names(TopicKind.TASK):
+                    self._unwatched(topic.name)
 
     def _ring_queues(self) -> None:
         """End a step: ring for the queues it touched."""

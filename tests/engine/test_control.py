@@ -29,7 +29,7 @@ from dispatch.storage.protocol import Page, Topic, TopicKind
 from dispatch.storage.query import Queues, dead_letters
 from dispatch.tasks import LATEST
 
-from .work import JOB, Job, Script, nothing, working
+from .work import ASK, JOB, Answer, Job, Script, nothing, working
 
 
 async def test_a_waiting_task_is_cancelled(autojump_clock: object) -> None:
@@ -337,6 +337,24 @@ async def test_an_edited_payload_swallows_neither_the_old_ones_publishing_nor_it
         old = await dispatcher.publisher.publish(unique(10))
         assert (old.payload, old.id == first.id) == (Job(10), False)
         assert (await dispatcher.publisher.publish(unique(10))).id == old.id
+
+
+async def test_whoever_waits_hears_how_it_ended_however_many_end_meanwhile(autojump_clock: object) -> None:
+    async def doubled(task: QueueTask[Job, Answer]) -> Answer:
+        return Answer(2 * task.payload.n)
+
+    storage, answers = MemoryStorage(), dict[int, Answer]()
+    config = TaskQueueConfig(concurrency=128, buffer_size=3_000)
+    async with working(doubled, config, storage=storage, task_type=ASK) as dispatcher:
+
+        async def ask(n: int) -> None:
+            answers[n] = await dispatcher.publisher.result(await dispatcher.publisher.publish(ASK(Job(n))))
+
+        async with trio.open_nursery() as nursery:
+            for n in range(3_000):
+                nursery.start_soon(ask, n)
+    assert answers == {n: Answer(2 * n) for n in range(3_000)}
+    assert storage.statistics().finished == 1_000
 
 
 async def test_a_cancelled_wait_leaves_the_task_alone(autojump_clock: object) -> None:

@@ -24,7 +24,15 @@ from dispatch.storage import memory as memory_module
 from dispatch.storage import memory_registry as registry_module
 from dispatch.storage import ready as ready_module
 from dispatch.storage.memory import MemoryStatistics, MemoryStorage
-from dispatch.storage.protocol import Change, CronRecord, QueueRecord, Storage, Want
+from dispatch.storage.protocol import (
+    Change,
+    CronRecord,
+    QueueRecord,
+    Storage,
+    Topic,
+    TopicKind,
+    Want,
+)
 from dispatch.storage.query import (
     All,
     Ids,
@@ -168,6 +176,30 @@ async def test_a_rerun_task_is_not_among_the_finished() -> None:
     await storage.enqueue([task("b")])
     await storage.alter(All(), Change(action="cancel"))
     assert await ids_of(storage) == ["b"]
+
+
+async def test_an_awaited_task_is_kept_until_nobody_watches_it_any_more() -> None:
+    storage, _ = memory(keep_finished=1)
+    await storage.declare([QueueRecord(name="q")])
+    first, second = Bell(), Bell()
+    with storage.watch(first, Topic(TopicKind.TASK, "a"), Topic(TopicKind.TASK, "b")):
+        with storage.watch(second, Topic(TopicKind.TASK, "a")):
+            await run_to_the_end(storage, TransitionKind.DONE, "a", "b", "c", "d", "e")
+            assert second.is_rung
+            assert await ids_of(storage) == ["a", "b", "e"]
+            assert storage.statistics().finished == 3
+            assert await storage.count(Statuses("succeeded")) == {(): 3}
+            assert await storage.count(Statuses("pending")) == {}
+            assert await storage.alter(Ids("b"), Change(action="rerun")) == ["b"]
+        assert await ids_of(storage) == ["a", "b", "e"]
+        assert await storage.prune(PruneSpec(keep=1)) == 1
+        assert await ids_of(storage) == ["b", "e"]
+        await storage.alter(Ids("b"), Change(action="cancel"))
+        assert await ids_of(storage) == ["b"]
+        await run_to_the_end(storage, TransitionKind.DONE, "f")
+        assert await ids_of(storage) == ["b", "f"]
+    assert await ids_of(storage) == ["f"]
+    assert storage.statistics().finished == 1
 
 
 async def test_pruning_by_age_sees_past_what_ended_before_the_clock_went_back() -> None:
