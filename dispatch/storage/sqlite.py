@@ -63,7 +63,7 @@ from dispatch.storage.query import Order, PruneSpec, Where
 from dispatch.storage.sqlite_registry import SqliteRegistry
 from dispatch.storage.sqlite_schema import Synchronous, connect, create_or_migrate
 from dispatch.storage.sqlite_tasks import SqliteTasks
-from dispatch.storage.sqlite_writer import Writer
+from dispatch.storage.sqlite_writer import Writer, no_thread
 
 __all__ = ["SqliteStorage"]
 
@@ -267,7 +267,10 @@ class SqliteStorage(Storage):
             self._open = False
             async with self._searcher.turn, self._glancer.turn:
                 self._bells.ring_all()
-                await self._hop(self._disconnect)
+                try:
+                    await self._hop(self._disconnect)
+                except StorageError:  # no thread: the loop waits for the disk, but nothing is left open
+                    self._disconnect()
 
     def _disconnect(self) -> None:
         for connection in (self._eye, self._glancer.db, self._searcher.db, self._ledger.db):
@@ -279,7 +282,7 @@ class SqliteStorage(Storage):
         if self._inline:
             await trio.lowlevel.checkpoint()
             return action()
-        return await trio.to_thread.run_sync(action)
+        return await _in_thread(action)
 
     # ---- steps -----------------------------------------------------------
 
@@ -324,7 +327,7 @@ class SqliteStorage(Storage):
         try:
             if self._inline:
                 return look()
-            return await trio.to_thread.run_sync(look, limiter=reader.turn, abandon_on_cancel=True)
+            return await _in_thread(look, limiter=reader.turn, abandon_on_cancel=True)
         except trio.Cancelled:
             if reader.looking is this:  # a search of a million rows must not hold up the next reader
                 reader.db.interrupt()
@@ -663,6 +666,25 @@ class _Plain:
         cursor = self._connection.cursor()
         cursor.row_factory = None
         return cursor
+
+
+async def _in_thread(
+    action: Callable[[], T], *, limiter: trio.CapacityLimiter | None = None, abandon_on_cancel: bool = False
+) -> T:
+    """`trio.to_thread.run_sync`, but a StorageError if no thread could be started."""
+    begun = False
+
+    def begin() -> T:
+        nonlocal begun
+        begun = True
+        return action()
+
+    try:
+        return await trio.to_thread.run_sync(begin, limiter=limiter, abandon_on_cancel=abandon_on_cancel)
+    except RuntimeError as exc:
+        if begun:
+            raise
+        raise no_thread(exc) from exc
 
 
 def _same_file(one: str, other: Path) -> bool:

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 import trio
 
-from dispatch.errors import ClosedError
+from dispatch.errors import ClosedError, StorageError
 
 if TYPE_CHECKING:
     from outcome import Outcome
 
-__all__ = ["Batch", "Step", "Writer"]
+__all__ = ["Batch", "Step", "Writer", "no_thread"]
 
 T = TypeVar("T")
 
@@ -93,7 +93,8 @@ class Writer:
     async def run(self, action: Callable[[], T]) -> T:
         """Carry `action` out in a transaction, in a thread; a checkpoint that can cancel only before.
 
-        Raises what the action raised, or what the transaction failed with.
+        Raises what the action raised, or what the transaction failed with; StorageError
+        with nothing done if no thread could be started for it.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._closed:
@@ -204,6 +205,11 @@ class Writer:
         self._batch.savepoint("RELEASE")
 
 
+def no_thread(exc: RuntimeError) -> StorageError:
+    """What to raise where the system starts no thread for now, before anything was done."""
+    return StorageError(f"no thread could be started: {exc}")
+
+
 async def _in_thread(work: Callable[[], None]) -> None:
     """Have one of trio's threads do `work`, and wait for it: not to be cancelled, and no checkpoint.
 
@@ -217,5 +223,8 @@ async def _in_thread(work: Callable[[], None]) -> None:
         with suppress(trio.RunFinishedError):  # nobody is left to be told
             token.run_sync_soon(trio.lowlevel.reschedule, task, outcome)
 
-    trio.lowlevel.start_thread_soon(work, deliver)
+    try:
+        trio.lowlevel.start_thread_soon(work, deliver)
+    except RuntimeError as exc:
+        raise no_thread(exc) from exc
     await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)

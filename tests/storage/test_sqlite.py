@@ -938,6 +938,72 @@ async def test_a_worker_waits_a_held_lock_out_and_goes_on(path: Path, monkeypatc
     assert (ended.status, ran) == (TaskStatus.SUCCEEDED, [task.id])
 
 
+class NoThreads:
+    """While `left` is above 0, the system starts no thread, as at a limit of processes or memory."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left = 0
+        self._start = trio.lowlevel.start_thread_soon
+        for name in ("trio.lowlevel.start_thread_soon", "trio._threads.start_thread_soon"):
+            monkeypatch.setattr(name, self)
+
+    def __call__(self, *arguments: Any) -> None:
+        if self.left:
+            self.left -= 1
+            raise RuntimeError("can't start new thread")
+        self._start(*arguments)
+
+
+async def test_where_no_thread_could_be_started_nothing_was_done(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = NoThreads(monkeypatch)
+    refused: list[str] = []
+
+    async def publish(id_: str) -> None:
+        with pytest.raises(StorageError) as caught:
+            await storage.enqueue([new(id_)])
+        refused.append(caught.value.detail)
+
+    async with stored(path) as storage:
+        threads.left = 1
+        with pytest.raises(StorageError, match=r"no thread could be started: can't start new thread$"):
+            await storage.find(All())
+        threads.left = 2
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish, "a")
+            nursery.start_soon(publish, "b")
+        assert refused == ["no thread could be started: can't start new thread"] * 2
+        await storage.enqueue([new("c")])
+        assert [record.id for record in (await storage.find(All())).records] == ["c"]
+        threads.left = 1
+    assert threads.left == 0
+    assert not Path(f"{path}-wal").exists(), "it was closed all the same"
+    assert ids(path) == ["c"]
+
+
+async def test_a_worker_waits_out_a_moment_without_a_free_thread(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = NoThreads(monkeypatch)
+    ran: list[int] = []
+    all_ran = trio.Event()
+
+    async def note(task: QueueTask[Job]) -> None:
+        await trio.lowlevel.checkpoint()
+        ran.append(task.payload.n)
+        if len(ran) == 3:
+            threads.left = 3
+        if len(ran) == 9:
+            all_ran.set()
+
+    with trio.fail_after(PATIENCE_S):
+        async with open_dispatcher(f"sqlite:///{path}", observers=()) as dispatcher:
+            dispatcher.consumer.register_queue("q", TaskQueueConfig(concurrency=1))
+            dispatcher.consumer.register_handler(JOB, note)
+            await dispatcher.publisher.publish_many([JOB(Job(n)) for n in range(9)])
+            await all_ran.wait()
+            await dispatcher.drain()
+            assert await dispatcher.control.count(by=("status",)) == {("succeeded",): 9}
+    assert (sorted(ran), threads.left) == (list(range(9)), 0)
+
+
 async def test_who_waits_when_its_dispatcher_ends_is_told_though_the_file_is_closed(path: Path) -> None:
     told: list[ClosedError] = []
 
