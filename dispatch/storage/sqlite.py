@@ -78,6 +78,9 @@ SLOW_S: Final = 0.1
 LONG_WAIT_S: Final = 1.0
 """A sweep that waited so long for the write lock lets the living go first, PUT_OFF times in a row."""
 PUT_OFF: Final = 3
+KINDS: Final = frozenset(TopicKind)
+MISTAKEN_S: Final = 5.0
+"""The pause after a look that failed by a mistake of its own."""
 RING: Final = (
     "INSERT INTO dispatch_bells VALUES (?, ?, 1)"
     " ON CONFLICT (kind, name) DO UPDATE SET count = count + 1 RETURNING count"
@@ -602,7 +605,13 @@ class SqliteStorage(Storage):
                 await trio.sleep(pause_s)
                 if not self._open or not self._bells:
                     return
-                pause_s = QUICK_S if self._look_outside() else min(pause_s * 1.5, SLOW_S)
+                try:
+                    pause_s = QUICK_S if self._look_outside() else min(pause_s * 1.5, SLOW_S)
+                except Exception:
+                    # A system task that raises would end the whole run without saying why.
+                    log.exception("%r: a mistake of its own kept it from seeing what other processes wrote", self)
+                    self._bells.ring_all()
+                    pause_s = MISTAKEN_S
         finally:
             self._polling = False
 
@@ -617,7 +626,8 @@ class SqliteStorage(Storage):
             over = changed and any(kind == TopicKind.DONE for (kind, _), _ in changed)
             for key, count in changed:
                 self._known[key] = count
-                self._bells.ring(TopicKind(key[0]), key[1])
+                if key[0] in KINDS:  # else it is of a newer version than this
+                    self._bells.ring(TopicKind(key[0]), key[1])
             if over:
                 self._ring_ended()
         except sqlite3.Error as exc:

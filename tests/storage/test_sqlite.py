@@ -441,6 +441,33 @@ async def test_another_process_wakes_ours(path: Path) -> None:
             assert len((await storage.claim([want], worker="w", lease=9.0)).claims) == 1
 
 
+async def test_a_bell_of_a_kind_unknown_here_is_passed_over(path: Path) -> None:
+    bell = Bell()
+    async with stored(path) as storage:
+        with storage.watch(bell, Topic(TopicKind.QUEUE, "q")), closing(sqlite3.connect(path)) as other:
+            with other:
+                other.execute("REPLACE INTO dispatch_bells VALUES ('news', 'q', 1), ('queue', 'q', 99)")
+            await bell.wait()
+
+
+async def test_a_mistake_in_looking_outside_ends_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def mistaken(storage: SqliteStorage) -> object:
+        raise LookupError("our mistake")
+
+    monkeypatch.setattr(sqlite, "MISTAKEN_S", 0.01)
+    bell = Bell()
+    async with stored(path) as storage, stored(path) as other:
+        with storage.watch(bell, Topic(TopicKind.QUEUE, "q")):
+            with monkeypatch.context() as broken:
+                broken.setattr(SqliteStorage, "_look_outside", mistaken)
+                await bell.wait()  # who knows what happened meanwhile
+            await other.enqueue([new("a")])
+            await bell.wait()
+    assert "a mistake of its own kept it from seeing what other processes wrote" in caplog.text
+
+
 async def test_a_watcher_of_a_task_is_told_when_another_storage_ends_it(path: Path) -> None:
     async with stored(path) as one, open_dispatcher(f"sqlite:///{path}", observers=()) as dispatcher:
         dispatcher.consumer.register_queue("q")
