@@ -34,7 +34,7 @@ class Pruning:
     """Carries `specs` out at the start and then every `every_s` seconds.
 
     Several processes may do so at once: what one has deleted, another does not
-    find. A storage that fails is tried again at the next turn.
+    find. A spec for which the storage fails is tried again at the next turn.
     """
 
     storage: Storage
@@ -54,22 +54,16 @@ class Pruning:
     async def run(self) -> None:
         """Prune until cancelled; a cancellation falls between two steps, each of which is whole."""
         while True:
-            try:
-                gone = await self.once()
-            except StorageError as exc:
-                log.warning("pruning failed, trying again in %g s: %s", self.every_s, exc)
-            else:
-                if gone:
-                    log.info("pruned %d ended tasks", gone, extra={"event": "pruned", "count": gone})
+            gone = 0
+            for spec in self.specs:
+                try:
+                    while some := await self.storage.prune(spec):
+                        gone += some
+                        if some < spec.limit:
+                            break
+                        await trio.sleep(PAUSE_S)
+                except StorageError as exc:
+                    log.warning("pruning by %s failed, trying again in %g s: %s", shown(spec, 200), self.every_s, exc)
+            if gone:
+                log.info("pruned %d ended tasks", gone, extra={"event": "pruned", "count": gone})
             await trio.sleep(self.every_s)
-
-    async def once(self) -> int:
-        """Carry every spec out to its end; how many tasks were deleted. A checkpoint."""
-        total = 0
-        for spec in self.specs:
-            while gone := await self.storage.prune(spec):
-                total += gone
-                if gone < spec.limit:
-                    break
-                await trio.sleep(PAUSE_S)
-        return total

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from dispatch import QueueTask, TaskType, open_dispatcher
+from dispatch.checks import shown
 from dispatch.errors import InvalidConfigError, StorageError
 from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.query import PruneSpec, Statuses
@@ -66,7 +67,23 @@ async def test_a_storage_that_fails_is_tried_again_at_the_next_turn(
 ) -> None:
     with caplog.at_level(logging.WARNING, "dispatch.pruning"):
         assert await ended_after(125.0, Failing(), [PruneSpec(keep=1)]) == 2
-    assert caplog.text.count("pruning failed") == 2
+    assert caplog.text.count("failed, trying again in 60 s: [1021] away") == 2
+
+
+async def test_a_spec_that_fails_keeps_no_other_from_being_carried_out(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = PruneSpec(keep=0, where=Statuses("failed"), dead_letters=True)
+
+    class FailingForOne(MemoryStorage):
+        async def prune(self, spec: PruneSpec, *, dry_run: bool = False) -> int:
+            if spec == failing:
+                raise StorageError("too many")
+            return await super().prune(spec, dry_run=dry_run)
+
+    assert await ended_after(61.0, FailingForOne(), [failing, PruneSpec(keep=0)]) == 1
+    warnings = [message for message in caplog.messages if "pruning" in message]
+    assert set(warnings) == {f"pruning by {shown(failing, 200)} failed, trying again in 60 s: [1021] too many"}
 
 
 @pytest.mark.parametrize(
