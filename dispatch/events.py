@@ -142,7 +142,8 @@ class Observers:
             try:
                 if interested(kind):
                     return True
-            except Exception:
+            except BaseException as exc:
+                _raise_on(exc)
                 log.exception("observer %r failed on %s", interested, kind)
                 return True
         return False
@@ -152,9 +153,8 @@ class Observers:
         for observer in self._observers:
             try:
                 observer(event)
-            except (KeyboardInterrupt, trio.Cancelled):
-                raise
-            except BaseException:  # SystemExit, pytest.fail: it is no reason to end the dispatcher
+            except BaseException as exc:
+                _raise_on(exc)
                 log.exception("observer %r failed on %s of task %s", observer, event.kind, event.task_id)
 
     def published(
@@ -185,7 +185,8 @@ class Observers:
         for function in self.offered(name):
             try:
                 function(*what)
-            except Exception:
+            except BaseException as exc:
+                _raise_on(exc)
                 log.exception("observer %r failed", function)
 
     @contextmanager
@@ -210,7 +211,8 @@ class Observers:
                 if len(given) != len(tasks):
                     raise ValueError(f"it gave {len(given)} tasks in place of {len(tasks)}")
                 tasks = [_allowed(each, before, check) for each, before in zip(given, tasks, strict=True)]
-            except Exception:
+            except BaseException as exc:
+                _raise_on(exc)
                 log.exception("observer %r failed before publishing", around)
         error: BaseException | None = None
         try:
@@ -241,6 +243,13 @@ def _leave(manager: AbstractContextManager[Any], error: BaseException | None) ->
     told = (None, None, None) if error is None else (type(error), error, error.__traceback__)
     try:
         manager.__exit__(*told)
-    except Exception as exc:
+    except BaseException as exc:
         if exc is not error:
+            _raise_on(exc)
             log.exception("observer %r failed after publishing", manager)
+
+
+def _raise_on(exc: BaseException) -> None:
+    """Raise what is no failure of an observer's. SystemExit, pytest.fail: they are no reason to end the dispatcher."""
+    if isinstance(exc, KeyboardInterrupt | trio.Cancelled):
+        raise exc

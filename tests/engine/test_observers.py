@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AsyncExitStack
-from typing import Any
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any, NoReturn
 
 import pytest
 import trio
@@ -13,14 +14,17 @@ import trio.testing
 from dispatch import (
     Cancel,
     EventKind,
+    MemoryStorage,
     QueueTask,
     Run,
     Snooze,
+    StorageError,
     TaskEvent,
     TaskQueueConfig,
     TaskStatus,
 )
 from dispatch.dispatcher import EventStream
+from dispatch.events import Observers
 
 from .work import JOB, Job, Script, nothing, working
 
@@ -179,6 +183,59 @@ async def test_whatever_an_observer_raises_ends_nothing(
         await dispatcher.drain()
         assert (await dispatcher.control.get(task)).status is TaskStatus.SUCCEEDED
     assert sum("failed on" in message for message in caplog.messages) == 3
+
+
+class AwayAtFirst(MemoryStorage):
+    away = True
+
+    async def turn(self, *what: Any, **options: Any) -> Any:
+        if self.away:
+            self.away = False
+            raise StorageError("away")
+        return await super().turn(*what, **options)
+
+
+@pytest.mark.parametrize("name", ["interested_in", "cron_fired", "storage_failed", "publishing", "publishing, late"])
+async def test_whatever_else_an_observer_raises_ends_nothing(
+    name: str, autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    left: list[str] = []
+
+    def observer(event: TaskEvent) -> None:
+        pass
+
+    def leaves(*what: object) -> NoReturn:
+        left.append(name)
+        raise SystemExit
+
+    @contextmanager
+    def leaves_late(tasks: Any, operation: str) -> Iterator[Any]:
+        yield tasks
+        leaves()
+
+    setattr(observer, name.removesuffix(", late"), leaves_late if name.endswith(", late") else leaves)
+    async with working(nothing, storage=AwayAtFirst(), observers=[observer]) as dispatcher:
+        await dispatcher.cron.add_with_name("@every 1s", "tick", trio.lowlevel.checkpoint)
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        assert (await dispatcher.publisher.wait(task)).status is TaskStatus.SUCCEEDED
+        await trio.sleep(1.5)
+    assert left
+    assert sum(message.startswith("observer ") for message in caplog.messages) == len(left)
+
+
+def test_a_ctrl_c_in_an_observer_goes_on_to_whom_it_is_meant_for() -> None:
+    def observer(event: TaskEvent) -> None:
+        pass
+
+    def interrupted(*what: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    observer.interested_in = observer.cron_fired = interrupted  # type: ignore[attr-defined]
+    observers = Observers([observer])
+    with pytest.raises(KeyboardInterrupt):
+        observers.wants(EventKind.STARTED)
+    with pytest.raises(KeyboardInterrupt):
+        observers.tell("cron_fired", "tick", 0.0)
 
 
 async def test_in_memory_a_task_is_said_to_be_published_before_it_is_said_to_start() -> None:
