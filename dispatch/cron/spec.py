@@ -61,8 +61,9 @@ class CronSpec:
 
     `@every` counts elapsed time: `anchor + k * period` for k = 1, 2, … Without an
     `anchor` it counts from `start`, and without either from the moment that it is
-    asked about; `with_anchor` gives the spec that a restart does not shift. For
-    other texts an anchor means nothing and is dropped.
+    asked about; `with_anchor` gives the spec that a restart does not shift, and
+    `counted_from` one that fires before that moment, too. For other texts an anchor
+    means nothing and is dropped.
 
     Equal and hashable by these values; `anchor`, `start` and `end` are kept in UTC.
     Raises InvalidCronSpecError for a text or zone that is wrong or never fires, and
@@ -79,6 +80,8 @@ class CronSpec:
     end: datetime | None = attrs.field(default=None, kw_only=True)
     _plan: _Plan | Every = attrs.field(init=False, eq=False)
     _zone: Zone = attrs.field(init=False, eq=False)
+    _phase_only: bool = attrs.field(init=False, default=False)
+    """Whether the anchor is nobody's beginning: k may be 0 and less."""
 
     def __attrs_post_init__(self) -> None:
         # Frozen, yet written once here: the zone comes out of the text, and moments
@@ -164,7 +167,11 @@ class CronSpec:
         return attrs.evolve(self, anchor=moment)
 
     def counted_from(self, moment: datetime) -> CronSpec:
-        """For an `@every` with neither anchor nor `start` the one counted from `moment`; else this very one."""
+        """For an `@every` with neither anchor nor `start` the one counted from `moment`; else this very one.
+
+        Nobody asked that it begin there: it fires at `moment + k * period` for every
+        whole k, so that a clock which was ahead at that moment silences nothing.
+        """
         return self._counted_from(_instant(moment, "moment"))
 
     @property
@@ -214,6 +221,7 @@ class CronSpec:
             self.anchor,
             self.start,
             self.end,
+            self._phase_only,
         )
 
     @property
@@ -234,7 +242,9 @@ class CronSpec:
         """This spec, or for an `@every` that counts from nothing one that counts from there."""
         if not isinstance(self._plan, Every) or self.anchor or self.start:
             return self
-        return attrs.evolve(self, anchor=instant.replace(tzinfo=UTC))
+        counted = attrs.evolve(self, anchor=instant.replace(tzinfo=UTC))
+        object.__setattr__(counted, "_phase_only", True)
+        return counted
 
     def _next(self, after: datetime) -> datetime | None:
         """`next` on instants, within the bounds of the spec and of the calendar."""
@@ -261,7 +271,9 @@ class CronSpec:
     def _every_next(self, after: datetime, period: timedelta) -> datetime | None:
         origin = self.anchor or self.start
         begun = after if origin is None else _naive(origin)
-        count = max(1, (after - begun) // period + 1)
+        count = (after - begun) // period + 1
+        if not self._phase_only:
+            count = max(1, count)
         try:
             return begun + count * period
         except OverflowError:
@@ -272,7 +284,12 @@ class CronSpec:
         if origin is None:
             return before - period if before - EARLIEST > period else None
         count = -((_naive(origin) - before) // period) - 1
-        return _naive(origin) + count * period if count >= 1 else None
+        if count < 1 and not self._phase_only:
+            return None
+        try:
+            return _naive(origin) + count * period
+        except OverflowError:
+            return None
 
     def _matching_next(self, after: datetime, walls: Walls) -> datetime | None:
         wall = self._zone.wall(after)
@@ -425,7 +442,11 @@ def _rebuilt(
     anchor: datetime | None,
     start: datetime | None,
     end: datetime | None,
+    phase_only: bool,
 ) -> CronSpec:
+    if phase_only:
+        assert anchor is not None
+        return CronSpec(text, zone, dst, name=name, end=end).counted_from(anchor)
     return CronSpec(text, zone, dst, name=name, anchor=anchor, start=start, end=end)
 
 

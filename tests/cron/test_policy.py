@@ -120,6 +120,10 @@ def test_a_tick_far_in_the_future_means_that_the_clock_was_wrong() -> None:
     decision = decide(MINUTELY, CronPolicy(), NOON + YEARS_5, NOON + 1)
     assert decision.clock_was_wrong
     assert (decision.run, decision.last_slot, decision.next_slot) == ((), NOON + 1, NOON + 60)
+    every = CronSpec("@every 90s").counted_from(from_seconds(NOON + 36_000))
+    decision = decide(every, CronPolicy(), NOON + 36_000, NOON + 1)
+    assert (decision.clock_was_wrong, decision.next_slot) == (True, NOON + 90)
+    assert decide(every, CronPolicy(), NOON + 1, NOON + 90).run == (NOON + 90,)
     nearer = decide(MINUTELY, CronPolicy(), NOON + 10_800, NOON)  # three hours: waited for
     assert (nearer.clock_was_wrong, nearer.run, nearer.last_slot) == (False, (), NOON + 10_800)
 

@@ -569,6 +569,27 @@ def test_with_anchor_is_what_a_restart_does_not_shift() -> None:
     assert CronSpec("0 0 * * *", anchor=NEW_YEAR) == fixed
 
 
+def test_an_every_counted_from_a_moment_of_nobodys_choice_fires_before_it_as_well() -> None:
+    hour = timedelta(hours=1)
+    spec = CronSpec("@every 1h").counted_from(NEW_YEAR)
+    assert spec.anchor == NEW_YEAR
+    assert spec.counted_from(NEW_YEAR - hour) is spec
+    odd = NEW_YEAR - timedelta(days=2, minutes=7)
+    for each in (spec, pickle.loads(pickle.dumps(spec)), copy.deepcopy(spec)):  # noqa: S301 - our own
+        assert each == spec
+        assert each.preview(2, after=odd) == [NEW_YEAR - 48 * hour, NEW_YEAR - 47 * hour]
+        assert each.previous(odd) == NEW_YEAR - 49 * hour
+        assert each.latest(odd, NEW_YEAR + 2 * hour) == NEW_YEAR + 2 * hour
+        assert each.next(NEW_YEAR) == NEW_YEAR + hour
+    assert spec != CronSpec("@every 1h", anchor=NEW_YEAR)
+    assert spec.with_anchor(NEW_YEAR).next(odd) == NEW_YEAR + hour
+    first = datetime(1, 1, 1, tzinfo=UTC)
+    assert spec.previous(first) is None
+    assert spec.next(first) is not None
+    for fixed in (CronSpec("@every 1h", start=NEW_YEAR), CronSpec("@every 1h", anchor=NEW_YEAR), CronSpec("0 0 * * *")):
+        assert fixed.counted_from(odd) is fixed
+
+
 # H -----------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 import pytest
 import trio
 
-from dispatch import Clock, Dispatcher, MemoryStorage, QueueTask
+from dispatch import Clock, CronEntry, Dispatcher, MemoryStorage, QueueTask
 from dispatch.cron.policy import CronOptions
 from dispatch.cron.spec import jitter_s
 from dispatch.records import TaskRecord, from_seconds
@@ -213,6 +213,40 @@ async def test_a_process_started_after_the_clock_was_put_right_fires_again(autoj
         assert task.total == 2
         assert task.last is not None
         assert task.last.timestamp() <= watched.wall()
+
+
+async def test_an_every_that_was_added_while_the_clock_was_ahead_goes_on_from_now(autojump_clock: object) -> None:
+    wall = Wall()
+    storage = MemoryStorage(wall.clock)
+    ran: list[float] = []
+
+    async def function() -> None:
+        ran.append(wall())
+
+    async def fired_within(seconds: float) -> list[int]:
+        before = [(await dispatcher.cron.get_task(name)).total for name in ("declared", "stored", "function")]
+        await trio.sleep(seconds)
+        after = [(await dispatcher.cron.get_task(name)).total for name in ("declared", "stored", "function")]
+        return [total - known for total, known in zip(after, before, strict=True)]
+
+    declared = [CronEntry("@every 10m", "declared", JOB(Job()))]
+    wall.ahead_s = 10 * HOUR_S
+    async with working(nothing, storage=storage, clock=wall.clock, cron=declared) as dispatcher:
+        await dispatcher.cron.add_with_name("@every 10m", "stored", JOB(Job()))
+        await dispatcher.cron.add_with_name("@every 10m", "function", function)
+        assert await fired_within(1_000) == [1, 1, 1]
+        wall.ahead_s = 0.0
+        await trio.sleep(10)
+        assert await fired_within(6_000) == [10, 10, 10]
+        await dispatcher.cron.add_with_name("@every 10m", "stored", JOB(Job(1)), replace=True)
+        await dispatcher.cron.add_with_name("@every 10m", "function", function, replace=True)
+        assert await fired_within(6_000) == [10, 10, 10]
+    assert rising(ran[1:])
+    assert {round((later - ran[0]) % 600, 3) for later in ran} == {0.0}, "nothing has shifted"
+    async with working(nothing, storage=storage, clock=wall.clock, cron=declared) as dispatcher:
+        await dispatcher.cron.add_with_name("@every 10m", "function", function)
+        await trio.sleep(10)
+        assert await fired_within(6_000) == [10, 10, 10]
 
 
 async def test_a_run_starts_at_its_tick_and_its_jitter_even_if_it_is_decided_late(autojump_clock: object) -> None:
