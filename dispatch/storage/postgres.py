@@ -91,6 +91,9 @@ KEPT_FROM_PLACING: Final = (
 )
 POLL_S: Final = 30.0
 POLL_DEAF_S: Final = 1.0
+CLOCK_S: Final = 5.0
+"""Between two looks at the database's clock: so soon cron notices that it jumped."""
+JUMP_S: Final = 1.0
 ISOLATION: Final = "-c default_transaction_isolation=read\\ committed"
 """Whatever the database's default: what others have committed must be seen behind their locks."""
 FLOW_OPTIONS: Final = (
@@ -243,14 +246,19 @@ class PostgresStorage(Storage):
             self._rope.ring_all()  # for what was told before it listened
 
     async def _run_poll(self) -> None:
-        """Look at the database's clock, and let every watcher look, now and then."""
+        """Look at the database's clock, and let every watcher look, now and then and when it jumped."""
+        rung_at = trio.current_time()
         while True:
-            await trio.sleep(POLL_S if self._listens else POLL_DEAF_S)
+            await trio.sleep(CLOCK_S if self._listens else POLL_DEAF_S)
+            known = self._offset
             try:
                 await self._briefly(self._look_at_clock)
             except StorageError:
                 continue
-            self._rope.ring_all()
+            now = trio.current_time()
+            if not self._listens or now - rung_at >= POLL_S or abs(self._offset - known) > JUMP_S:
+                rung_at = now
+                self._rope.ring_all()
 
     async def _look_at_clock(self, connection: TrioConnection[Any]) -> None:
         before = self._ticks()

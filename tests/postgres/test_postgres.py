@@ -710,6 +710,18 @@ async def test_where_listen_does_not_pass_the_poll_wakes(
             assert await woken(polling, lambda: None, 2.0)
 
 
+async def test_a_jump_of_the_databases_clock_wakes_everybody_at_the_next_look(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "CLOCK_S", 0.05)
+    async with stage.open() as (storage, _):
+        monkeypatch.setattr(storage, "_ticks", lambda: 5.0)
+        assert await woken(storage, lambda: None, 2.0), "what it went by has jumped"
+        assert not await woken(storage, lambda: None, 0.3)
+        assert await woken(storage, lambda: stage.set(stage.now + 3_600.0), 2.0)
+        assert storage.now() == stage.now
+
+
 async def test_slow_reads_hold_up_each_other_and_nothing_else(stage: Stage) -> None:
     async with stage.open() as (storage, advance), stage.storage() as other, trio.open_nursery() as nursery:
         bench, elsewhere = Workbench(storage, advance), Workbench(other, advance)
