@@ -56,6 +56,9 @@ BREATH_BYTES: Final = 64 * 1024
 TASK_BYTES: Final = 400
 """What a task without payload costs to prepare, as so many bytes of it."""
 
+MET_TYPES: Final = 4_096
+"""Types made up without end must not fill the memory."""
+
 _noise: Final = random.Random()  # noqa: S311 - ids must differ, not be secret
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_noise.seed)
@@ -93,6 +96,8 @@ class TaskQueuePublisher:
         self._codec = codec if codec is not None else Codec()
         self._registry = registry if registry is not None else Registry()
         self._observers = observers if observers is not None else Observers()
+        self._met: dict[tuple[str, str], TaskType[Any, Any]] = {}
+        """Types published here that nothing is registered for."""
         self._turns: dict[str, trio.StrictFIFOLock] = {}
         self._waiting: set[Bell] = set()
         self._closed = False
@@ -406,7 +411,7 @@ class TaskQueuePublisher:
         """
         declared = like.declared if like is not None else None
         if declared is None:
-            declared = self._registry.types.get((record.queue, record.type))
+            declared = self._known((record.queue, record.type))
         status = record.status
         if status is TaskStatus.PENDING and record.attempt:
             status = TaskStatus.RETRYING
@@ -460,6 +465,9 @@ class TaskQueuePublisher:
         except DispatchError:
             return self._codec.decode_plain(data)
 
+    def _known(self, address: tuple[str, str]) -> TaskType[Any, Any] | None:
+        return self._registry.types.get(address) or self._met.get(address)
+
     def _prepare(self, task: QueueTask[Any, Any]) -> tuple[NewTask, object]:
         """Check and encode; the decoded copy of the payload comes back beside it."""
         if self._closed:
@@ -469,15 +477,18 @@ class TaskQueuePublisher:
                 f"publish: expected a QueueTask, such as WELCOME(payload), got {type(task).__name__}"
             )
         self._codec.check_task(task)
+        address = (task.queue, task.type)
         declared: TaskType[Any, Any] | None = task.declared
         if declared is None or declared.queue != task.queue or declared.type != task.type:
-            declared = self._registry.types.get((task.queue, task.type))
+            declared = self._known(address)
         payload: Any = task.payload
         cls: Any = declared.payload if declared is not None else payload.__class__
         where = f"payload of {task.queue}/{task.type}"
         data, copy = self._codec.encode(payload, cls, where)
-        if declared is not None:
-            self._registry.types.setdefault((task.queue, task.type), declared)
+        if declared is not None and address not in self._registry.types:
+            if len(self._met) >= MET_TYPES:
+                self._met.clear()
+            self._met.setdefault(address, declared)
         return (
             NewTask(
                 id=task.id or new_id(self._storage.now()),

@@ -34,7 +34,7 @@ class Registry:
     types: dict[tuple[str, str], TaskType[Any, Any]] = attrs.field(
         factory=dict[tuple[str, str], TaskType[Any, Any]]
     )
-    """Every task type seen here, published or handled: what a stored payload is decoded as."""
+    """Every task type handled here: what a stored payload is decoded as."""
     undeclared: dict[str, TaskQueueConfig] = attrs.field(factory=dict[str, TaskQueueConfig])
     """Registered, but not yet written to the storage."""
     unhandled: dict[tuple[str, str], list[str]] = attrs.field(factory=dict[tuple[str, str], list[str]])

@@ -503,6 +503,9 @@ class TaskType(Generic[P, R]):
         consumer.register_handler(WELCOME, send_welcome)
         await publisher.publish(WELCOME(Welcome("ada@example.org"), delay=60))
 
+    Types are meant to be few: a database keeps a place for each, for ever. What
+    differs from task to task belongs in the payload, `tags` or `key`.
+
     `payload` is an attrs class (or a dataclass). `result` is the class of what
     the handler returns, or a type such as `Receipt | None` or `list[Receipt]`;
     without it a handler returns None. `version` is that of

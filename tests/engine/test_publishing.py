@@ -30,6 +30,7 @@ from dispatch import (
     TaskType,
     Unique,
     open_dispatcher,
+    publisher,
 )
 from dispatch.publisher import TaskQueuePublisher
 from dispatch.storage.memory import MemoryStorage
@@ -251,6 +252,17 @@ async def test_what_the_storage_owns_cannot_be_published(owned: dict[str, Any], 
         with pytest.raises(InvalidQueueTaskError, match=rf"^\[1003\] .*{next(iter(owned))}"):
             await dispatcher.publisher.publish(evolve(JOB(Job()), **owned))
         assert await dispatcher.control.count() in ({}, {(): 0})
+
+
+async def test_of_task_types_made_up_without_end_the_latest_are_remembered(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "MET_TYPES", 3)
+    async with working(nothing) as dispatcher:
+        handled = await dispatcher.publisher.publish(JOB(Job(7)))
+        made_up = [await dispatcher.publisher.publish(TaskType("q", f"t{n}", Job)(Job(n))) for n in range(5)]
+        shown = [(await dispatcher.control.get(each.id)).payload for each in (handled, *made_up)]
+    assert shown == [Job(7), {"n": 0}, {"n": 1}, {"n": 2}, Job(3), Job(4)]
 
 
 async def test_a_stored_task_is_published_again_by_a_copy(autojump_clock: object) -> None:
