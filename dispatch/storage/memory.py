@@ -724,9 +724,8 @@ class MemoryStorage(MemoryRegistry):
     def _prunable(self, spec: PruneSpec, now: float) -> Iterator[tuple[Row, bool]]:
         """The rows considered, oldest end first, and whether each is beyond the newest to keep."""
         if not self._in_order:
-            self._finished, self._awaited, self._dead = map(
-                _in_order_of_end, (self._finished, self._awaited, self._dead)
-            )
+            ended = (self._finished, self._awaited, self._dead)
+            self._finished, self._awaited, self._dead = map(_in_order_of_end, ended)
             self._in_order = True
         dead = self._dead.values() if spec.dead_letters else ()
         considered = (
