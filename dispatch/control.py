@@ -179,8 +179,8 @@ class TaskQueueControl:
         `publish` checks it. A running attempt goes on with what it has, the next
         one sees the change; a dead letter is edited before it is rerun. Of these
         two `available_at` stays. A task that is unique `by_payload` is so no more
-        with another payload: publishing either again stores another task. Raises TaskNotFoundError (1002) for an unknown
-        task.
+        with another payload: publishing either again stores another task. Raises
+        TaskNotFoundError (1002) for an unknown task.
         """
         current = await self.get(task)
         changed = attrs.evolve(
