@@ -81,8 +81,8 @@ DEADLINE_S: Final = 4.0
 CONFLICTS: Final = (Again, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 TRIES: Final = 5
 """How often a step that the server rolled back for the sake of others is made."""
-DECLARE_TRIES: Final = 20
-"""How often a declaration that must place tasks anew waits, half a second each time, for the table."""
+DECLARE_TRIES: Final = 8
+"""How often a declaration that must place tasks anew waits, LOCK_MS each time, for the table."""
 PLACING_PAUSE_S: Final = 0.25
 KEPT_FROM_PLACING: Final = (
     "a queue is to be declared that changes `keyed` or `on_retry`, so its tasks must be placed anew; "

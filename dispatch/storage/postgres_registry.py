@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from dispatch.records import NewTask
 from dispatch.storage.postgres_rows import Lanes, Sql
+from dispatch.storage.postgres_schema import LOCK_MS
 from dispatch.storage.postgres_step import QUEUES, Again, Outcome, Queue, Step
 from dispatch.storage.protocol import (
     AdvanceAnswer,
@@ -115,7 +116,7 @@ class PostgresRegistry:
             # Whoever writes waits behind this lock while it waits itself, perhaps for a user's
             # long transaction: not for long, then, and the caller tries again. The mode keeps
             # out even who locks rows only, so that none of those stays locked to us.
-            await connection.execute(b"SET LOCAL lock_timeout = '500ms'")
+            await connection.execute(f"SET LOCAL lock_timeout = {LOCK_MS}".encode())
             await connection.execute(self._sql("LOCK TABLE @.tasks IN EXCLUSIVE MODE"))
             known = {record.name: record for record in await self.queues(connection)}
         for given in sorted(changed, key=lambda record: record.name):

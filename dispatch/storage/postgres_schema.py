@@ -49,6 +49,7 @@ from dispatch.storage.psycopg_trio import TrioConnection, psycopg, storage_error
 __all__ = [
     "DEFAULT_SCHEMA",
     "IDENTITY",
+    "LOCK_MS",
     "SCHEMA_VERSION",
     "State",
     "check_schema_name",
@@ -61,9 +62,12 @@ DEFAULT_SCHEMA: Final = "dispatch"
 OLDEST_SERVER: Final = 14
 ENCODINGS: Final = ("UTF8", "SQL_ASCII")
 """Of a database: others cannot hold every text, and what an error says would keep a run from being settled."""
-LOCK_MS: Final = 500
-"""For so long a migration waits for a table: everybody else waits behind it."""
-TRIES: Final = 20
+LOCK_MS: Final = 1_500
+"""For so long at a time a table is waited for, as everybody else waits behind that.
+
+Longer than the server's `deadlock_timeout` of 1 s, after which it ends an autovacuum that is in the way.
+"""
+TRIES: Final = 8
 PAUSE_S: Final = 0.5
 """How often it tries, and what it leaves those who had to wait."""
 IDENTITY: Final = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, closing
 from functools import partial
@@ -36,14 +37,28 @@ from dispatch import (
 from dispatch.storage import postgres
 from dispatch.storage.opening import postgres_address
 from dispatch.storage.postgres import PostgresStorage
-from dispatch.storage.postgres_schema import SCHEMA_VERSION, migrate, migration_sql
+from dispatch.storage.postgres_schema import (
+    SCHEMA_VERSION,
+    _foundation,
+    _step,
+    migrate,
+    migration_sql,
+)
+from dispatch.storage.protocol import QueueRecord
 from dispatch.storage.psycopg_trio import TrioConnection
 from dispatch.storage.query import All
-from dispatch.testing.postgres import PostgresServer
+from dispatch.testing.postgres import PostgresServer, postgres_server
 
 from .proxy import proxy
 
 PATIENCE_S = 20.0
+VACUUMING = "SELECT 1 FROM pg_stat_progress_vacuum WHERE relid = 'dispatch.tasks'::regclass"
+SLOWLY_VACUUMED = (
+    "ALTER TABLE dispatch.tasks SET (autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1,"
+    " autovacuum_vacuum_threshold = 10, autovacuum_vacuum_scale_factor = 0)",
+    "INSERT INTO dispatch.tasks (created_at, available_at, queue, lane, priority, state, id, payload)"
+    " SELECT 0, 0, 9, 9, 1, 0, g, '{}' FROM generate_series(1, 20000) AS g",
+)
 
 
 @frozen
@@ -214,6 +229,34 @@ async def test_publish_in_says_that_a_connection_is_of_sqlite(database: str) -> 
 )
 def test_what_a_url_says_beside_the_schema_is_libpqs(url: str, address: str) -> None:
     assert postgres_address(url) == (address, "s")
+
+
+@pytest.mark.battery
+async def test_an_autovacuum_keeps_neither_a_migration_nor_a_declaration_waiting_for_long() -> None:
+    with postgres_server(settings=["autovacuum_naptime=1s"]) as server:
+        if not server.owned:
+            pytest.skip("the given server's settings are its own")
+        database = server.fresh_database()
+
+        def vacuum_begins() -> None:
+            """One of the tasks that the server begins by itself, and that would take minutes."""
+            deadline = time.monotonic() + PATIENCE_S
+            with psycopg.connect(database, autocommit=True) as connection:
+                connection.execute("UPDATE dispatch.tasks SET progress = 'x'")
+                while not connection.execute(VACUUMING).fetchone():
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+
+        with psycopg.connect(database, autocommit=True) as connection:
+            for part in (_foundation("dispatch"), _step("dispatch", 1), *SLOWLY_VACUUMED):
+                connection.execute(part.encode())
+        vacuum_begins()
+        assert await trio.to_thread.run_sync(migrate, database) == (1, SCHEMA_VERSION)
+        async with PostgresStorage(database) as storage:
+            await storage.declare([QueueRecord(name="q")])
+            vacuum_begins()
+            await storage.declare([QueueRecord(name="q", keyed=True)])
+            assert [queue.keyed for queue in await storage.queues()] == [True]
 
 
 async def test_another_trio_run_is_told_the_way_in_before_it_stores_anything(database: str) -> None:
