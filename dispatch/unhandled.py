@@ -128,9 +128,10 @@ class Unhandled:
 
     async def _is_taken(self, address: tuple[str, str], since: float) -> bool:
         """Whether somebody runs tasks of this type, or has since then: it is his backlog, and no mistake."""
-        tasks = All(Queues(address[0]), Types(address[1]))
-        for working in (Statuses("running"), Time("finished_at", since=since)):
-            if await self.storage.count(All(tasks, working), bound=1):
+        tasks = (Queues(address[0]), Types(address[1]))
+        ended = (Statuses("succeeded", "failed", "cancelled"), Time("finished_at", since=since))
+        for working in ((Statuses("running"),), ended):
+            if await self.storage.count(All(*tasks, *working), bound=1):
                 return True
         return False
 

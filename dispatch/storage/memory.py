@@ -531,15 +531,13 @@ class MemoryStorage(MemoryRegistry):
                 self._drop(oldest)
 
     def _unwatched(self, task_id: str) -> None:
-        row = self._awaited.pop(task_id, None)
-        if row is not None:
+        if (row := self._awaited.pop(task_id, None)) is not None:
             self._drop(row)
 
     def _among(self, record: TaskRecord) -> OrderedDict[str, Row]:
         """The index that an ended row is in."""
-        if record.status is FAILED:
-            return self._dead
-        return self._awaited if record.id in self._awaited else self._finished
+        ended = self._awaited if record.id in self._awaited else self._finished
+        return self._dead if record.status is FAILED else ended
 
     def _forget(self, row: Row) -> None:
         """Delete an ended row and its history."""
@@ -621,11 +619,13 @@ class MemoryStorage(MemoryRegistry):
         return islice((row for row in stored if row.record.status not in ENDED), len(self._rows) - ended)
 
     def _narrowed(self, where: Where) -> list[Row] | None:
-        """The rows that a condition on ids or on ended statuses leaves, by seq; None if neither."""
+        """The rows that a condition on ids or statuses leaves, by seq; None if that is not soon told."""
         for part in where.parts if isinstance(where, All) else (where,):
             if isinstance(part, Ids):
                 named = (self._rows[id_] for id_ in part.values if id_ in self._rows)
                 return sorted(named, key=_by_seq)
+            if isinstance(part, Statuses) and part.values <= {"running"} and not any(queue.running for queue in self._queues.values()):
+                return []
             if isinstance(part, Statuses) and part.values <= ENDED:
                 ended = [*self._dead.values()] if FAILED in part.values else []
                 if not part.values <= {FAILED}:

@@ -44,7 +44,7 @@ from dispatch.storage.query import (
     matches,
 )
 from dispatch.testing.conformance import StorageConformance
-from dispatch.testing.workbench import unique
+from dispatch.testing.workbench import Workbench, unique
 
 
 class Wall:
@@ -272,6 +272,23 @@ async def test_looking_for_open_tasks_judges_no_ended_one(monkeypatch: pytest.Mo
     judged.clear()
     assert await storage.count(everything) == {(): 1}, "the running one is asked to stop"
     assert judged == ["t298"]
+
+
+async def test_asking_who_runs_where_nobody_does_judges_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Workbench(MemoryStorage(), trio.sleep)
+    await bench.declare()
+    await bench.publish("a", "b")
+    running = All(Queues("q"), Statuses("running"))
+    await bench.claim()
+    assert await bench.storage.count(running) == {(): 1}
+    [record] = (await bench.storage.find(running)).records
+    await bench.storage.settle([Transition(record.id, record.epoch, TransitionKind.DONE)])
+
+    def judged(*_: object) -> bool:
+        raise AssertionError("a task was looked at")
+
+    monkeypatch.setattr(memory_module, "matches", judged)
+    assert await bench.storage.count(running, bound=1) == {}
 
 
 async def test_indexes_do_not_grow_with_what_has_passed() -> None:
