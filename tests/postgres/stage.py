@@ -37,7 +37,14 @@ class Hoard(TrioPool):
     """A pool that leaves its connections to the next storage: a server plans each statement once."""
 
     def __init__(self, pool: TrioPool, name: str, hoard: list[TrioConnection]) -> None:
-        super().__init__(pool._conninfo, pool._size, prepare_threshold=pool._prepare_threshold)
+        super().__init__(
+            pool._conninfo,
+            pool._size,
+            prepare_threshold=pool._prepare_threshold,
+            isolation_level=pool._isolation_level,
+            binary_lists=pool._binary_lists,
+            context=pool._context,
+        )
         self.where = pool.where
         self.name = name
         self.hoard = hoard
