@@ -29,6 +29,7 @@ from functools import partial
 from importlib.metadata import version
 from statistics import median, quantiles
 from time import perf_counter
+from typing import TypeVar
 
 import trio
 from attrs import frozen
@@ -54,6 +55,7 @@ class Order:
     note: str | None
 
 
+T = TypeVar("T")
 Throughput = Callable[[int], Awaitable[float]]
 ORDER = TaskType("orders", "ship", Order)
 
@@ -123,18 +125,7 @@ async def channel_latency() -> list[float]:
         async for _ in receive:
             starts.append(perf_counter())
 
-    sent: list[float] = []
-    async with trio.open_nursery() as nursery:
-        for _ in range(WORKERS):
-            nursery.start_soon(work)
-        for number in range(LATENCY_SAMPLES):
-            payload = order(number)
-            await trio.sleep(0.001)
-            sent.append(perf_counter())
-            await send.send(payload)
-        await trio.sleep(0.01)
-        await send.aclose()
-    return [start - at for start, at in zip(starts, sent, strict=True)]
+    return await hand_over(send, lambda payload: payload, work, starts)
 
 
 async def codec_latency() -> list[float]:
@@ -150,6 +141,16 @@ async def codec_latency() -> list[float]:
         async for data in receive:
             await drive(ship(codec.decode(data, Order)), base.copy(), "ship")
 
+    return await hand_over(send, lambda payload: codec.encode(payload, Order, "payload")[0], work, starts)
+
+
+async def hand_over(
+    send: trio.MemorySendChannel[T],
+    made: Callable[[Order], T],
+    work: Callable[[], Awaitable[None]],
+    starts: list[float],
+) -> list[float]:
+    """Send one payload at a time to parked workers; the seconds from before it is made to each of `starts`."""
     sent: list[float] = []
     async with trio.open_nursery() as nursery:
         for _ in range(WORKERS):
@@ -158,8 +159,7 @@ async def codec_latency() -> list[float]:
             payload = order(number)
             await trio.sleep(0.001)
             sent.append(perf_counter())
-            data, _ = codec.encode(payload, Order, "payload")
-            await send.send(data)
+            await send.send(made(payload))
         await trio.sleep(0.01)
         await send.aclose()
     return [start - at for start, at in zip(starts, sent, strict=True)]

@@ -235,10 +235,11 @@ class TaskQueueConsumer:
                     return TaskType(queue, type_name, payload), handler
                 return TaskType(queue, type_name, payload, result), handler
             case _:
-                got = ", ".join(map(_kind, arguments))
-                turned = "; turn them round" if [*map(_kind, arguments)] == ["a function", "a TaskType"] else ""
+                kinds = [*map(_kind, arguments)]
+                turned = "; turn them round" if kinds == ["a function", "a TaskType"] else ""
                 raise InvalidTaskHandlerError(
-                    f"register_handler takes (task_type, handler) or (queue, type, handler), got ({got}){turned}"
+                    "register_handler takes (task_type, handler) or (queue, type, handler), "
+                    f"got ({', '.join(kinds)}){turned}"
                 )
 
     # -- running --------------------------------------------------------------

@@ -16,10 +16,10 @@ Beside the rows there are indexes, each changed in the step that changes a row:
 - `_finished` and `_dead`: the ended rows in the order of their end. Beyond the
   newest `keep_finished` succeeded and cancelled ones, the oldest is forgotten
   together with its history. Failed ones, the dead letters, stay until pruned.
+  After the clock went back, moments of the end are out of that order, and
+  pruning, which goes by them, sorts them again.
 - `_awaited`: of the oldest, those whose end somebody watches and was told of, but
   may not have looked at yet. They are forgotten when nobody watches them any more.
-  After the clock went back, moments of the end are out of that order, and
-  pruning, which goes by them, sorts both again.
 - `_open_by_unique` and `_ended_by_unique`: by unique key, so that a look-up
   sees neither other keys nor, usually, what is over.
 - `_leases`: a heap of at most one entry per leased run. A renewal leaves its
