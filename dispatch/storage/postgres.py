@@ -137,6 +137,7 @@ class PostgresStorage(Storage):
         ticks: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._dsn = dsn
+        self._where = redacted(dsn)
         self._schema = check_schema_name(schema)
         self._sql = Sql(self._schema)
         self._lanes = Lanes(self._sql)
@@ -154,7 +155,7 @@ class PostgresStorage(Storage):
             with_options(dsn, ISOLATION), 2, prepare_threshold=5 if prepare else None, context=UNTOUCHED
         )
         # In messages: not with settings that the user did not give.
-        self._flow.where = self._reads.where = redacted(dsn)
+        self._flow.where = self._reads.where = self._where
         self._listens = listen
         self._ticks = ticks
         self._offset = self._clock_error_s = 0.0
@@ -162,7 +163,7 @@ class PostgresStorage(Storage):
         self._joined = Joined(self._sql, self._lanes, self._channel, dsn, self._make_lanes)
         self._relied_on: dict[str, float] = {}
         """Per worker watching LEASES: the earliest end of another's lease it was told of."""
-        self._publishing = PostgresPublishing(self._tasks, self._step, redacted(dsn))
+        self._publishing = PostgresPublishing(self._tasks, self._step, self._where)
         self._open = False
         self._thread: int | None = None
         """That of the trio run it is open in."""
@@ -171,7 +172,7 @@ class PostgresStorage(Storage):
 
     def __repr__(self) -> str:
         state = "open" if self._open else "closed"
-        return f"<PostgresStorage {redacted(self._dsn)!r} schema={self._schema!r} {state}>"
+        return f"<PostgresStorage {self._where!r} schema={self._schema!r} {state}>"
 
     # ---- opening and closing ---------------------------------------------
 
@@ -318,12 +319,14 @@ class PostgresStorage(Storage):
         deadline_s = DEADLINE_S if deadline_s is None else deadline_s
         if until is None:
             until = trio.current_time() + deadline_s if shielded else inf
-        late = LateError(f"{redacted(self._dsn)}: no answer within {deadline_s:g} s")
+        in_doubt = False
         with trio.CancelScope(deadline=until):
             async with self._flow.connection() as connection:
                 with trio.CancelScope(deadline=until, shield=shielded):
                     return await self._tried(connection, action, atomic)
-                late.in_doubt = connection.closed  # else the server has said that it stopped
+                in_doubt = connection.closed  # else the server has said that it stopped
+        late = LateError(f"{self._where}: no answer within {deadline_s:g} s")
+        late.in_doubt = in_doubt
         raise late
 
     async def _tried(
@@ -347,7 +350,7 @@ class PostgresStorage(Storage):
                     raise
                 if not left:
                     raise StorageError(
-                        f"{redacted(self._dsn)}: {TRIES} times in conflict with others"
+                        f"{self._where}: {TRIES} times in conflict with others"
                     ) from exc
                 continue
             self._follow(outcome)
@@ -379,7 +382,7 @@ class PostgresStorage(Storage):
         with trio.move_on_after(DEADLINE_S):
             async with self._flow.connection() as connection:
                 return await action(connection)
-        raise StorageError(f"{redacted(self._dsn)}: no answer within {DEADLINE_S:g} s")
+        raise StorageError(f"{self._where}: no answer within {DEADLINE_S:g} s")
 
     # ---- publishing ------------------------------------------------------
 
@@ -605,7 +608,7 @@ class PostgresStorage(Storage):
                 if not isinstance(exc.__cause__, psycopg.errors.LockNotAvailable):
                     raise
                 if not left:
-                    raise StorageError(f"{redacted(self._dsn)}: {KEPT_FROM_PLACING}") from exc
+                    raise StorageError(f"{self._where}: {KEPT_FROM_PLACING}") from exc
             await trio.sleep(PLACING_PAUSE_S)  # for those who had to wait behind it
         self._tasks.know(queues)
 
