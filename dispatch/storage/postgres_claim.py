@@ -34,7 +34,7 @@ from dispatch.records import Claim, Transition
 from dispatch.storage.changes import NO_HEADERS
 from dispatch.storage.limits import allowance
 from dispatch.storage.postgres_query import CLOCK
-from dispatch.storage.postgres_rows import Lane, Lanes, Sql
+from dispatch.storage.postgres_rows import FEW, IN_STATE, Lane, Lanes, Sql
 from dispatch.storage.postgres_step import Outcome, Step, promote, taken, transaction
 from dispatch.storage.protocol import Claimed, Topic, TopicKind, Want
 from dispatch.storage.psycopg_trio import TrioConnection
@@ -59,21 +59,23 @@ LEVEL: Final = (
     " WHEN c.now - t.available_at >= %(ageing)s::float8 * (3 - t.priority) THEN 3"
     " ELSE t.priority + floor((c.now - t.available_at) / %(ageing)s::float8) END"
 )
-OVERDUE: Final = (
-    "EXISTS (SELECT 1 FROM @.queues q JOIN @.tasks t ON t.queue = q.id AND t.state = 2"
-    " WHERE q.name = %(queue)s AND t.available_at <= (SELECT now FROM clock))"
+PLACE: Final = (
+    "place AS MATERIALIZED (SELECT q.id, q.paused, q.max_waiting IS NOT NULL AS bounded,"
+    "  q.max_running IS NOT NULL OR q.rate_count IS NOT NULL AS limited FROM @.queues q WHERE q.name = %(queue)s),"
+    " overdue AS MATERIALIZED (SELECT EXISTS (SELECT 1 FROM @.tasks t WHERE t.queue = (SELECT id FROM place)"
+    "  AND t.state = 2 AND t.available_at <= (SELECT now FROM clock)) AS found)"
 )
-"""A task that let others of its key pass is due: the lines must be put in order first."""
-WHOLE: Final = " AND (SELECT count(*) FROM held) = cardinality(%(done)s::text[])"
+"""`overdue`: a task that let others of its key pass is due, and the lines must be put in order first."""
+WHOLE: Final = " AND (SELECT count(*) FROM ended) = cardinality(%(done)s::text[])"
 """Where a run could not be ended, nothing is claimed: that comes after what else must be done."""
 TYPES_WANTED: Final = (
     " JOIN unnest(%(types)s::text[], %(versions)s::int8[]) AS w (type, version)"
     " ON l.type = w.type AND l.version <= w.version"
 )
 LANE: Final = (
-    "lane AS MATERIALIZED (SELECT l.id, l.tagged FROM @.queues q JOIN @.lanes l ON l.queue = q.id{types}"
-    " WHERE q.name = %(queue)s AND NOT q.paused AND (l.tagged = FALSE OR %(tagged)s)"
-    f" AND (%(within)s OR (q.max_running IS NULL AND q.rate_count IS NULL)) AND (%(past)s OR NOT {OVERDUE}){{whole}})"
+    "lane AS MATERIALIZED (SELECT l.id, l.tagged FROM place q JOIN @.lanes l ON l.queue = q.id{types}"
+    " WHERE NOT q.paused AND (l.tagged = FALSE OR %(tagged)s) AND (%(within)s OR NOT q.limited)"
+    " AND (%(past)s OR NOT (SELECT found FROM overdue)){whole})"
 )
 """`past`: although tasks are due whose lines somebody else has locked, perhaps for long."""
 PLAIN_RANGES: Final = (
@@ -112,22 +114,22 @@ NEXT_DUE: Final = (
     " ORDER BY t.available_at LIMIT 1) AS t)"
 )
 NEXT_ASIDE: Final = (
-    "(SELECT min(t.available_at) FROM @.queues q JOIN @.tasks t ON t.queue = q.id AND t.state = 2"
-    " WHERE q.name = %(queue)s AND NOT q.paused)"
+    "(SELECT min(t.available_at) FROM @.tasks t WHERE t.queue = (SELECT id FROM place WHERE NOT paused) AND t.state = 2)"
 )
 NEXT_NAMED: Final = (
-    "(SELECT min(t.available_at) FROM @.tasks t JOIN @.queues q ON q.id = t.queue CROSS JOIN clock c"
-    " WHERE t.id = ANY (%(ids)s) AND q.name = %(queue)s AND NOT q.paused AND t.state <= 2"
+    "(SELECT min(t.available_at) FROM @.tasks t JOIN place q ON q.id = t.queue CROSS JOIN clock c"
+    " WHERE t.id = ANY (%(ids)s) AND NOT q.paused AND t.state + 0 <= 2"
     " AND t.available_at > c.now)"
 )
 CLAIM: Final = (
-    "WITH RECURSIVE {clock},{ending} {lane}, {sets}"
+    f"WITH RECURSIVE {{clock}}, {PLACE},{{ending}} {{lane}}, {{sets}}"
     " candidate AS MATERIALIZED (SELECT t.seq, t.available_at, {level} AS level FROM ({ranges}) AS t"
     "  CROSS JOIN clock c ORDER BY 3 DESC, 2, 1 LIMIT %(reach)s),"
     # In the candidates' order: a subquery that locks is gone through for one after the other.
     # Joined and sorted, up to PostgreSQL 16 the rows of all candidates would be read before the first is taken.
     " taken AS MATERIALIZED (SELECT l.seq, n.level FROM candidate n CROSS JOIN LATERAL"
-    "  (SELECT t.seq FROM @.tasks t WHERE t.seq = n.seq AND t.state = 0 AND t.available_at = n.available_at"
+    "  (SELECT t.seq FROM @.tasks t WHERE t.seq = n.seq AND t.available_at = n.available_at"
+    f"   AND {IN_STATE.format(0)}"
     "   FOR UPDATE SKIP LOCKED) AS l LIMIT %(limit)s),"
     " started AS (UPDATE @.tasks t SET state = 3, attempt = attempt + 1, epoch = epoch + 1,"
     "  worker = %(worker)s, started_at = c.now, finished_at = NULL, lease_until = c.now + %(lease)s::float8,"
@@ -136,11 +138,9 @@ CLAIM: Final = (
     "  FROM taken, clock c WHERE t.seq = taken.seq RETURNING taken.level, t.seq, {claimed})"
     " SELECT s.*, NULL::float8, FALSE, FALSE, FALSE FROM started s{ended}"
     " UNION ALL SELECT {nulls}, CASE WHEN %(within)s OR (SELECT count(*) FROM started) < greatest(%(limit)s, 1)"
-    "  THEN {next_due} END, {overdue} OR ((SELECT count(*) FROM started) < %(limit)s"
+    "  THEN {next_due} END, (SELECT found FROM overdue) OR ((SELECT count(*) FROM started) < %(limit)s"
     "  AND (SELECT count(*) FROM candidate) = %(reach)s),"
-    " EXISTS (SELECT 1 FROM @.queues WHERE name = %(queue)s AND max_waiting IS NOT NULL),"
-    " NOT %(within)s AND EXISTS (SELECT 1 FROM @.queues WHERE name = %(queue)s"
-    "  AND (max_running IS NOT NULL OR rate_count IS NOT NULL))"
+    " (SELECT bounded FROM place), NOT %(within)s AND (SELECT limited FROM place)"
 )
 """The claims, the ended runs at level -1, and a row without level: when the next is due, whether to look again, whether the queue
 has a bound, and whether nothing was claimed because it has a limit."""
@@ -159,13 +159,13 @@ NULLS: Final = ", ".join(
     )
 )
 ENDING: Final = (
-    " held AS MATERIALIZED (SELECT t.seq, g.result FROM"
+    " given AS MATERIALIZED (SELECT t.seq, g.epoch, g.result FROM"
     "  unnest(%(done)s::text[], %(epochs)s::int8[], %(results)s::bytea[]) AS g (id, epoch, result)"
-    "  JOIN @.tasks t ON t.id = g.id AND t.epoch = g.epoch AND t.state = 3 AND NOT t.lined"
-    "  ORDER BY t.seq FOR UPDATE OF t),"
+    f"  CROSS JOIN LATERAL (SELECT t.seq FROM @.tasks t WHERE t.id = g.id OFFSET 0) AS t WHERE {FEW} ORDER BY t.seq),"
     " ended AS (UPDATE @.tasks t SET state = 5, lease_until = NULL, finished_at = c.now,"
-    "  result = held.result, last_error = NULL, cancel_reason = NULL FROM held, clock c"
-    "  WHERE t.seq = held.seq RETURNING t.id, t.lane, t.available_at)"
+    "  result = given.result, last_error = NULL, cancel_reason = NULL FROM given, clock c"
+    f"  WHERE t.seq = given.seq AND t.epoch = given.epoch AND {IN_STATE.format(3)} AND NOT t.lined"
+    "  RETURNING t.id, t.lane, t.available_at)"
 )
 SUCCEED: Final = f"{CLOCK},{ENDING} SELECT id, lane, available_at FROM ended"
 ENDED_ROWS: Final = (
@@ -173,8 +173,8 @@ ENDED_ROWS: Final = (
     " NULL, NULL, e.available_at, NULL, NULL, NULL, NULL, FALSE, FALSE, FALSE FROM ended e"
 )
 ASIDE_DUE: Final = (
-    "SELECT t.seq, t.queue, t.key, @.now_s() FROM @.queues q JOIN @.tasks t ON t.queue = q.id AND t.state = 2"
-    " WHERE q.name = %s AND t.available_at <= @.now_s() ORDER BY t.available_at LIMIT 500"
+    "SELECT t.seq, t.queue, t.key, @.now_s() FROM @.tasks t WHERE t.queue = (SELECT id FROM @.queues WHERE name = %s)"
+    " AND t.state = 2 AND t.available_at <= (SELECT @.now_s()) ORDER BY t.available_at LIMIT 500"
 )
 
 
@@ -400,7 +400,6 @@ class PostgresClaims:
                 claimed=CLAIMED,
                 nulls=NULLS,
                 next_due=next_due,
-                overdue=OVERDUE,
             )
             statement = self._statements[kind] = _statement(self._sql(text))
         return statement

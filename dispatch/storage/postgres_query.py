@@ -413,7 +413,8 @@ async def count(
         selected.append("t.state" if arm.state is None else f"{int(arm.state)}")
         waits = "status" in by and arm.state in (None, *PENDING)
         selected.append(f"t.available_at > {NOW}" if waits else "FALSE")
-        limit = "" if bound is None else f" ORDER BY {', '.join(arm.order)} LIMIT %s"
+        order = ("t.queue",) if arm.state is State.RUNNING else arm.order  # any will do: as their index has them
+        limit = "" if bound is None else f" ORDER BY {', '.join(order)} LIMIT %s"
         columns = ", ".join(map(" AS ".join, zip(selected, ("lane", "queue", "state", "later"), strict=True)))
         each.append(f"(SELECT {columns} FROM @.tasks t WHERE {arm.met.sql}{limit})")
         values += [*((arm.queue,) if known else ()), *arm.met.values, *(() if bound is None else (bound,))]

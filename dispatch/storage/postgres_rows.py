@@ -92,6 +92,14 @@ TYPES: Final = {
 """The columns of `tasks`, in their order, and their types."""
 COLUMNS: Final = ", ".join(f"t.{name}" for name in TYPES)
 """What `stored_of` reads, of a table named t."""
+IN_STATE: Final = "t.state + 0 = {}"
+"""A task's state, of a row that is looked up by `id` or `seq`.
+
+Compared plainly, the server might look it up in the index of all tasks in that state: few when it
+last counted, and as quick then as an index of ids; with many it reads them all for each row.
+"""
+FEW: Final = "g.epoch BETWEEN 0 AND 9223372036854775807"
+"""Always true. It has the server expect next to nothing of the arrays given, and so go from them to the table."""
 LANE_AT: Final = list(TYPES).index("lane")
 WRITTEN: Final = (
     "available_at",

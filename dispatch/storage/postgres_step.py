@@ -41,6 +41,7 @@ from dispatch.records import AttemptRecord, NewTask, TaskRecord, Transition, Uni
 from dispatch.storage.changes import patched, replacement, would_change
 from dispatch.storage.postgres_rows import (
     COLUMNS,
+    IN_STATE,
     LANE_AT,
     STATUS,
     TYPES,
@@ -102,24 +103,31 @@ WAITING: Final = (
     "   AND t.state <> 0 AND t.available_at <= %(now)s LIMIT %(bound)s)) AS waiting"
 )
 LINES_GIVEN: Final = "unnest(%(queues)s::int4[], %(keys)s::text[]) AS g (queue, key)"
+FRONT: Final = (
+    "t.queue = g.queue AND t.key = g.key AND t.lined AND (t.state = 0 OR t.state = 3)"
+    f" AND {IN_STATE.format('{}')}"
+)
+"""Who of a line may run (0) or runs (3), by the index of those two."""
 LOCK_HEADS: Final = (
-    f"SELECT t.seq FROM {LINES_GIVEN} JOIN @.tasks t ON t.queue = g.queue AND t.key = g.key"
-    " AND t.lined AND t.state = 0 ORDER BY t.seq FOR UPDATE OF t"
+    f"WITH head AS MATERIALIZED (SELECT t.seq FROM {LINES_GIVEN} CROSS JOIN LATERAL"
+    f"  (SELECT t.seq FROM @.tasks t WHERE {FRONT.format(0)} OFFSET 0) AS t ORDER BY t.seq)"
+    " SELECT t.seq FROM head CROSS JOIN LATERAL (SELECT t.seq FROM @.tasks t"
+    f"  WHERE t.seq = head.seq AND t.lined AND {IN_STATE.format(0)} FOR UPDATE) AS t"
 )
 """Waits for who is just claiming one of these heads: afterwards it is seen to run."""
 PROMOTE: Final = (
     "WITH line AS MATERIALIZED (SELECT g.queue, g.key,"
-    "  EXISTS (SELECT 1 FROM @.tasks r WHERE r.queue = g.queue AND r.key = g.key AND r.lined"
-    "   AND r.state = 3) AS busy,"
+    f"  (SELECT TRUE FROM @.tasks t WHERE {FRONT.format(3)} LIMIT 1) AS busy,"
     "  (SELECT h.seq FROM @.tasks h WHERE h.queue = g.queue AND h.key = g.key AND h.lined"
     "   AND h.state <= 2 AND (h.state <> 2 OR h.available_at <= %(now)s) ORDER BY h.seq LIMIT 1) AS head"
     f"  FROM {LINES_GIVEN}),"
     " target AS (SELECT head AS seq, CASE WHEN busy THEN 1 ELSE 0 END AS state FROM line"
     "  WHERE head IS NOT NULL"
-    "  UNION ALL SELECT o.seq, 1 FROM line l JOIN @.tasks o ON o.queue = l.queue AND o.key = l.key"
-    "   AND o.lined AND o.state = 0 AND o.seq <> l.head"
-    "  UNION ALL SELECT o.seq, 1 FROM line l JOIN @.tasks o ON o.queue = l.queue AND o.key = l.key"
-    "   AND o.lined AND o.state = 2 AND o.available_at <= %(now)s AND o.seq <> l.head)"
+    "  UNION ALL SELECT t.seq, 1 FROM line g CROSS JOIN LATERAL"
+    f"   (SELECT t.seq FROM @.tasks t WHERE {FRONT.format(0)} OFFSET 0) AS t WHERE t.seq <> g.head"
+    "  UNION ALL SELECT t.seq, 1 FROM line g CROSS JOIN LATERAL"
+    "   (SELECT t.seq FROM @.tasks t WHERE t.queue = g.queue AND t.key = g.key AND t.lined AND t.state <= 2"
+    f"    AND {IN_STATE.format(2)} AND t.available_at <= %(now)s OFFSET 0) AS t WHERE t.seq <> g.head)"
     " UPDATE @.tasks t SET state = target.state FROM target"
     " WHERE t.seq = target.seq AND t.state <> target.state"
 )

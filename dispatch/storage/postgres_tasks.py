@@ -24,7 +24,7 @@ from dispatch.storage.postgres_query import (
     matching,
     sequences,
 )
-from dispatch.storage.postgres_rows import Address, Lane, Lanes, Sql, address_of
+from dispatch.storage.postgres_rows import FEW, IN_STATE, Address, Lane, Lanes, Sql, address_of
 from dispatch.storage.postgres_schema import State
 from dispatch.storage.postgres_step import (
     Given,
@@ -84,13 +84,13 @@ ENQUEUE_ALL: Final = (
 """All of them or none: left behind, one would be stored after those that came after it."""
 
 RUNS_GIVEN: Final = (
-    "unnest(%(ids)s::text[], %(epochs)s::int8[]) AS g (id, epoch)"
-    " JOIN @.tasks t ON t.id = g.id AND t.epoch = g.epoch AND t.state = 3"
+    "unnest(%(ids)s::text[], %(epochs)s::int8[]) AS g (id, epoch) CROSS JOIN LATERAL"
+    " (SELECT t.seq, t.id, t.epoch, t.cancel_reason FROM @.tasks t WHERE t.id = g.id AND t.epoch = g.epoch"
+    f"  AND {IN_STATE.format(3)} {{}}) AS t WHERE {FEW}"
 )
-HELD: Final = f"SELECT t.id, t.epoch, t.cancel_reason, FALSE FROM {RUNS_GIVEN}"
+HELD: Final = f"SELECT t.id, t.epoch, t.cancel_reason, FALSE FROM {RUNS_GIVEN.format('OFFSET 0')}"
 RENEW: Final = (
-    f"{CLOCK}, free AS MATERIALIZED (SELECT t.seq, t.id, t.epoch, t.cancel_reason FROM {RUNS_GIVEN}"
-    "  ORDER BY t.seq FOR UPDATE OF t SKIP LOCKED),"
+    f"{CLOCK}, free AS MATERIALIZED (SELECT t.* FROM {RUNS_GIVEN.format('FOR UPDATE SKIP LOCKED')}),"
     " renewed AS (UPDATE @.tasks t SET lease_until = c.now + %(lease)s::float8 FROM free, clock c"
     "  WHERE t.seq = free.seq AND t.lease_until < c.now + %(lease)s::float8)"
     f" SELECT id, epoch, cancel_reason, TRUE FROM free UNION ALL {HELD}"
@@ -100,7 +100,7 @@ RENEW: Final = (
 A row that somebody has locked, perhaps for long, must not cost the others their leases:
 it is held as far as anyone can see, and nobody else takes it while it is locked.
 """
-PROGRESS: Final = "UPDATE @.tasks SET progress = %s WHERE id = %s AND epoch = %s AND state = 3"
+PROGRESS: Final = f"UPDATE @.tasks t SET progress = %s WHERE id = %s AND epoch = %s AND {IN_STATE.format(3)}"
 EXPIRED: Final = (
     "SELECT seq, lined, queue, key FROM @.tasks WHERE state = 3 AND lease_until < @.now_s()"
     " AND seq <> ALL (%s::int8[]) ORDER BY lease_until, seq LIMIT %s FOR UPDATE SKIP LOCKED"
