@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from dispatch import lifecycle
@@ -81,30 +81,11 @@ def prune(tasks: SqliteTasks, spec: PruneSpec, now: float, *, dry_run: bool) -> 
     considered = f"finished_at IS NOT NULL AND {sql}"
     if not spec.dead_letters:
         considered += f" AND status <> '{TaskStatus.FAILED.value}'"
-    doomed: list[str] = []
-    given: list[Any] = []
-    if spec.age_s is not None:
-        # The first term is the index's, a little generous; the second says exactly what is meant.
-        doomed.append("finished_at <= ? AND ? - finished_at > ?")
-        given += [now - spec.age_s + 0.001, now, spec.age_s]
-    source = "dispatch_tasks"
-    if spec.keep is not None:
-        group = "" if spec.per == "total" else f"PARTITION BY {spec.per} "
-        source = (
-            f"(SELECT *, row_number() OVER ({group}ORDER BY finished_at DESC, seq DESC) AS nth"
-            f" FROM dispatch_tasks WHERE {considered})"
-        )
-        doomed.append("nth > ?")
-        given.append(spec.keep)
-        given = [*values, *given]
+    if spec.keep is not None and spec.per != "total":
+        found, given = _beyond_of_each(spec, now, considered, values)
     else:
-        doomed.append(considered)
-        given += values
-    wanted = f"({') OR ('.join(doomed)})" if spec.keep is not None else f"({') AND ('.join(doomed)})"
-    rows = tasks.db.execute(
-        f"SELECT seq, id, queue FROM {source} WHERE {wanted} ORDER BY finished_at, seq LIMIT ?",
-        [*given, spec.limit],
-    ).fetchall()
+        found, given = _oldest(tasks, spec, now, considered, values)
+    rows = tasks.db.execute(f"{found} ORDER BY finished_at, seq LIMIT ?", [*given, spec.limit]).fetchall()
     if not dry_run:
         gone = [(seq,) for seq, _, _ in rows]
         tasks.db.executemany("DELETE FROM dispatch_attempts WHERE task = ?", gone)
@@ -113,3 +94,45 @@ def prune(tasks: SqliteTasks, spec: PruneSpec, now: float, *, dry_run: bool) -> 
             tasks.ended.append(id_)
             tasks.touched.add((TopicKind.DONE, queue))
     return len(rows)
+
+
+def _oldest(
+    tasks: SqliteTasks, spec: PruneSpec, now: float, considered: str, values: Sequence[Any]
+) -> tuple[str, list[Any]]:
+    """A query along the index of what has ended, as far as the last that is to go."""
+    doomed: list[str] = []
+    given: list[Any] = []
+    until: list[float] = []
+    if spec.age_s is not None:
+        doomed.append("? - finished_at > ?")
+        given += [now, spec.age_s]
+        until.append(now - spec.age_s + 0.001)  # a little generous; the condition says exactly what is meant
+    if spec.keep is not None:
+        last = tasks.db.execute(
+            f"SELECT finished_at, seq FROM dispatch_tasks WHERE {considered}"
+            " ORDER BY finished_at DESC, seq DESC LIMIT 1 OFFSET ?",
+            [*values, spec.keep],
+        ).fetchone()
+        if last is not None:
+            doomed.append("(finished_at, seq) <= (?, ?)")
+            given += last
+            until.append(last[0])
+    return (
+        f"SELECT seq, id, queue FROM dispatch_tasks WHERE {considered} AND finished_at <= ?"
+        f" AND ({' OR '.join(doomed) or 'FALSE'})",
+        [*values, max(until, default=0.0), *given],
+    )
+
+
+def _beyond_of_each(
+    spec: PruneSpec, now: float, considered: str, values: Sequence[Any]
+) -> tuple[str, list[Any]]:
+    """A query that numbers all that has ended, per queue or type."""
+    assert spec.per in ("queue", "type")
+    aged = "" if spec.age_s is None else " OR ? - finished_at > ?"
+    return (
+        "SELECT seq, id, queue FROM (SELECT seq, id, queue, finished_at,"
+        f" row_number() OVER (PARTITION BY {spec.per} ORDER BY finished_at DESC, seq DESC) AS nth"
+        f" FROM dispatch_tasks WHERE {considered}) WHERE (nth > ?{aged})",
+        [*values, spec.keep, *(() if spec.age_s is None else (now, spec.age_s))],
+    )

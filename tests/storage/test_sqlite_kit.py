@@ -56,7 +56,7 @@ class TestSqlite(StorageConformance):
 
     @contextmanager
     def break_at(self, storage: Storage, step: int) -> Generator[None]:
-        """Interrupt SQLite after so many times 100 of its machine's instructions."""
+        """Interrupt SQLite after so many times 40 of its machine's instructions."""
         assert isinstance(storage, SqliteStorage)
         left = step
 
@@ -65,7 +65,7 @@ class TestSqlite(StorageConformance):
             left -= 1
             return left == -1
 
-        storage._ledger.db.set_progress_handler(over, 100)
+        storage._ledger.db.set_progress_handler(over, 40)
         try:
             yield
         finally:
