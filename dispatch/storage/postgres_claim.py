@@ -42,7 +42,7 @@ from dispatch.storage.texts import storable
 
 __all__ = ["Ended", "PostgresClaims"]
 
-REACH: Final = 32
+REACH: Final = 96
 """Candidates that a claim looks at beyond its limit, for those that other claims hold."""
 ROUNDS: Final = 8
 """How often a claim that met only tasks held by others looks again, each time further."""

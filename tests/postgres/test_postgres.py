@@ -28,7 +28,7 @@ from dispatch.records import Claim, NewTask, TaskRecord, Transition, TransitionK
 from dispatch.storage import postgres, postgres_schema
 from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.postgres import PostgresStorage
-from dispatch.storage.postgres_claim import _values
+from dispatch.storage.postgres_claim import REACH, _values
 from dispatch.storage.postgres_schema import SCHEMA_VERSION, migrate, migration_sql
 from dispatch.storage.postgres_step import Again, Step
 from dispatch.storage.protocol import EnqueueAnswer, QueueRecord, Storage, Topic, TopicKind, Want
@@ -1026,7 +1026,7 @@ def plan(stage: Stage, storage: PostgresStorage, want: Want) -> tuple[str, int]:
     statement = storage._tasks.claims._claiming(want, ending=False)
     values = _values(want, "w", 30.0) | {
         "limit": want.limit,
-        "reach": want.limit + 32,
+        "reach": want.limit + REACH,
     }
     given = psycopg.sql.SQL(", ").join(
         psycopg.sql.Literal(values[name]) for name in statement.names
