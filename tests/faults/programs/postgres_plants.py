@@ -34,9 +34,8 @@ def _replace(module: Any, name: str, old: str, new: str) -> None:
 
 def no_fence() -> None:
     """An outcome is written whoever holds the task by now; a success even onto an ended one."""
-    held = "ON t.id = g.id AND t.epoch = g.epoch AND t.state = 3 AND NOT t.lined"
     for name in ("ENDING", "SUCCEED"):
-        _replace(postgres_claim, name, held, "ON t.id = g.id")
+        _replace(postgres_claim, name, " AND t.epoch = given.epoch AND t.state + 0 = 3 AND NOT t.lined", "")
     real = lifecycle.fence
     lifecycle.fence = lambda record, epoch: real(record, 0 if record is None else record.epoch)
 
