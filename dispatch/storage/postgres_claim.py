@@ -104,7 +104,7 @@ SETS: Final = (
 )
 NAMED_RANGE: Final = (
     "SELECT t.seq, t.priority, t.available_at FROM @.tasks t JOIN lane ON lane.id = t.lane"
-    " CROSS JOIN clock c WHERE t.id = ANY (%(ids)s) AND t.state = 0 AND t.available_at <= c.now"
+    f" CROSS JOIN clock c WHERE t.id = ANY (%(ids)s) AND {IN_STATE.format(0)} AND t.available_at <= c.now"
     " AND (%(tags)s::jsonb IS NULL OR t.tags IS NULL OR t.tags <@ %(tags)s::jsonb)"
 )
 NEXT_DUE: Final = (
