@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
+import trio
+
 from dispatch.records import NewTask
 from dispatch.storage.postgres_rows import Lanes, Sql
 from dispatch.storage.postgres_schema import LOCK_MS
@@ -58,6 +60,8 @@ BEAT: Final = (
     " seen_at, queues, running) = (EXCLUDED.host, EXCLUDED.pid, EXCLUDED.started_at, EXCLUDED.seen_at,"
     " EXCLUDED.queues, EXCLUDED.running)"
 )
+AT_ONCE: Final = 100
+"""Cron entries read between two checkpoints."""
 CRON: Final = "name, definition, template, declared, paused_reason, last_slot, next_slot, total, created_at, seen_at"
 
 
@@ -282,7 +286,12 @@ class PostgresRegistry:
             ),
             (name, name),
         )
-        return [cron_record(*row) for row in await cursor.fetchall()]
+        records: list[CronRecord] = []
+        for row in await cursor.fetchall():
+            records.append(cron_record(*row))
+            if len(records) % AT_ONCE == 0:  # ten thousand would hold the loop for a quarter of a second
+                await trio.lowlevel.checkpoint()
+        return records
 
     async def alter_cron(
         self,

@@ -13,10 +13,15 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import Any
 
 import pytest
+import trio
 
+from dispatch.records import NewTask
+from dispatch.storage import postgres_registry
 from dispatch.storage.postgres import PostgresStorage
+from dispatch.storage.protocol import CronRecord
 from dispatch.testing.postgres import PostgresServer
 from dispatch.testing.workbench import Workbench
 from tests.crowd import QUEUES, Call, Calls, declare, told
@@ -124,3 +129,36 @@ async def test_a_crowd_costs_no_call_anything(stage: Stage) -> None:
             found.append(await Calls(bench, f"with{number}-").compared(partial(pages, stage, storage)))
     few, many = found
     assert all(many[name] <= 2 * few[name] + 60 for name in few), told(few, many)
+
+
+async def test_thousands_of_cron_entries_leave_others_their_turns(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = longest = held = last = 0
+    real = postgres_registry.cron_record
+
+    def read(*row: Any) -> CronRecord:
+        nonlocal longest, held, last
+        held = held + 1 if turns == last else 1
+        longest, last = max(longest, held), turns
+        return real(*row)
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with stage.open() as (storage, _):
+        entry = CronRecord(name="entry", definition="d", template=NewTask(id="", queue="q", type="t", payload=b"{}"))
+        await storage.put_cron(entry)
+        stage.execute(
+            "INSERT INTO @.crons SELECT name || n, definition, template, declared, paused_reason, last_slot, next_slot,"
+            " total, created_at, seen_at FROM @.crons, generate_series(1, 2000) AS n"
+        )
+        monkeypatch.setattr(postgres_registry, "cron_record", read)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            assert len(await storage.crons()) == 2_001
+            nursery.cancel_scope.cancel()
+    assert 0 < longest <= 2 * postgres_registry.AT_ONCE  # trio may run one twice before the other
