@@ -65,11 +65,14 @@ CLAIMS = 300
 FEW = 1_000
 LOOK_S = 0.25
 """Between two looks at what has ended, in other processes."""
+PATIENCE_S = 600.0
+"""For all that was published to end there."""
 PAYLOAD = Codec().encode(order(7), Order, "order")[0]
 QUEUE = "INSERT INTO dispatch.queues (name, keyed, on_retry, overflow) VALUES ('orders', false, 'hold', 'wait') RETURNING id"
 LANE = "INSERT INTO dispatch.lanes (queue, type, version, tagged) VALUES (%s, 'ship', 1, false) RETURNING id"
 COPY = "COPY dispatch.tasks (created_at, available_at, queue, lane, priority, state, id, payload) FROM STDIN (FORMAT BINARY)"
-ENDED = b"SELECT count(*), max(finished_at) FROM dispatch.tasks WHERE state >= 5"
+ENDED = b"SELECT count(*), count(*) FILTER (WHERE state = 5), max(finished_at) FROM dispatch.tasks WHERE state >= 5"
+"""How many have ended, how many of them succeeded, and when the last did."""
 COPY_TYPES = ("float8", "float8", "int4", "int4", "int2", "int2", "text", "bytea")
 FILL = (
     "INSERT INTO dispatch.tasks (created_at, available_at, queue, lane, priority, state, id, payload)"
@@ -224,17 +227,19 @@ async def two_workers(url: str, tasks: int, concurrency: int, bulk: int, prefetc
 
 
 async def last_end(url: str, tasks: int) -> float:
-    """When the last of so many tasks had ended, by the database's clock, which began it, too.
+    """When the last of so many tasks had succeeded, by the database's clock, which began it, too.
 
     Looking for what is left costs the server more than the work of a turn, so it looks rarely.
     """
-    async with await TrioConnection.connect(url, autocommit=True) as connection:
-        while True:
-            await trio.sleep(LOOK_S)
-            cursor = await connection.execute(ENDED)
-            [(ended, over)] = await cursor.fetchall()
-            if ended == tasks:
-                return float(over)
+    with trio.fail_after(PATIENCE_S):
+        async with await TrioConnection.connect(url, autocommit=True) as connection:
+            while True:
+                await trio.sleep(LOOK_S)
+                cursor = await connection.execute(ENDED)
+                [(ended, succeeded, over)] = await cursor.fetchall()
+                if ended == tasks:
+                    assert succeeded == tasks
+                    return float(over)
 
 
 @asynccontextmanager
