@@ -105,7 +105,7 @@ WAITING: Final = (
 LINES_GIVEN: Final = "unnest(%(queues)s::int4[], %(keys)s::text[]) AS g (queue, key)"
 FRONT: Final = (
     "t.queue = g.queue AND t.key = g.key AND t.lined AND (t.state = 0 OR t.state = 3)"
-    f" AND {IN_STATE.format('{}')}"
+    f" AND {IN_STATE}"
 )
 """Who of a line may run (0) or runs (3), by the index of those two."""
 LOCK_HEADS: Final = (
