@@ -9,6 +9,7 @@ import pytest
 
 from dispatch.errors import MissingExtraError
 from dispatch.testing.postgres import PostgresServer, postgres_server
+from tests.postgres.stage import Stage
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +40,19 @@ def database(server: PostgresServer) -> Iterator[str]:
     dsn = server.fresh_database()
     yield dsn
     server.drop_database(dsn)
+
+
+@pytest.fixture(scope="module")
+def stage(server: PostgresServer) -> Iterator[Stage]:
+    """A stage that the tests of a module share."""
+    opened = Stage(server.fresh_database())
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def stage_alone(server: PostgresServer) -> Iterator[Stage]:
+    """A stage of the test's own: where statistics or what others left would be seen."""
+    opened = Stage(server.fresh_database())
+    yield opened
+    opened.close()

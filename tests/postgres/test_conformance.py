@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from types import FunctionType
 from typing import Any, ClassVar
@@ -12,15 +12,7 @@ import pytest
 from dispatch.storage.postgres import PostgresStorage
 from dispatch.storage.protocol import Storage
 from dispatch.testing.conformance import StorageConformance
-from dispatch.testing.postgres import PostgresServer
 from tests.postgres.stage import Stage
-
-
-@pytest.fixture(scope="module")
-def stage(server: PostgresServer) -> Iterator[Stage]:
-    opened = Stage(server.fresh_database())
-    yield opened
-    opened.close()
 
 
 def in_battery(test: Any) -> Any:

@@ -44,13 +44,6 @@ SECRET = "hunter2"  # noqa: S105 - of nobody
 QUEUE = Topic(TopicKind.QUEUE, "q")
 
 
-@pytest.fixture(scope="module")
-def stage(server: PostgresServer) -> Iterator[Stage]:
-    opened = Stage(server.fresh_database())
-    yield opened
-    opened.close()
-
-
 def new(id: str, **fields: Any) -> NewTask:  # noqa: A002
     return NewTask(id=id, **{"queue": "q", "type": "t", "payload": b"{}", **fields})
 

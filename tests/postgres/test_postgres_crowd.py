@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -14,7 +13,6 @@ from dispatch.records import NewTask, Transition, TransitionKind
 from dispatch.storage.protocol import Change, QueueRecord, Storage, Want
 from dispatch.storage.query import Keys, Queues, Statuses
 from dispatch.testing.history import HistoryEvent, Step, verify
-from dispatch.testing.postgres import PostgresServer
 from dispatch.testing.recording import RecordingStorage
 from dispatch.testing.workbench import unique
 from tests.postgres.stage import Stage
@@ -32,13 +30,6 @@ FORGOTTEN = (
     "SELECT key FROM @.tasks t WHERE lined AND state = 1 AND NOT EXISTS (SELECT 1 FROM @.tasks o"
     " WHERE o.queue = t.queue AND o.key = t.key AND o.lined AND o.state IN (0, 3))"
 )
-
-
-@pytest.fixture
-def stage(server: PostgresServer) -> Iterator[Stage]:
-    opened = Stage(server.fresh_database())
-    yield opened
-    opened.close()
 
 
 class Crowd:
@@ -179,13 +170,13 @@ async def drain(stage: Stage, storage: Storage) -> None:
 
 
 @pytest.mark.battery
-async def test_a_crowd_on_keyed_queues_keeps_every_promise(stage: Stage) -> None:
-    await run_crowd(stage, seed=1, seconds=1.0)
+async def test_a_crowd_on_keyed_queues_keeps_every_promise(stage_alone: Stage) -> None:
+    await run_crowd(stage_alone, seed=1, seconds=1.0)
 
 
 @pytest.mark.battery
 @pytest.mark.parametrize("seed", range(3))
 async def test_a_crowd_on_keyed_queues_keeps_every_promise_for_longer(
-    stage: Stage, seed: int
+    stage_alone: Stage, seed: int
 ) -> None:
-    await run_crowd(stage, seed=seed, seconds=12.0)
+    await run_crowd(stage_alone, seed=seed, seconds=12.0)

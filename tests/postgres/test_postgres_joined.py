@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -43,11 +42,9 @@ CONFIG = TaskQueueConfig(max_retry=2, retry_delay=0.0)
 
 
 @pytest.fixture(scope="module")
-def stage(server: Any) -> Iterator[Stage]:
-    opened = Stage(server.fresh_database())
-    opened.execute("CREATE TABLE effects (task text, attempt int)")
-    yield opened
-    opened.close()
+def stage(stage: Stage) -> Stage:
+    stage.execute("CREATE TABLE effects (task text, attempt int)")
+    return stage
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ quick for looking a task up by its id as the index of ids. A crowd comes later.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -22,7 +22,6 @@ from dispatch.records import NewTask
 from dispatch.storage import postgres_registry
 from dispatch.storage.postgres import PostgresStorage
 from dispatch.storage.protocol import CronRecord
-from dispatch.testing.postgres import PostgresServer
 from dispatch.testing.workbench import Workbench
 from tests.crowd import QUEUES, Call, Calls, declare, told
 from tests.postgres.stage import Stage
@@ -43,13 +42,6 @@ READ = (
     "SELECT sum(heap_blks_read + heap_blks_hit + coalesce(idx_blks_read + idx_blks_hit, 0))::int8"
     " FROM pg_statio_all_tables WHERE schemaname = 'dispatch'"
 )
-
-
-@pytest.fixture
-def stage(server: PostgresServer) -> Iterator[Stage]:
-    opened = Stage(server.fresh_database())
-    yield opened
-    opened.close()
 
 
 @asynccontextmanager
@@ -107,26 +99,26 @@ async def counted(stage: Stage, storage: PostgresStorage) -> None:
 
 
 @pytest.mark.battery
-async def test_a_crowd_costs_no_call_anything(stage: Stage) -> None:
-    stage.execute("ALTER TABLE @.tasks SET (autovacuum_enabled = false)")
-    async with opened(stage) as (storage, bench):
-        stage.execute(
+async def test_a_crowd_costs_no_call_anything(stage_alone: Stage) -> None:
+    stage_alone.execute("ALTER TABLE @.tasks SET (autovacuum_enabled = false)")
+    async with opened(stage_alone) as (storage, bench):
+        stage_alone.execute(
             "INSERT INTO @.lanes (queue, type, version, tagged) SELECT id, 't', 1, FALSE FROM @.queues"
             " ON CONFLICT DO NOTHING"
         )
-        stage.execute(
+        stage_alone.execute(
             "INSERT INTO @.tasks (id, queue, lane, priority, state, payload, created_at, available_at, finished_at)"
             " SELECT 'ended' || n || '-' || l.id, l.queue, l.id, 1, 5, 'x', c.now, c.now, c.now"
             " FROM @.lanes l, @.test_clock c, generate_series(1, 5000) AS n"
         )
-        stage.execute("VACUUM ANALYZE @.tasks")
+        stage_alone.execute("VACUUM ANALYZE @.tasks")
         for mark in ("first", "again"):  # plans are made now
             for prepare in Calls(bench, mark).measured().values():
                 await (await prepare())()
         found: list[dict[str, int]] = []
         for number in (FEW, MANY):
-            crowd(stage, number)
-            found.append(await Calls(bench, f"with{number}-").compared(partial(pages, stage, storage)))
+            crowd(stage_alone, number)
+            found.append(await Calls(bench, f"with{number}-").compared(partial(pages, stage_alone, storage)))
     few, many = found
     assert all(many[name] <= 2 * few[name] + 60 for name in few), told(few, many)
 

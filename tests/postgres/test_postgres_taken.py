@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import trio
 
@@ -11,20 +9,12 @@ from dispatch.records import Transition, TransitionKind
 from dispatch.storage.postgres_claim import UNTAKEN
 from dispatch.storage.protocol import Want
 from dispatch.storage.psycopg_trio import psycopg
-from dispatch.testing.postgres import PostgresServer
 from dispatch.testing.workbench import LEASE_S, Workbench, unique
 from tests.postgres.stage import Stage
 
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 LOCKED = "SELECT xmax::text FROM @.tasks WHERE id = 'a'"
 ERA = 1 << 32
-
-
-@pytest.fixture(scope="module")
-def stage(server: PostgresServer) -> Iterator[Stage]:
-    opened = Stage(server.fresh_database())
-    yield opened
-    opened.close()
 
 
 async def test_what_another_worker_claimed_meanwhile_is_not_touched(stage: Stage) -> None:
