@@ -205,7 +205,7 @@ class StoredEntries:
     ) -> StoredEntry | None:
         entry = self.entries.get(record.name)
         if entry is not None and entry.record is record:
-            return entry  # in memory a row that did not change is the same object
+            return entry  # a row that did not change is the same object again
         if entry is None or not _same_definition(entry.record, record):
             made = self._made(record, like)
             if made is None:

@@ -24,7 +24,7 @@ from dispatch.storage.protocol import (
     WorkerRecord,
 )
 from dispatch.storage.psycopg_trio import TrioConnection
-from dispatch.storage.texts import cron_record, storable, template_to_text
+from dispatch.storage.texts import CronRecords, storable, template_to_text
 
 __all__ = ["PostgresRegistry", "queue_record"]
 
@@ -89,6 +89,7 @@ class PostgresRegistry:
     def __init__(self, sql: Sql, lanes: Lanes) -> None:
         self._sql = sql
         self._lanes = lanes
+        self._crons = CronRecords()
 
     # ---- queues ----------------------------------------------------------
 
@@ -280,17 +281,17 @@ class PostgresRegistry:
         """See `CronStore.crons`."""
         if name is not None and not storable(name):
             return []
-        cursor = await connection.execute(
-            self._sql(
-                f"SELECT {CRON} FROM @.crons WHERE %s::text IS NULL OR name = %s ORDER BY name"
-            ),
-            (name, name),
-        )
+        if name is not None:
+            # Not `%s IS NULL OR name = %s`, whose plan for all looks at every entry to find one.
+            cursor = await connection.execute(self._sql(f"SELECT {CRON} FROM @.crons WHERE name = %s"), (name,))
+            return [self._crons.record(row) for row in await cursor.fetchall()]
+        cursor = await connection.execute(self._sql(f"SELECT {CRON} FROM @.crons ORDER BY name"))
         records: list[CronRecord] = []
         for row in await cursor.fetchall():
-            records.append(cron_record(*row))
-            if len(records) % AT_ONCE == 0:  # ten thousand would hold the loop for a quarter of a second
+            records.append(self._crons.record(row))
+            if len(records) % AT_ONCE == 0:  # ten thousand would hold the loop for a tenth of a second
                 await trio.lowlevel.checkpoint()
+        self._crons.only(records)
         return records
 
     async def alter_cron(

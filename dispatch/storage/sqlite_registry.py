@@ -21,7 +21,7 @@ from dispatch.storage.protocol import (
     WorkerRecord,
 )
 from dispatch.storage.sqlite_tasks import SqliteTasks
-from dispatch.storage.texts import cron_record, storable, template_to_text
+from dispatch.storage.texts import CronRecords, storable, template_to_text
 
 __all__ = ["SqliteRegistry"]
 
@@ -37,6 +37,7 @@ class SqliteRegistry:
     def __init__(self, tasks: SqliteTasks) -> None:
         self._tasks = tasks
         self._db = tasks.db
+        self._crons = CronRecords()
 
     # ---- queues ----------------------------------------------------------
 
@@ -220,7 +221,10 @@ class SqliteRegistry:
             f" created_at, seen_at FROM dispatch_crons {where}",
             values,
         )
-        return [cron_record(*row) for row in rows]
+        records = [self._crons.record(row) for row in rows]
+        if name is None:
+            self._crons.only(records)
+        return records
 
     def alter_cron(
         self, name: str, paused_reason: str | None, last_slot: float | None, next_slot: float | None

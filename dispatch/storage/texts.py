@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -17,6 +18,7 @@ from dispatch.storage.protocol import CronRecord
 from dispatch.tasks import OnClash, TaskStatus
 
 __all__ = [
+    "CronRecords",
     "cron_record",
     "storable",
     "template_from_text",
@@ -107,6 +109,31 @@ def cron_record(
         return CronRecord(
             name=name, definition=_dumps({"unreadable": why}), template=NewTask(id="", queue="", type="", payload=b"")
         )
+
+
+class CronRecords:
+    """The records of stored entries' rows, as last read: of a row that is as it was, the same object again.
+
+    Entries rarely change and are all read again every half a minute. To make ten thousand of their
+    texts takes a tenth of a second, and who holds them would look at each of them again.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[tuple[Any, ...], CronRecord]] = {}
+
+    def record(self, row: tuple[Any, ...]) -> CronRecord:
+        """The record of a row, whose first field is the entry's name."""
+        known = self._known.get(row[0])
+        if known is not None and known[0] == row:
+            return known[1]
+        record = cron_record(*row)
+        self._known[row[0]] = row, record
+        return record
+
+    def only(self, records: Iterable[CronRecord]) -> None:
+        """Forget every entry but these, which is all there are."""
+        there = {record.name for record in records}
+        self._known = {name: known for name, known in self._known.items() if name in there}
 
 
 def _unique(unique: UniqueKey) -> dict[str, object]:

@@ -522,6 +522,33 @@ class CronCases:
         assert await storage.crons("c") == []
         assert await bench.ids() == []
 
+    async def test_every_reading_shows_an_entry_as_it_is(self, bench: Workbench) -> None:
+        storage = bench.storage
+
+        async def read() -> CronRecord:
+            [_, listed] = await storage.crons()
+            [named] = await storage.crons("c")
+            assert listed == named
+            return named
+
+        for name in ("b", "c"):
+            await storage.put_cron(self.entry(bench, name))
+        first = await read()
+        await bench.declare()
+        await self.tick(bench, None, 100.0, "a")
+        ticked = await read()
+        assert (ticked.last_slot, ticked.total) == (100.0, 1)
+        for reason in ("holidays", "repairs", None, "holidays", None):
+            await storage.alter_cron("c", paused_reason=reason)
+            assert await read() == attrs.evolve(ticked, paused_reason=reason)
+        for definition in ("other", first.definition):
+            await storage.put_cron(self.entry(bench, definition=definition), replace=True)
+            assert (await read()).definition == definition
+        await storage.remove_cron("c")
+        assert [entry.name for entry in await storage.crons()] == ["b"]
+        await storage.put_cron(self.entry(bench))
+        assert await read() == first
+
     async def test_entries_are_listed_by_name(self, bench: Workbench) -> None:
         for name in ("b", "a", "c"):
             await bench.storage.put_cron(self.entry(bench, name))

@@ -31,7 +31,15 @@ from dispatch.storage.postgres import PostgresStorage
 from dispatch.storage.postgres_claim import REACH, _values
 from dispatch.storage.postgres_schema import LOCK_MS, SCHEMA_VERSION, migrate, migration_sql
 from dispatch.storage.postgres_step import Again, Step
-from dispatch.storage.protocol import EnqueueAnswer, QueueRecord, Storage, Topic, TopicKind, Want
+from dispatch.storage.protocol import (
+    CronRecord,
+    EnqueueAnswer,
+    QueueRecord,
+    Storage,
+    Topic,
+    TopicKind,
+    Want,
+)
 from dispatch.storage.psycopg_conninfo import with_options
 from dispatch.storage.psycopg_trio import TrioConnection, psycopg
 from dispatch.storage.query import All, Ids, Order, PruneSpec, Queues, Statuses, Types, Where
@@ -1168,3 +1176,14 @@ async def test_a_renewal_stays_within_its_page(stage: Stage) -> None:
             after = await (await connection.execute(counted)).fetchone()
         assert before is not None
         assert after == (before[0] + 3, before[1] + 3)
+
+
+async def test_cron_entries_that_are_as_they_were_are_the_same_objects(stage: Stage) -> None:
+    async with stage.open() as (storage, _), stage.storage() as other:
+        for name in ("changed", "left"):
+            await storage.put_cron(CronRecord(name=name, definition="d", template=new("")))
+        before = await storage.crons()
+        await other.alter_cron("changed", paused_reason="holidays")
+        after = await storage.crons()
+        assert [one is now for one, now in zip(before, after, strict=True)] == [False, True]
+        assert after[0].paused_reason == "holidays"

@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from dispatch.records import NewTask
-from dispatch.storage import postgres_registry
+from dispatch.storage import postgres_registry, texts
 from dispatch.storage.postgres import PostgresStorage
 from dispatch.storage.protocol import CronRecord
 from dispatch.testing.workbench import Workbench
@@ -127,7 +127,7 @@ async def test_thousands_of_cron_entries_leave_others_their_turns(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns = longest = held = last = 0
-    real = postgres_registry.cron_record
+    real = texts.cron_record
 
     def read(*row: Any) -> CronRecord:
         nonlocal longest, held, last
@@ -148,7 +148,7 @@ async def test_thousands_of_cron_entries_leave_others_their_turns(
             "INSERT INTO @.crons SELECT name || n, definition, template, declared, paused_reason, last_slot, next_slot,"
             " total, created_at, seen_at FROM @.crons, generate_series(1, 2000) AS n"
         )
-        monkeypatch.setattr(postgres_registry, "cron_record", read)
+        monkeypatch.setattr(texts, "cron_record", read)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(others)
             assert len(await storage.crons()) == 2_001

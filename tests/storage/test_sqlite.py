@@ -39,7 +39,15 @@ from dispatch.errors import ClosedError
 from dispatch.records import NewTask
 from dispatch.storage import sqlite, sqlite_query, sqlite_repair, sqlite_schema, sqlite_tasks
 from dispatch.storage.opening import open_storage
-from dispatch.storage.protocol import Change, EnqueueAnswer, QueueRecord, Topic, TopicKind, Want
+from dispatch.storage.protocol import (
+    Change,
+    CronRecord,
+    EnqueueAnswer,
+    QueueRecord,
+    Topic,
+    TopicKind,
+    Want,
+)
 from dispatch.storage.query import All, AnyOf, Ids, Queues, Statuses, Types
 from dispatch.storage.sqlite import SqliteStorage
 from dispatch.testing.workbench import unique
@@ -1290,3 +1298,14 @@ def test_a_ctrl_c_never_leaves_a_transaction_at_work(path: Path) -> None:
     assert (done.stdout, done.stderr) == ("interrupted\n", "")
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT id FROM dispatch_tasks").fetchall() == [("one",)]
+
+
+async def test_cron_entries_that_are_as_they_were_are_the_same_objects(path: Path) -> None:
+    async with stored(path) as storage, stored(path) as other:
+        for name in ("changed", "left"):
+            await storage.put_cron(CronRecord(name=name, definition="d", template=new("")))
+        before = await storage.crons()
+        await other.alter_cron("changed", paused_reason="holidays")
+        after = await storage.crons()
+        assert [one is now for one, now in zip(before, after, strict=True)] == [False, True]
+        assert after[0].paused_reason == "holidays"
