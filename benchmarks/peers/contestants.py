@@ -17,6 +17,7 @@ Role = Literal["ours", "limit", "peer"]
 
 PREFETCHING = "as above, with a prefetch of 90, or as large as the concurrency"
 ALL = ("throughput", "latency", "publishing", "growth")
+FLEET = (*ALL, "fleet")
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ CONTESTANTS: tuple[Contestant, ...] = (
     # -- on PostgreSQL
     Contestant(
         "raw-psycopg-100", "raw psycopg, batches of 100", "postgres", "raw_postgres:RawPostgres", (OURSELVES,),
-        "our schema and statements, one connection, a loop", "limit", bulk=True, retries=False,
+        "our schema and statements, one connection, a loop", "limit", FLEET, bulk=True, retries=False,
     ),
     Contestant(
         "raw-psycopg-1", "raw psycopg, one at a time", "postgres", "raw_postgres:RawPostgresSingle", (OURSELVES,),
@@ -138,24 +139,25 @@ CONTESTANTS: tuple[Contestant, ...] = (
     ),
     Contestant(
         "dispatch-postgres", "dispatch, PostgreSQL", "postgres", "dispatch_queue:Dispatch", (OURSELVES,),
-        "publish_many of 100, no observers", "ours", (*ALL, "idle"), bulk=True,
+        "publish_many of 100, no observers", "ours", (*FLEET, "idle"), bulk=True,
     ),
     Contestant(
         "dispatch-postgres-prefetch", "dispatch, PostgreSQL, prefetch", "postgres", "dispatch_queue:Prefetching",
-        (OURSELVES,), PREFETCHING, "ours", ("throughput",), bulk=True,
+        (OURSELVES,), PREFETCHING, "ours", ("throughput", "fleet"), bulk=True,
     ),
     Contestant(
         "pgqueuer", "pgqueuer", "postgres", "pgqueuer_postgres:Pgqueuer", ("pgqueuer==1.6.0", "asyncpg==0.32.0"),
-        "asyncpg pool, batches as large as the concurrency and two of them at work, bulk enqueue of 100", bulk=True,
+        "asyncpg pool, batches as large as the concurrency and two of them at work, bulk enqueue of 100",
+        measures=FLEET, bulk=True,
     ),
     Contestant(
         "oban", "oban", "postgres", "oban_postgres:ObanPeer", ("oban==0.7.0",),
-        "pool of 20, enqueue_many of 100", bulk=True, needs=(3, 12),
+        "pool of 20, enqueue_many of 100", measures=FLEET, bulk=True, needs=(3, 12),
     ),
     Contestant(
         "procrastinate", "procrastinate", "postgres", "procrastinate_postgres:Procrastinate",
         ("procrastinate==3.10.0", "psycopg[binary]"),
-        "pool of 20, LISTEN, batch_defer of 100", bulk=True, share=0.5,
+        "pool of 20, LISTEN, batch_defer of 100", measures=FLEET, bulk=True, share=0.5,
     ),
     Contestant(
         "chancy", "chancy", "postgres", "chancy_postgres:ChancyPeer", ("chancy==0.26.0", "psycopg[binary]"),

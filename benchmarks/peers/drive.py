@@ -23,7 +23,7 @@ import resource
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -34,7 +34,20 @@ from typing import Any, ClassVar
 
 from benchmarks.workload import Fields, fields
 
-__all__ = ["Asyncio", "Flavour", "Meter", "Peer", "Spec", "Threads", "Trio", "measured"]
+__all__ = [
+    "MEASURES",
+    "Asyncio",
+    "Flavour",
+    "Measure",
+    "Meter",
+    "Peer",
+    "Spec",
+    "Threads",
+    "Trio",
+    "measured",
+    "publish_all",
+    "throughput",
+]
 
 WARM_UP = 20
 GAP_S = 0.005
@@ -48,7 +61,10 @@ IDLE_S = 20.0
 
 @dataclass(frozen=True)
 class Spec:
-    """What to measure. `store` is a file or a connection string, empty in memory."""
+    """What to measure. `store` is a file or a connection string, empty in memory.
+
+    `tally` is given to a process that only works, for one that publishes: its place there is `worker`.
+    """
 
     measure: str
     tasks: int = 0
@@ -56,6 +72,8 @@ class Spec:
     producers: int = 1
     bulk: bool = True
     store: str = ""
+    tally: str = ""
+    worker: int = 0
 
 
 class Flavour(ABC):
@@ -200,6 +218,8 @@ class Peer(ABC):
     """Whose versions are told."""
     bulk: ClassVar[int] = 1
     """How many it publishes at once where bulk is asked for; 1 if it cannot."""
+    distributes: ClassVar[bool] = True
+    """Its workers can be processes of their own."""
 
     def __init__(self, spec: Spec, meter: Meter) -> None:
         self.spec = spec
@@ -209,7 +229,7 @@ class Peer(ABC):
 
     @abstractmethod
     async def open(self) -> None:
-        """Make the store ready for publishing. No worker runs yet."""
+        """Make the store ready for publishing; with `spec.tally` it is. No worker runs yet."""
 
     @abstractmethod
     async def publish(self, orders: Sequence[Fields]) -> None:
@@ -226,6 +246,9 @@ class Peer(ABC):
     async def idle(self) -> None:
         """Run 100 queues and 10,000 cron entries with nothing to do, and return."""
         raise NotImplementedError(f"{type(self).__name__} has no such thing")
+
+
+Measure = Callable[[Peer], Awaitable[dict[str, Any]]]
 
 
 async def publish_all(peer: Peer, orders: Sequence[Fields], *, bulk: bool) -> None:
@@ -334,7 +357,7 @@ async def idle(peer: Peer) -> dict[str, Any]:
     return {"cpu": (time.process_time() - before) / (perf_counter() - began)}
 
 
-MEASURES = {
+MEASURES: dict[str, Measure] = {
     "throughput": throughput,
     "latency": latency,
     "publishing": publishing,
@@ -344,12 +367,12 @@ MEASURES = {
 }
 
 
-def measured(peer_class: type[Peer], spec: Spec) -> None:
+def measured(peer_class: type[Peer], measure: Measure, spec: Spec, meter: Meter) -> None:
     """Measure, print what was found as one line of JSON, and leave the process."""
     flavour = peer_class.flavour
 
     async def run() -> None:
-        found = await MEASURES[spec.measure](peer_class(spec, Meter(flavour)))
+        found = await measure(peer_class(spec, meter))
         found["versions"] = {name: version(name) for name in peer_class.packages}
         found["versions"]["Python"] = platform.python_version()
         print(json.dumps(found), flush=True)

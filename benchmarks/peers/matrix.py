@@ -53,7 +53,7 @@ class Options:
     """Tasks that wait while memory is measured."""
     limit_s: float = 120.0
     families: tuple[Family, ...] = ("memory", "sqlite", "postgres")
-    measures: tuple[str, ...] = ("throughput", "latency", "publishing", "growth", "memory", "idle")
+    measures: tuple[str, ...] = ("throughput", "fleet", "latency", "publishing", "growth", "memory", "idle")
     only: tuple[str, ...] = ()
 
 
@@ -84,6 +84,8 @@ def cells(family: Family, options: Options) -> Iterator[Cell]:
     for concurrency in options.concurrency:
         yield Cell(f"throughput at {concurrency}", "throughput", tasks, concurrency)
     yield Cell("throughput at 10, published one by one", "throughput", tasks, 10, bulk=False)
+    for concurrency in options.concurrency:
+        yield Cell(f"fleet at {concurrency}", "fleet", tasks, concurrency)
     yield Cell("latency", "latency", options.samples)
     yield Cell("publishing, one producer", "publishing", tasks, bulk=False)
     yield Cell("publishing, 100 producers", "publishing", tasks, producers=100, bulk=False)
@@ -233,7 +235,7 @@ def measure_one(
 ) -> dict[str, Any]:
     """One measurement in a process of its own: what it found, or `error`."""
     tasks = cell.tasks
-    if cell.measure in ("throughput", "publishing"):
+    if cell.measure in ("throughput", "fleet", "publishing"):
         tasks = max(100, int(cell.tasks * contestant.share))
     with store() as place:
         spec = {

@@ -16,6 +16,8 @@ __all__ = ["write_page"]
 TITLES = {"memory": "In memory", "sqlite": "On SQLite", "postgres": "On PostgreSQL"}
 EXPLAINED = {
     "throughput": "Tasks per second, from the first publish to the last handler, workers running meanwhile.",
+    "fleet": "Tasks per second, from the first publish in one process to the last handler in one of two others, each "
+    "with as many at once. The raw loop publishes and works alone, as above.",
     "latency": "From calling publish to the handler, on an idle queue, one task at a time.",
     "publishing": "Tasks stored per second, nobody working.",
     "growth": "The time to take and finish one task while so many wait, over the first 1,000 of them.",
@@ -105,6 +107,7 @@ def chapter(found: Found, family: str, plots: Path) -> str:
     parts = [f"## {TITLES[family]}"]
     writers: dict[str, Callable[[], list[str]]] = {
         "throughput": lambda: throughput(found, family, plots),
+        "fleet": lambda: throughput(found, family, plots, "fleet"),
         "latency": lambda: latency(found, family),
         "publishing": lambda: publishing(found, family),
         "growth": lambda: growth(found, family, plots),
@@ -125,10 +128,10 @@ def ours_and_limit(found: Found, family: str) -> tuple[str | None, str | None]:
     return ours, limit
 
 
-def throughput(found: Found, family: str, plots: Path) -> list[str]:
+def throughput(found: Found, family: str, plots: Path, measure: str = "throughput") -> list[str]:
     ours, limit = ours_and_limit(found, family)
     parts: list[str] = []
-    for cell in found.cells("throughput", family):
+    for cell in found.cells(measure, family):
         rows: list[list[str]] = []
         for name in ranked(found, family, cell, "rate", highest=True):
             rows.append(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from benchmarks.peers import matrix
 from benchmarks.peers.aims import aims
 from benchmarks.peers.contestants import CONTESTANTS, ROOT, Contestant
 from benchmarks.peers.environments import CannotInstallError, cache_folder, environment, interpreter
+from benchmarks.peers.fleet import Tally
 from benchmarks.peers.found import Found
 from benchmarks.peers.page import write_page
 from benchmarks.workload import fields
@@ -85,6 +87,44 @@ def test_a_measurement_runs_in_a_process_of_its_own(name: str) -> None:
     assert found["tasks"] == 200
     assert found["rate"] > 100
     assert "trio" in found["versions"]
+
+
+@pytest.mark.battery
+def test_the_workers_of_a_fleet_are_processes_of_their_own(tmp_path: Path) -> None:
+    @contextmanager
+    def file() -> Iterator[str]:
+        yield str(tmp_path / "store.db")
+
+    cell = matrix.Cell("fleet at 4", "fleet", 200, 4)
+    found = matrix.measure_one(BY_NAME["dispatch-sqlite"], cell, Path(sys.executable), file, 60.0)
+    assert "error" not in found
+    assert found["rate"] > 10
+    with closing(sqlite3.connect(tmp_path / "store.db")) as db:
+        workers = db.execute("SELECT worker, count(*) FROM dispatch_tasks WHERE status = 'succeeded' GROUP BY 1").fetchall()
+    assert len(workers) == 2
+    assert sum(count for _, count in workers) >= 200
+
+
+def test_a_worker_process_ends_with_who_started_it(tmp_path: Path) -> None:
+    tally = Tally.made(tmp_path / "tally", 1)
+    spec = {"measure": "worker", "store": str(tmp_path / "store.db"), "tally": str(tmp_path / "tally")}
+    command = [sys.executable, "-m", "benchmarks.peers.run", "dispatch_queue:Dispatch", json.dumps(spec)]
+    starting = f"import subprocess, sys, time; print(subprocess.Popen({command}).pid, flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", starting], cwd=ROOT, stdout=subprocess.PIPE) as starter:  # noqa: S603 - our own
+        assert starter.stdout is not None
+        pid = int(starter.stdout.readline())
+        assert waited(lambda: tally.reached(0))
+        assert alive(pid)
+        starter.kill()
+    assert waited(lambda: not alive(pid))
+
+
+def waited(done: Callable[[], bool]) -> bool:
+    """Whether it is so within twenty seconds."""
+    ends = time.monotonic() + 20.0
+    while not done() and time.monotonic() < ends:
+        time.sleep(0.02)
+    return done()
 
 
 def test_a_contestant_that_fails_says_why() -> None:

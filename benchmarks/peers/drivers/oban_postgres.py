@@ -33,7 +33,8 @@ class ObanPeer(Peer):
         logging.getLogger("oban").setLevel(logging.ERROR)
         meters.append(self.meter)
         self.pool = await Oban.create_pool(self.spec.store, min_size=4, max_size=20)
-        await install(self.pool)
+        if not self.spec.tally:
+            await install(self.pool)
         self.oban = Oban(pool=self.pool)
         await self.oban.start()
 

@@ -29,7 +29,8 @@ class Pgqueuer(Peer):
         logging.getLogger("pgqueuer").setLevel(logging.ERROR)
         pool = await asyncpg.create_pool(self.spec.store, min_size=4, max_size=8)
         self.queries = Queries(AsyncpgPoolDriver(pool))
-        await self.queries.install()
+        if not self.spec.tally:
+            await self.queries.install()
         self.pgq = PgQueuer.from_asyncpg_pool(pool)
 
         @self.pgq.entrypoint("ship")

@@ -28,7 +28,8 @@ class Procrastinate(Peer):
 
         self.ship = ship
         await self.stack.enter_async_context(self.app.open_async())
-        await self.app.schema_manager.apply_schema_async()
+        if not self.spec.tally:
+            await self.app.schema_manager.apply_schema_async()
 
     async def publish(self, orders: Sequence[Fields]) -> None:
         if len(orders) == 1:

@@ -34,6 +34,7 @@ class RawPostgres(Peer):
     packages = ("trio-dispatch", "psycopg")
     batch: ClassVar[int] = 100
     bulk = 100
+    distributes = False  # as a limit it is one loop
 
     async def open(self) -> None:
         migrate(self.spec.store)
