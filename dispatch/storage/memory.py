@@ -3,7 +3,8 @@
 Theory of operation. Rows are `TaskRecord`s in one dict; `dispatch.lifecycle`
 alone changes their state. Every method first honours a pending cancellation,
 then reads the clock once and acts without yielding, so it is atomic and a
-cancelled call has done nothing. Who publishes yields in `breathe`, once the observers
+cancelled call has done nothing. A search alone, which may look at all there is,
+lets others run every thousand rows. Who publishes yields in `breathe`, once the observers
 have been told (before, a quick worker's events would come first): the first time and
 then every eighth, so that a loop which only publishes lets others run, and they find
 more than one task at a time: a turn that claims eight costs little more than one that
@@ -12,7 +13,8 @@ claims one, and singly published tasks came through at half the speed.
 Beside the rows there are indexes, each changed in the step that changes a row:
 
 - `ReadyQueue`, one per declared queue: what may run (see `ready`).
-- `_order`: the rows by `seq`, for pages; a pruned one stays until half are.
+- `_order`: the rows by `seq`, for pages; a pruned one stays until half are. Then
+  another list takes its place: a search may be under way in this one.
 - `_finished` and `_dead`: the ended rows in the order of their end. Beyond the
   newest `keep_finished` succeeded and cancelled ones, the oldest is forgotten
   together with its history. Failed ones, the dead letters, stay until pruned.
@@ -35,9 +37,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush, merge
-from itertools import islice
 from math import inf
-from operator import attrgetter
 from typing import Final, Literal
 
 import attrs
@@ -57,6 +57,16 @@ from dispatch.storage.changes import (
     would_change,
 )
 from dispatch.storage.memory_registry import MemoryRegistry
+from dispatch.storage.memory_rows import (
+    Index,
+    by_end,
+    by_seq,
+    copied,
+    in_order_of_end,
+    is_leased,
+    known,
+    move,
+)
 from dispatch.storage.protocol import (
     Change,
     Claimed,
@@ -95,14 +105,12 @@ APPLIED: Final = SettleAnswer.APPLIED
 CREATED: Final = EnqueueAnswer.CREATED
 TASK: Final = TopicKind.TASK
 DONE: Final = TopicKind.DONE
-Index = dict[str, dict[str, Row]]
-"""Rows by unique key and id."""
-FIELDS: Final = tuple(field.name for field in attrs.fields(TaskRecord))
-_fields = attrgetter(*FIELDS)
 HISTORY_LIMIT: Final = 1_000
 """Runs kept per task; of a longer history the oldest go."""
 STREAK: Final = 7
 """Steps of publishing between two that let others run."""
+SLICE: Final = 1_000
+"""Rows that a search looks at, in a millisecond or two, before others run."""
 SLACK: Final = 1_024
 """Stale entries that an index may hold beyond one per valid entry before it is swept."""
 
@@ -156,6 +164,7 @@ class MemoryStorage(MemoryRegistry):
         self._leases: list[tuple[float, int, int, Row]] = []
         self._leased = 0
         self._streak = 0
+        self._reruns = 0
 
     def __repr__(self) -> str:
         return f"<MemoryStorage tasks={len(self._rows)} queues={len(self._queues)}>"
@@ -199,7 +208,7 @@ class MemoryStorage(MemoryRegistry):
     def _store(self, new: NewTask, now: float, bounded: bool = False) -> EnqueueResult:
         stored = self._rows.get(new.id)
         if stored is not None:
-            return _known(EnqueueAnswer.EXISTING, new, stored)
+            return known(EnqueueAnswer.EXISTING, new, stored)
         queue = self._queues.get(new.queue)
         if queue is None:
             return EnqueueResult(EnqueueAnswer.UNKNOWN_QUEUE, new.id)
@@ -269,20 +278,20 @@ class MemoryStorage(MemoryRegistry):
                     unique.within is None or apart <= unique.within
                 ):
                     found.append(row)
-        found.sort(key=_by_seq)
+        found.sort(key=by_seq)
         return found
 
     def _clash(
         self, new: NewTask, unique: UniqueKey, clashes: list[Row], available_at: float, now: float
     ) -> EnqueueResult:
         if unique.on_clash is OnClash.REJECT:
-            return _known(EnqueueAnswer.REJECTED, new, clashes[0])
+            return known(EnqueueAnswer.REJECTED, new, clashes[0])
         if unique.on_clash is OnClash.REPLACE:
             for row in clashes:
                 if row.record.status in unique.replace_in:
                     self._rewrite(row, replacement(new, unique.replace, available_at), now)
-                    return _known(EnqueueAnswer.REPLACED, new, row)
-        return _known(EnqueueAnswer.EXISTING, new, clashes[0])
+                    return known(EnqueueAnswer.REPLACED, new, row)
+        return known(EnqueueAnswer.EXISTING, new, clashes[0])
 
     def _rewrite(self, row: Row, fields: Mapping[str, object], now: float) -> None:
         """Write fields that are not state, and find the row's place anew."""
@@ -292,7 +301,7 @@ class MemoryStorage(MemoryRegistry):
             queue.remove(row)
         if "unique" in fields and row.record.unique is not None:
             ended = row.record.status in ENDED
-            _move(row, row.record.unique.key, self._ended_by_unique if ended else self._open_by_unique, None)
+            move(row, row.record.unique.key, self._ended_by_unique if ended else self._open_by_unique, None)
         for name, value in fields.items():
             setattr(row.record, name, value)
         if pending:
@@ -359,7 +368,7 @@ class MemoryStorage(MemoryRegistry):
             if self._sweeps:
                 self._ring_leases(worker, now + lease)
             if len(self._leases) > 2 * self._leased + SLACK:
-                self._leases = [entry for entry in self._leases if _leased(entry)]
+                self._leases = [entry for entry in self._leases if is_leased(entry)]
                 heapify(self._leases)
         return Claimed(claims, next_due)
 
@@ -472,7 +481,7 @@ class MemoryStorage(MemoryRegistry):
         while leases:
             until, _, _, row = leases[0]
             record = row.record
-            if not _leased(leases[0]):
+            if not is_leased(leases[0]):
                 heappop(leases)
             elif record.lease_until is not None and until < record.lease_until:
                 heappop(leases)  # renewed since: put it back where it belongs
@@ -482,7 +491,7 @@ class MemoryStorage(MemoryRegistry):
                 self._leased -= 1
                 row.last = lifecycle.rescue(record, now)
                 self._run_ended(row, now)
-                rescued.append(_copy(record))
+                rescued.append(copied(record))
             else:
                 break
         self._ring_queues()
@@ -510,7 +519,7 @@ class MemoryStorage(MemoryRegistry):
         """A row has become terminal."""
         record = row.record
         if record.unique is not None:
-            _move(row, record.unique.key, self._open_by_unique, self._ended_by_unique)
+            move(row, record.unique.key, self._open_by_unique, self._ended_by_unique)
         id_ = record.id
         self._ring(TASK, id_)
         self._ring(DONE, record.queue)
@@ -548,7 +557,7 @@ class MemoryStorage(MemoryRegistry):
         record = row.record
         del self._rows[record.id]
         if record.unique is not None:
-            _move(row, record.unique.key, self._ended_by_unique, None)
+            move(row, record.unique.key, self._ended_by_unique, None)
         if len(self._order) > 2 * len(self._rows) + SLACK:
             self._order = [row for row in self._order if self._rows.get(row.record.id) is row]
 
@@ -567,11 +576,13 @@ class MemoryStorage(MemoryRegistry):
         found: list[TaskRecord] = []
         if limit <= 0:
             return Page(found, after)
-        for row in self._candidates(where, order, None if after is None else place_of(after)):
+        for number, row in enumerate(self._candidates(where, order, None if after is None else place_of(after)), 1):
+            if number % SLICE == 0:
+                await trio.lowlevel.checkpoint()
             if matches(where, row.record, now):
                 if len(found) == limit:
                     return Page(found, str(found[-1].seq))
-                found.append(_copy(row.record))
+                found.append(copied(row.record))
         return Page(found)
 
     async def count(
@@ -588,9 +599,11 @@ class MemoryStorage(MemoryRegistry):
         left = inf if bound is None else bound
         # A bound asks whether there is any. What is open lies mostly at the newest end.
         order = Order.OLDEST if bound is None else Order.NEWEST
-        for row in self._candidates(where, order):
+        for number, row in enumerate(self._candidates(where, order), 1):
             if left <= 0:
                 break
+            if number % SLICE == 0:
+                await trio.lowlevel.checkpoint()
             if matches(where, row.record, now):
                 group = tuple(group_value(row.record, name, now) for name in names)
                 counts[group] = counts.get(group, 0) + 1
@@ -600,15 +613,15 @@ class MemoryStorage(MemoryRegistry):
     def _candidates(
         self, where: Where, order: Order = Order.OLDEST, after: int | None = None
     ) -> Iterator[Row]:
-        """Rows among which all matches are, by order of storing, beyond `after`."""
+        """Rows among which all matches are, by order of storing, beyond `after`; perhaps not those added meanwhile."""
         rows = self._narrowed(where)
         if rows is None:
             rows = self._order
         if order is Order.OLDEST:
-            start = 0 if after is None else bisect_right(rows, after, key=_by_seq)
+            start = 0 if after is None else bisect_right(rows, after, key=by_seq)
             picked = iter(rows[start:] if start else rows)
         else:
-            end = len(rows) if after is None else bisect_left(rows, after, key=_by_seq)
+            end = len(rows) if after is None else bisect_left(rows, after, key=by_seq)
             picked = (rows[at] for at in range(end - 1, -1, -1))
         # Of a pruned row its successor under the same id is not the same row.
         stored = (row for row in picked if self._rows.get(row.record.id) is row)
@@ -616,21 +629,31 @@ class MemoryStorage(MemoryRegistry):
             return stored
         # However many have ended: none of those can match, and the count says when to stop.
         ended = len(self._finished) + len(self._awaited) + len(self._dead)
-        return islice((row for row in stored if row.record.status not in ENDED), len(self._rows) - ended)
+        return self._opened(stored, len(self._rows) - ended - self._reruns)
+
+    def _opened(self, stored: Iterator[Row], there: int) -> Iterator[Row]:
+        """The open ones of these rows, of which so many are there, and those that are rerun meanwhile."""
+        seen = 0
+        for row in stored:
+            if seen >= there + self._reruns:
+                return
+            if row.record.status not in ENDED:
+                seen += 1
+                yield row
 
     def _narrowed(self, where: Where) -> list[Row] | None:
         """The rows that a condition on ids or statuses leaves, by seq; None if that is not soon told."""
         for part in where.parts if isinstance(where, All) else (where,):
             if isinstance(part, Ids):
                 named = (self._rows[id_] for id_ in part.values if id_ in self._rows)
-                return sorted(named, key=_by_seq)
+                return sorted(named, key=by_seq)
             if isinstance(part, Statuses) and part.values <= {"running"} and not any(queue.running for queue in self._queues.values()):
                 return []
             if isinstance(part, Statuses) and part.values <= ENDED:
                 ended = [*self._dead.values()] if FAILED in part.values else []
                 if not part.values <= {FAILED}:
                     ended += [*self._finished.values(), *self._awaited.values()]
-                return sorted(ended, key=_by_seq)
+                return sorted(ended, key=by_seq)
         return None
 
     def _rows_of(self, queue: str) -> Iterable[Row]:
@@ -652,7 +675,7 @@ class MemoryStorage(MemoryRegistry):
                 break
             if not matches(where, row.record, now):
                 continue
-            if would_change(change, _copy(row.record), now) if dry_run else self._alter(row, change, now):
+            if would_change(change, copied(row.record), now) if dry_run else self._alter(row, change, now):
                 changed.append(row.record.id)
         self._ring_queues()
         return changed
@@ -682,9 +705,10 @@ class MemoryStorage(MemoryRegistry):
             ended = self._among(record)
             if not lifecycle.rerun(record, now):
                 return False
+            self._reruns += 1
             del ended[record.id]
             if record.unique is not None:
-                _move(row, record.unique.key, self._ended_by_unique, self._open_by_unique)
+                move(row, record.unique.key, self._ended_by_unique, self._open_by_unique)
             queue.add(row, now)
         self._touched[record.queue] = None
         return True
@@ -712,7 +736,7 @@ class MemoryStorage(MemoryRegistry):
         for row, beyond in self._prunable(spec, now):
             if len(doomed) >= spec.limit:
                 break
-            if beyond or (spec.age_s is not None and now - _by_end(row) > spec.age_s):
+            if beyond or (spec.age_s is not None and now - by_end(row) > spec.age_s):
                 doomed.append(row)
             elif spec.keep is None:
                 break  # by age alone, and the rest is younger
@@ -725,12 +749,12 @@ class MemoryStorage(MemoryRegistry):
         """The rows considered, oldest end first, and whether each is beyond the newest to keep."""
         if not self._in_order:
             ended = (self._finished, self._awaited, self._dead)
-            self._finished, self._awaited, self._dead = map(_in_order_of_end, ended)
+            self._finished, self._awaited, self._dead = map(in_order_of_end, ended)
             self._in_order = True
         dead = self._dead.values() if spec.dead_letters else ()
         considered = (
             row
-            for row in merge(self._awaited.values(), self._finished.values(), dead, key=_by_end)
+            for row in merge(self._awaited.values(), self._finished.values(), dead, key=by_end)
             if matches(spec.where, row.record, now)
         )
         if spec.keep is None:
@@ -743,42 +767,3 @@ class MemoryStorage(MemoryRegistry):
             kept[group] = kept.get(group, 0) + 1
             beyond.append(kept[group] > spec.keep)
         return zip(rows, reversed(beyond), strict=True)
-
-
-
-def _copy(record: TaskRecord) -> TaskRecord:
-    # As copy.copy, which takes four times as long.
-    return TaskRecord(**dict(zip(FIELDS, _fields(record), strict=True)))
-
-
-def _by_seq(row: Row) -> int:
-    return row.record.seq
-
-
-def _by_end(row: Row) -> float:
-    return row.record.finished_at or 0.0
-
-
-def _in_order_of_end(rows: OrderedDict[str, Row]) -> OrderedDict[str, Row]:
-    return OrderedDict((row.record.id, row) for row in sorted(rows.values(), key=_by_end))
-
-
-def _leased(entry: tuple[float, int, int, Row]) -> bool:
-    """Whether the entry's run still goes on."""
-    record = entry[3].record
-    return record.status is RUNNING and record.epoch == entry[2]
-
-
-def _known(answer: EnqueueAnswer, new: NewTask, row: Row) -> EnqueueResult:
-    record = _copy(row.record)
-    return EnqueueResult(answer, new.id, record.created_at, record.available_at, record)
-
-
-def _move(row: Row, key: str, source: Index, target: Index | None) -> None:
-    """Move a row from one index by unique key to another, or out of it."""
-    record = row.record
-    del source[key][record.id]
-    if not source[key]:
-        del source[key]
-    if target is not None:
-        target.setdefault(key, {})[record.id] = row
