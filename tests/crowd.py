@@ -11,13 +11,23 @@ from typing import Any
 
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import Claim, Transition, TransitionKind
-from dispatch.storage.protocol import QueueRecord, Storage, Want
+from dispatch.storage.protocol import CronRecord, QueueRecord, Storage, Want
 from dispatch.storage.query import Ids, Order, PruneSpec, Queues, Statuses
 from dispatch.testing.workbench import LEASE_S, Workbench, unique
 
 DONE = TransitionKind.DONE
-QUEUES = {"q": "", "k": "hold", "y": "yield", "u": ""}
-"""What the keyed ones do while a task waits for its retry."""
+QUEUES: dict[str, dict[str, Any]] = {
+    "q": {},
+    "k": {"keyed": True, "on_retry": "hold"},
+    "y": {"keyed": True, "on_retry": "yield"},
+    "u": {},
+    "l": {"max_running": 100},
+    "r": {"rate": (100_000, 3_600.0)},
+    "b": {"max_waiting": 100},
+}
+"""How they are declared."""
+UNCROWDED = {"l": {"running"}, "r": {"running"}, "b": {"ready"}}
+"""What a bounded queue counts is within its bound: there is no crowd of that."""
 
 Call = Callable[[], Awaitable[object]]
 
@@ -89,6 +99,26 @@ class Calls:
 
         return claim
 
+    async def one_enqueue_bounded(self) -> Call:
+        tasks = [self.bench.task(id_, queue="b") for id_ in self.ids(1)]
+        return lambda: self.storage.enqueue(tasks, bounded=True)
+
+    async def one_enqueue_tagged(self) -> Call:
+        ids = self.ids()
+        return lambda: self.bench.publish(*ids, tags=("a", "b"))
+
+    async def some_claim_of_limited(self) -> Call:
+        await self.bench.publish(*self.ids(), queue="l")
+        return self.claiming("l")
+
+    async def some_claim_at_a_rate(self) -> Call:
+        await self.bench.publish(*self.ids(), queue="r")
+        return self.claiming("r")
+
+    async def some_claim_of_tagged(self) -> Call:
+        await self.bench.publish(*self.ids(), tags=("a", "b"))
+        return self.claiming("q")
+
     def turning(self, queue: str, claims: list[Claim], kind: TransitionKind = DONE) -> Call:
         async def turn() -> None:
             ends = [Transition(each.id, each.epoch, kind, retry_in=None if kind is DONE else 60.0) for each in claims]
@@ -106,6 +136,16 @@ class Calls:
 
     async def some_turn_of_keyed(self) -> Call:
         return self.turning("k", await self.keyed("k"))
+
+    async def some_turn_of_limited(self) -> Call:
+        claims = await self.runs(queue="l")
+        await self.bench.publish(*self.ids(), queue="l")
+        return self.turning("l", claims)
+
+    async def some_turn_at_a_rate(self) -> Call:
+        claims = await self.runs(queue="r")
+        await self.bench.publish(*self.ids(), queue="r")
+        return self.turning("r", claims)
 
     async def some_turn_that_fails(self) -> Call:
         claims = await self.runs()
@@ -181,6 +221,34 @@ class Calls:
         await self.bench.ended(*self.ids())
         return lambda: self.storage.prune(PruneSpec(keep=0, limit=5))
 
+    async def entry(self) -> str:
+        """A cron entry, stored."""
+        [name] = self.ids(1)
+        await self.storage.put_cron(CronRecord(name=name, definition="d", template=self.bench.task("")))
+        return name
+
+    async def one_put_cron(self) -> Call:
+        return self.entry
+
+    async def one_cron(self) -> Call:
+        name = await self.entry()
+        return lambda: self.storage.crons(name)
+
+    async def one_alter_cron(self) -> Call:
+        name = await self.entry()
+        return lambda: self.storage.alter_cron(name, paused_reason="holidays")
+
+    async def one_advance_cron(self) -> Call:
+        name = await self.entry()
+        task = self.bench.task(f"{name}-100", cron=name)
+        return lambda: self.storage.advance_cron(
+            name, expected=None, last_slot=100.0, next_slot=200.0, tasks=[task]
+        )
+
+    async def one_remove_cron(self) -> Call:
+        name = await self.entry()
+        return lambda: self.storage.remove_cron(name)
+
     async def compared(self, cost: Callable[[Call], Awaitable[int]]) -> dict[str, int]:
         """What each of them costs, by name: the least of three, as something may go on beside them."""
         for prepare in self.measured().values():  # the first visit clears up what others left
@@ -194,11 +262,11 @@ class Calls:
 
 async def declare(storage: Storage, bench: Workbench) -> None:
     """Declare the queues they use."""
-    for name, on_retry in QUEUES.items():
-        await storage.declare([QueueRecord(name=name, keyed=bool(on_retry), on_retry=on_retry or "hold")])
+    for name, settings in QUEUES.items():
+        await storage.declare([QueueRecord(name=name, **settings)])
         bench._declared.add(name)
 
 
 def told(few: dict[str, int], many: dict[str, int]) -> str:
     """Each call with its two costs."""
-    return "\n".join(f"{name}: {few[name]} and {many[name]}" for name in many)
+    return "\n".join(f"{name}: {few[name]} and {many[name]}" for name in few)

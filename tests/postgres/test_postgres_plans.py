@@ -23,7 +23,7 @@ from dispatch.storage import postgres_registry, texts
 from dispatch.storage.postgres import PostgresStorage
 from dispatch.storage.protocol import CronRecord
 from dispatch.testing.workbench import Workbench
-from tests.crowd import QUEUES, Call, Calls, declare, told
+from tests.crowd import QUEUES, UNCROWDED, Call, Calls, declare, told
 from tests.postgres.stage import Stage
 
 FEW, MANY = 20, 4_000
@@ -58,7 +58,7 @@ def crowd(stage: Stage, number: int) -> None:
     for queue in QUEUES:
         for kind, (state, key) in KINDS.items():
             lined = kind in ("behind", "aside", "busy")
-            if lined and queue not in "ky":
+            if (lined and not QUEUES[queue].get("keyed")) or kind in UNCROWDED.get(queue, ()):
                 continue
             type_ = "alien" if kind in ("ready", "running") else "t"
             stage.execute(
@@ -76,6 +76,12 @@ def crowd(stage: Stage, number: int) -> None:
                 " AND NOT l.tagged, @.test_clock c, generate_series(1, %s) AS n WHERE q.name = %s",
                 (type_, number, queue),
             )
+    stage.execute(
+        "INSERT INTO @.crons (name, definition, template, declared, total, created_at, seen_at)"
+        " SELECT 'crowd-' || %s || '-' || n, 'd', '{}', FALSE, 0, c.now, c.now"
+        " FROM @.test_clock c, generate_series(1, %s) AS n",
+        (number, number),
+    )
 
 
 async def pages(stage: Stage, storage: PostgresStorage, call: Call) -> int:
