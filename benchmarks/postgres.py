@@ -15,7 +15,8 @@ no more than its free slots, or with a `prefetch` as much as raw does.
 Rounds alternate, each side in a database of its own; printed are medians of tasks per
 second and of the ratios. Then bulk publishing beside COPY of the same rows; the time
 from `publish` having returned to the handler's start on an idle queue, beside one raw
-claim; and what a claim costs with few and with many waiting. `--markdown` prints the
+claim; and what a claim costs with few and with many waiting, and a publish into a queue
+that counts them for its `max_waiting`. `--markdown` prints the
 tables of docs/postgres.md; `--only publishing` (or throughput, latency, claims) one of them.
 """
 
@@ -52,7 +53,7 @@ from dispatch.storage.postgres_claim import REACH, _ends, _values
 from dispatch.storage.postgres_rows import Lanes, Sql
 from dispatch.storage.postgres_schema import migrate
 from dispatch.storage.postgres_tasks import PostgresTasks
-from dispatch.storage.protocol import QueueRecord, Want
+from dispatch.storage.protocol import EnqueueAnswer, QueueRecord, Want
 from dispatch.storage.psycopg_trio import TrioConnection, send_lists_in_binary
 from dispatch.testing.postgres import PostgresServer, postgres_server
 
@@ -346,6 +347,23 @@ async def claim_costs(urls: list[str], waiting: list[int]) -> list[list[float]]:
     return [costs[20:] for costs in found]  # the first ones prepare
 
 
+async def bounded_costs(url: str, waiting: int) -> list[float]:
+    """Seconds per publish of one task into a bounded queue in which so many wait, half its bound."""
+    found: list[float] = []
+    async with PostgresStorage(url) as storage:
+        await storage.declare([QueueRecord(name="orders", max_waiting=2 * waiting)])
+        await storage.enqueue([NewTask(id="first", queue="orders", type="ship", payload=PAYLOAD)])
+        with psycopg.connect(url) as connection:
+            connection.execute(FILL, ("task-", PAYLOAD, waiting))
+        for number in range(CLAIMS):
+            new = NewTask(id=f"more-{number}", queue="orders", type="ship", payload=PAYLOAD)
+            began = perf_counter()
+            [result] = await storage.enqueue([new], bounded=True)
+            found.append(perf_counter() - began)
+            assert result.answer is EnqueueAnswer.CREATED
+    return found[20:]
+
+
 # ---- the run -------------------------------------------------------------------
 
 
@@ -435,7 +453,11 @@ class Bench:
             return cast("list[list[float]]", self.fresh(run))
 
         costs = self.fresh(both)
-        return {f"claim, {number:,} waiting": each for number, each in zip(waiting, costs, strict=True)}
+        found = {f"claim, {number:,} waiting": each for number, each in zip(waiting, costs, strict=True)}
+        for number in (FEW, 10 * FEW, 100 * FEW):
+            name = f"publish, bounded, {number:,} waiting"
+            found[name] = self.fresh(partial(in_trio, partial(bounded_costs, waiting=number)))
+        return found
 
 
 def in_trio(run: Callable[..., Any], url: str) -> Any:
