@@ -243,9 +243,9 @@ class TaskQueueConfig:
     - `retry_delay`: seconds between a failure and the next attempt.
     - `buffer_size`: how many due tasks may wait in memory before publishing
       waits or raises (`overflow`). On a database the store is the buffer;
-      `max_waiting` bounds it there, None being no bound: each publish counts
-      what waits, so let it be thousands, not millions. On PostgreSQL each of
-      several who publish at once may exceed it by one batch.
+      `max_waiting` bounds it there, None being no bound; on PostgreSQL each of
+      several who publish at once may exceed it by one batch. Where a queue is
+      nearly full each publish counts what waits: let it be thousands, not millions.
 
     The rest is ours:
 

@@ -392,7 +392,7 @@ class PostgresStorage(Storage):
         if by is not None:
             return await self._step(
                 lambda connection, outcome: self._tasks.enqueue(
-                    connection, tasks, outcome, bounded=bounded, by=by
+                    connection, tasks, outcome, bounded=bounded, at=trio.current_time(), by=by
                 )
             )
         self._check_here()

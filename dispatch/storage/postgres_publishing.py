@@ -133,6 +133,7 @@ class PostgresPublishing:
     @trio.lowlevel.enable_ki_protection  # else a job might be answered whose caller does not wait for it
     async def enqueue(self, tasks: Sequence[NewTask], bounded: bool) -> list[EnqueueResult]:
         """Store tasks; cancelled before they are under way, none of them."""
+        bounded = bounded and not self._tasks.have_room(tasks, trio.current_time())
         job = _Job(tasks, bounded, trio.lowlevel.current_task())
         jobs = self._plain if self._tasks.are_plain(tasks, bounded=bounded) else self._others
         jobs.put(job)
@@ -248,7 +249,9 @@ class PostgresPublishing:
         ) -> list[EnqueueResult]:
             if not patient:
                 await connection.execute(IMPATIENT)
-            return await self._tasks.enqueue(connection, left, outcome, bounded=jobs[0].bounded)
+            return await self._tasks.enqueue(
+                connection, left, outcome, bounded=jobs[0].bounded, at=trio.current_time()
+            )
 
         decided = iter(await self._step(store, deadline_s=None if patient else BRIEFLY_S))
         for job in jobs:

@@ -302,7 +302,7 @@ class Step:
         self._changed: dict[int, Stored] = {}
         self._fresh: list[Stored] = []
         self._attempts: list[tuple[int, AttemptRecord]] = []
-        self._waiting: dict[str, int] = {}
+        self.waiting: dict[str, int] = {}
         self._lines: set[tuple[int, str]] = set()
         self._locked: set[int] = set()
 
@@ -402,7 +402,7 @@ class Step:
                 cursor = await self._connection.execute(self._sql(WAITING), values)
                 row = await cursor.fetchone()
                 assert row is not None
-                self._waiting[name] = row[0]
+                self.waiting[name] = row[0]
 
     # ---- deciding --------------------------------------------------------
 
@@ -434,8 +434,8 @@ class Step:
             self._lines.add(stored.line)
         change = self._is_due(record) - was_due
         if change:
-            if record.queue in self._waiting:
-                self._waiting[record.queue] += change
+            if record.queue in self.waiting:
+                self.waiting[record.queue] += change
             if change < 0 and queue.max_waiting is not None:
                 self.rings.add(Topic(TopicKind.ROOM, record.queue))
         if record.status.is_terminal and not had_ended:
@@ -511,7 +511,7 @@ class Step:
             self._is_due(stored.record) and stored.record.queue == queue.name
             for stored in superseded
         )
-        return self._waiting[queue.name] - leaving >= queue.max_waiting
+        return self.waiting[queue.name] - leaving >= queue.max_waiting
 
     def cancel(self, stored: Stored, reason: str) -> bool:
         """Cancel a waiting or held task, ask a running one to stop; whether anything changed."""

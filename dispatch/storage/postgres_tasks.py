@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
+from math import inf
 from operator import attrgetter, itemgetter
 from typing import Any, Final
 
 from dispatch.lifecycle import SettleAnswer, fence
 from dispatch.records import NewTask, TaskRecord, Transition, TransitionKind
 from dispatch.storage.changes import changeable, would_change
+from dispatch.storage.limits import Rooms
 from dispatch.storage.postgres_claim import Ended, PostgresClaims
 from dispatch.storage.postgres_query import (
     CLOCK,
@@ -121,20 +123,31 @@ class PostgresTasks:
         # As last seen: a mistake costs a statement more, and is noticed by it.
         self._keyed: set[str] = set()
         """Queues in which a success lets the next of its key run, and so must come first."""
-        self._bounded: set[str] = set()
+        self._bounded: dict[str, int] = {}
+        self._rooms = Rooms()
 
     def know(self, queues: Iterable[QueueRecord | Queue]) -> None:
         """Remember what was just read of queues."""
         for queue in queues:
             for names, holds in (
                 (self._keyed, queue.keyed),
-                (self._bounded, queue.max_waiting is not None),
                 (self.claims.limited, _is_limited(queue)),
             ):
                 if holds:
                     names.add(queue.name)
                 else:
                     names.discard(queue.name)
+            if queue.max_waiting is None:
+                self._bounded.pop(queue.name, None)
+            else:
+                self._bounded[queue.name] = queue.max_waiting
+
+    def have_room(self, tasks: Sequence[NewTask], at: float) -> bool:
+        """Whether these fit by what was counted lately: they have taken their places then.
+
+        Of a queue that is not known here to be bounded the statement itself has to ask.
+        """
+        return self._rooms.take(self._bounded, [new.queue for new in tasks], at)
 
     def are_plain(self, tasks: Sequence[NewTask], *, bounded: bool) -> bool:
         """Whether these, as far as is known, depend on no stored task: `enqueue_plain` will do."""
@@ -245,8 +258,12 @@ class PostgresTasks:
         *,
         bounded: bool,
         by: tuple[str, int] | None = None,
+        at: float = -inf,
     ) -> list[EnqueueResult]:
-        """Store tasks of any kind, if the claim `by` which they are published holds. In a transaction."""
+        """Store tasks of any kind, if the claim `by` which they are published holds. In a transaction.
+
+        `at` is the moment of this, for what `have_room` says later.
+        """
         step = self._new_step(connection)
         await step.begin(ids=() if by is None else by[:1], news=tasks, bounded=bounded)
         if by is not None and fence(step.record(by[0]), by[1]) is not SettleAnswer.APPLIED:
@@ -255,6 +272,8 @@ class PostgresTasks:
         await step.write()
         outcome.add(step)
         self.know(step.queues.values())
+        for name, waiting in step.waiting.items():
+            self._rooms.found(name, self._bounded[name], waiting, at)
         return results
 
     # ---- runs ------------------------------------------------------------

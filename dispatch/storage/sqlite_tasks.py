@@ -9,14 +9,15 @@ is one writer at a time, so nothing can come between.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import sqlite3
+from collections.abc import Sequence
 from typing import Any, Final
 
 from dispatch import lifecycle
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import Claim, NewTask, TaskRecord, Transition, TransitionKind
 from dispatch.storage.changes import replacement
-from dispatch.storage.limits import allowance
+from dispatch.storage.limits import Rooms, allowance
 from dispatch.storage.protocol import (
     Claimed,
     EnqueueAnswer,
@@ -96,6 +97,12 @@ EXPIRED: Final = (
 class SqliteTasks(SqlitePlaces):
     """The steps of a task's life on one connection; the caller holds the write transaction."""
 
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__(connection)
+        self._rooms = Rooms()
+        self._waiting: dict[str, int] = {}
+        """What was counted in the batch that is being stored, and is kept right meanwhile."""
+
     # ---- publishing ------------------------------------------------------
 
     def enqueue(
@@ -104,19 +111,31 @@ class SqliteTasks(SqlitePlaces):
         """See `TaskStore.enqueue`."""
         if by is not None and self.fence(*by) is not SettleAnswer.APPLIED:
             return [EnqueueResult(EnqueueAnswer.CLAIM_LOST, new.id) for new in tasks]
-        if len(tasks) > 1 and (plain := self._plain_queue(tasks, bounded)) is not None:
+        if len(tasks) > 1 and (plain := self._plain_queue(tasks, now, bounded)) is not None:
             return self._store_many(tasks, now, plain)
-        return [self.store(new, now, bounded) for new in tasks]
+        self._waiting.clear()
+        results = [self.store(new, now, bounded) for new in tasks]
+        for name, waiting in self._waiting.items():
+            queue = self.queue(name)
+            assert queue is not None
+            assert queue.max_waiting is not None
+            self._rooms.found(name, queue.max_waiting, waiting, now)
+        return results
 
-    def _plain_queue(self, tasks: Sequence[NewTask], bounded: bool) -> Queue | None:
+    def _plain_queue(self, tasks: Sequence[NewTask], now: float, bounded: bool) -> Queue | None:
         """The queue of a batch in which no task depends on another stored one."""
         queue = self.queue(tasks[0].queue)
-        if queue is None or (bounded and queue.max_waiting is not None):
+        if queue is None:
             return None
         for new in tasks:
             if new.queue != queue.name or new.unique is not None or (queue.keyed and new.key is not None):
                 return None
-        return queue
+        return None if bounded and not self._has_room(queue, len(tasks), now) else queue
+
+    def _has_room(self, queue: Queue, count: int, now: float) -> bool:
+        """Whether so many more fit by what was counted lately: they have taken their places then."""
+        bound = queue.max_waiting
+        return bound is None or self._rooms.take({queue.name: bound}, [queue.name] * count, now)
 
     def _store_many(self, tasks: Sequence[NewTask], now: float, queue: Queue) -> list[EnqueueResult]:
         (last,) = self.db.execute("SELECT max(seq) FROM dispatch_tasks").fetchone()
@@ -149,7 +168,8 @@ class SqliteTasks(SqlitePlaces):
                 return _known(EnqueueAnswer.EXISTING, new, stored)
             return EnqueueResult(EnqueueAnswer.UNKNOWN_QUEUE, new.id)
         available_at = _due(new, now)
-        bounded = bounded and queue.max_waiting is not None and available_at <= now
+        due = available_at <= now
+        bounded = bounded and due and (queue.name in self._waiting or not self._has_room(queue, 1, now))
         clashes: list[TaskRecord] = []
         if new.unique is not None or bounded:
             stored = self.load(new.id)
@@ -157,6 +177,8 @@ class SqliteTasks(SqlitePlaces):
                 return _known(EnqueueAnswer.EXISTING, new, stored)
             if new.unique is not None:
                 clashes = self._clashes(new, available_at)
+                if clashes:
+                    self._waiting.pop(queue.name, None)
                 if clashes and new.unique.on_clash is not OnClash.SUPERSEDE:
                     return self._clash(new, clashes, available_at, now)
             if bounded and self._full(queue, clashes, now):
@@ -171,6 +193,8 @@ class SqliteTasks(SqlitePlaces):
             assert stored is not None
             return _known(EnqueueAnswer.EXISTING, new, stored)
         self.touched.add((TopicKind.QUEUE, new.queue))
+        if due and queue.name in self._waiting:
+            self._waiting[queue.name] += 1
         return EnqueueResult(EnqueueAnswer.CREATED, new.id, now, available_at)
 
     def _values(self, new: NewTask, now: float, available_at: float, place: int) -> tuple[Any, ...]:
@@ -234,9 +258,11 @@ class SqliteTasks(SqlitePlaces):
                     return _known(EnqueueAnswer.REPLACED, new, record)
         return _known(EnqueueAnswer.EXISTING, new, clashes[0])
 
-    def _full(self, queue: Queue, superseded: Iterable[TaskRecord], now: float) -> bool:
-        """Whether one more due task would put the queue over its bound: a bounded count."""
+    def _full(self, queue: Queue, superseded: Sequence[TaskRecord], now: float) -> bool:
+        """Whether one more due task would put the queue over its bound: a bounded count, once a batch."""
         assert queue.max_waiting is not None
+        if not superseded and queue.name in self._waiting:
+            return self._waiting[queue.name] >= queue.max_waiting
         leaving = sum(
             record.status is TaskStatus.PENDING
             and record.available_at <= now
@@ -248,6 +274,8 @@ class SqliteTasks(SqlitePlaces):
         if queue.keyed and waiting < bound:
             (out_of_line,) = self.db.execute(DUE_OUT_OF_LINE, (queue.name, now, bound - waiting)).fetchone()
             waiting += out_of_line
+        if not superseded:
+            self._waiting[queue.name] = waiting
         return bool(waiting >= bound)
 
     # ---- runs ------------------------------------------------------------

@@ -179,6 +179,23 @@ class BoundCases:
         assert await bench.ids() == ["a", "b"]
         assert await self.bounded(bench, "a") == [A.EXISTING]
 
+    async def test_a_large_bound_is_kept_to_the_task(self, bench: Workbench) -> None:
+        await bench.declare(max_waiting=1_000)
+        numbers = iter(range(3_000))
+        answers: list[EnqueueAnswer] = []
+        for size in (1, 300, 1, 1, 900, 40, 1):
+            answers += await self.bounded(bench, *(f"t{next(numbers)}" for _ in range(size)))
+        assert answers == [A.CREATED] * 1_000 + [A.FULL] * 244
+        for _ in range(20):
+            await bench.taken(3)
+            answers = await self.bounded(bench, *(f"t{next(numbers)}" for _ in range(5)))
+            assert answers == [A.CREATED] * 3 + [A.FULL] * 2
+        await bench.declare(max_waiting=200)
+        assert await self.bounded(bench, "a") == [A.FULL]
+        assert len(await bench.taken(1_000)) == 1_000
+        answers = await self.bounded(bench, *(f"t{next(numbers)}" for _ in range(250)))
+        assert answers == [A.CREATED] * 200 + [A.FULL] * 50
+
     async def test_unbounded_publishing_is_never_refused(self, bench: Workbench) -> None:
         await bench.declare(max_waiting=1)
         results = await bench.publish("a", "b", "c")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from functools import partial
@@ -1187,3 +1188,37 @@ async def test_cron_entries_that_are_as_they_were_are_the_same_objects(stage: St
         after = await storage.crons()
         assert [one is now for one, now in zip(before, after, strict=True)] == [False, True]
         assert after[0].paused_reason == "holidays"
+
+
+async def test_what_waits_in_a_bounded_queue_is_not_counted_by_every_publish(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = 0
+    count = Step._count_waiting
+
+    async def see(step: Step, news: Any) -> None:
+        nonlocal counted
+        counted += 1
+        await count(step, news)
+
+    async def answers(first: int, number: int) -> Counter[EnqueueAnswer]:
+        tasks = [new(f"t{n}") for n in range(first, first + number)]
+        return Counter(result.answer for result in await storage.enqueue(tasks, bounded=True))
+
+    monkeypatch.setattr(Step, "_count_waiting", see)
+    async with stage.open() as (storage, _), stage.storage() as other:
+        await storage.declare([QueueRecord(name="q", max_waiting=2_000)])
+        assert await answers(0, 1_000) == {EnqueueAnswer.CREATED: 1_000}
+        assert counted == 1
+        for n in range(1_000, 1_015):  # a sixty-fourth of the room
+            assert await answers(n, 1) == {EnqueueAnswer.CREATED: 1}
+        assert counted == 1
+        assert await answers(1_015, 1_000) == {EnqueueAnswer.CREATED: 985, EnqueueAnswer.FULL: 15}
+        assert counted == 2
+        # Another process, which knows nothing of this one nor of the bound.
+        assert [r.answer for r in await other.enqueue([new("elsewhere")], bounded=True)] == [EnqueueAnswer.FULL]
+        await storage.declare([QueueRecord(name="q", max_waiting=9_000)])
+        assert await answers(3_000, 10) == {EnqueueAnswer.CREATED: 10}
+        await other.declare([QueueRecord(name="q", max_waiting=100)])
+        await trio.sleep(1.01)
+        assert await answers(4_000, 10) == {EnqueueAnswer.FULL: 10}

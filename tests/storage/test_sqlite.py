@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from functools import partial
@@ -1309,3 +1310,28 @@ async def test_cron_entries_that_are_as_they_were_are_the_same_objects(path: Pat
         after = await storage.crons()
         assert [one is now for one, now in zip(before, after, strict=True)] == [False, True]
         assert after[0].paused_reason == "holidays"
+
+
+async def test_what_waits_in_a_bounded_queue_is_counted_once_a_batch_and_not_by_every_publish(path: Path) -> None:
+    counted = 0
+
+    def see(statement: str) -> None:
+        nonlocal counted
+        counted += statement.startswith("SELECT count(*) FROM (SELECT 1 FROM dispatch_lanes")
+
+    async def answers(first: int, count: int) -> Counter[EnqueueAnswer]:
+        tasks = [new(f"t{number}") for number in range(first, first + count)]
+        return Counter(result.answer for result in await storage.enqueue(tasks, bounded=True))
+
+    async with SqliteStorage(path, inline=True) as storage:
+        storage._ledger.db.set_trace_callback(see)
+        await storage.declare([QueueRecord(name="q", max_waiting=2_000)])
+        assert await answers(0, 1_000) == {EnqueueAnswer.CREATED: 1_000}
+        assert counted == 1
+        for number in range(1_000, 1_100):
+            assert await answers(number, 1) == {EnqueueAnswer.CREATED: 1}
+        assert counted <= 1 + 100 // (900 // 64)
+        counted = 0
+        assert await answers(1_100, 1_000) == {EnqueueAnswer.CREATED: 900, EnqueueAnswer.FULL: 100}
+        assert await answers(2_100, 1_000) == {EnqueueAnswer.FULL: 1_000}
+        assert counted == 2
