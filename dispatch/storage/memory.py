@@ -3,8 +3,7 @@
 Theory of operation. Rows are `TaskRecord`s in one dict; `dispatch.lifecycle`
 alone changes their state. Every method first honours a pending cancellation,
 then reads the clock once and acts without yielding, so it is atomic and a
-cancelled call has done nothing. A search alone, which may look at all there is,
-lets others run every thousand rows. Who publishes yields in `breathe`, once the observers
+cancelled call has done nothing. Who publishes yields in `breathe`, once the observers
 have been told (before, a quick worker's events would come first): the first time and
 then every eighth, so that a loop which only publishes lets others run, and they find
 more than one task at a time: a turn that claims eight costs little more than one that
@@ -13,8 +12,7 @@ claims one, and singly published tasks came through at half the speed.
 Beside the rows there are indexes, each changed in the step that changes a row:
 
 - `ReadyQueue`, one per declared queue: what may run (see `ready`).
-- `_order`: the rows by `seq`, for pages; a pruned one stays until half are. Then
-  another list takes its place: a search may be under way in this one.
+- `_order`: the rows by `seq`, for pages; a pruned one stays until half are.
 - `_finished` and `_dead`: the ended rows in the order of their end. Beyond the
   newest `keep_finished` succeeded and cancelled ones, the oldest is forgotten
   together with its history. Failed ones, the dead letters, stay until pruned.
@@ -37,6 +35,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush, merge
+from itertools import islice
 from math import inf
 from typing import Final, Literal
 
@@ -109,8 +108,6 @@ HISTORY_LIMIT: Final = 1_000
 """Runs kept per task; of a longer history the oldest go."""
 STREAK: Final = 7
 """Steps of publishing between two that let others run."""
-SLICE: Final = 1_000
-"""Rows that a search looks at, in a millisecond or two, before others run."""
 SLACK: Final = 1_024
 """Stale entries that an index may hold beyond one per valid entry before it is swept."""
 
@@ -164,7 +161,6 @@ class MemoryStorage(MemoryRegistry):
         self._leases: list[tuple[float, int, int, Row]] = []
         self._leased = 0
         self._streak = 0
-        self._reruns = 0
 
     def __repr__(self) -> str:
         return f"<MemoryStorage tasks={len(self._rows)} queues={len(self._queues)}>"
@@ -576,9 +572,7 @@ class MemoryStorage(MemoryRegistry):
         found: list[TaskRecord] = []
         if limit <= 0:
             return Page(found, after)
-        for number, row in enumerate(self._candidates(where, order, None if after is None else place_of(after)), 1):
-            if number % SLICE == 0:
-                await trio.lowlevel.checkpoint()
+        for row in self._candidates(where, order, None if after is None else place_of(after)):
             if matches(where, row.record, now):
                 if len(found) == limit:
                     return Page(found, str(found[-1].seq))
@@ -599,11 +593,9 @@ class MemoryStorage(MemoryRegistry):
         left = inf if bound is None else bound
         # A bound asks whether there is any. What is open lies mostly at the newest end.
         order = Order.OLDEST if bound is None else Order.NEWEST
-        for number, row in enumerate(self._candidates(where, order), 1):
+        for row in self._candidates(where, order):
             if left <= 0:
                 break
-            if number % SLICE == 0:
-                await trio.lowlevel.checkpoint()
             if matches(where, row.record, now):
                 group = tuple(group_value(row.record, name, now) for name in names)
                 counts[group] = counts.get(group, 0) + 1
@@ -613,7 +605,7 @@ class MemoryStorage(MemoryRegistry):
     def _candidates(
         self, where: Where, order: Order = Order.OLDEST, after: int | None = None
     ) -> Iterator[Row]:
-        """Rows among which all matches are, by order of storing, beyond `after`; perhaps not those added meanwhile."""
+        """Rows among which all matches are, by order of storing, beyond `after`."""
         rows = self._narrowed(where)
         if rows is None:
             rows = self._order
@@ -629,17 +621,7 @@ class MemoryStorage(MemoryRegistry):
             return stored
         # However many have ended: none of those can match, and the count says when to stop.
         ended = len(self._finished) + len(self._awaited) + len(self._dead)
-        return self._opened(stored, len(self._rows) - ended - self._reruns)
-
-    def _opened(self, stored: Iterator[Row], there: int) -> Iterator[Row]:
-        """The open ones of these rows, of which so many are there, and those that are rerun meanwhile."""
-        seen = 0
-        for row in stored:
-            if seen >= there + self._reruns:
-                return
-            if row.record.status not in ENDED:
-                seen += 1
-                yield row
+        return islice((row for row in stored if row.record.status not in ENDED), len(self._rows) - ended)
 
     def _narrowed(self, where: Where) -> list[Row] | None:
         """The rows that a condition on ids or statuses leaves, by seq; None if that is not soon told."""
@@ -705,7 +687,6 @@ class MemoryStorage(MemoryRegistry):
             ended = self._among(record)
             if not lifecycle.rerun(record, now):
                 return False
-            self._reruns += 1
             del ended[record.id]
             if record.unique is not None:
                 move(row, record.unique.key, self._ended_by_unique, self._open_by_unique)

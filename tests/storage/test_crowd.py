@@ -139,5 +139,5 @@ async def test_a_crowd_costs_no_call_anything(
     few, many = found
     if isinstance(storage, MemoryStorage):
         del few["prune"]  # to keep the newest it goes through all that has ended, which is more now
-        del few["page_of_a_queue"]  # a search goes through all there is, and lets others run meanwhile
+        del few["page_of_a_queue"]  # a search goes through all there is
     assert all(many[name] <= 2 * few[name] + 60 for name in few), told(few, many)

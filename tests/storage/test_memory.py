@@ -28,7 +28,6 @@ from dispatch.storage.memory import MemoryStatistics, MemoryStorage
 from dispatch.storage.protocol import (
     Change,
     CronRecord,
-    Page,
     QueueRecord,
     Storage,
     Topic,
@@ -38,7 +37,6 @@ from dispatch.storage.protocol import (
 from dispatch.storage.query import (
     All,
     Ids,
-    Order,
     Priorities,
     PruneSpec,
     Queues,
@@ -47,7 +45,7 @@ from dispatch.storage.query import (
     matches,
 )
 from dispatch.testing.conformance import StorageConformance
-from dispatch.testing.workbench import Workbench, cancelled_at, unique
+from dispatch.testing.workbench import Workbench, unique
 
 
 class Wall:
@@ -417,55 +415,3 @@ def test_only_the_table_of_states_changes_a_state() -> None:
     for module in (memory_module, rows_module, ready_module, registry_module):
         text = Path(module.__file__ or "").read_text()
         assert re.findall(r"\.(status|epoch|attempt)\s*[-+]?=[^=]", text) == []
-
-
-@pytest.mark.parametrize("order", list(Order))
-@pytest.mark.parametrize("change", ["cancel", "rerun"])
-async def test_a_search_among_thousands_lets_others_run_and_misses_nothing_that_stays(
-    order: Order, change: str
-) -> None:
-    storage = MemoryStorage(keep_finished=10_000)
-    bench = Workbench(storage, Wall().advance)
-    stays = [f"stays{n}" for n in range(4_000)]
-    goes = [f"goes{n}" for n in range(8_000)]
-    ended = [f"ended{n}" for n in range(400)]
-    await bench.publish(*stays[:2_000])
-    await bench.publish(*ended, *goes)
-    await bench.alter(Ids(*ended), "cancel")
-    await bench.publish(*stays[2_000:])
-    pages: list[Page] = []
-    counts: list[dict[tuple[str, ...], int]] = []
-
-    async def search() -> None:
-        pages.append(await storage.find(Statuses("pending"), order=order, limit=20_000))
-
-    async def count() -> None:
-        counts.append(await storage.count(Queues("q") & Statuses("pending"), bound=20_000))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(search)
-        nursery.start_soon(count)
-        meanwhile = 0
-        while not (pages and counts):
-            await trio.lowlevel.checkpoint()
-            if change == "rerun":
-                await bench.alter(Ids(*ended[100 * meanwhile :][:100]), "rerun")
-            else:
-                going = Ids(*goes[2_000 * meanwhile :][:2_000])
-                await bench.alter(going, "cancel")
-                await storage.prune(PruneSpec(keep=0, limit=5_000, where=going))
-            meanwhile += 1
-    assert meanwhile > 2
-    found = [record.id for page in pages for record in page.records]
-    assert len(set(found)) == len(found)
-    assert set(stays) <= set(found)
-    assert counts[0][()] >= 4_000
-
-
-async def test_a_cancelled_search_leaves_everything_as_it_was() -> None:
-    storage = MemoryStorage()
-    bench = Workbench(storage, Wall().advance)
-    await bench.publish(*(f"t{n}" for n in range(5_000)))
-    scope = await cancelled_at(2, lambda: storage.find(Queues("other")))
-    assert scope.cancelled_caught
-    assert (await storage.count(Queues("q")))[()] == 5_000
