@@ -47,7 +47,9 @@ REACH: Final = 96
 ROUNDS: Final = 8
 """How often a claim that met only tasks held by others looks again, each time further."""
 BUSY_S: Final = 0.05
-"""After so long a claim looks again at lines that others had locked."""
+"""After so long a claim looks again at lines that others had locked, and at tasks that others seemed to have taken."""
+QUICK: Final = 63
+"""So many claims in turn may pass by what others seem to have taken; the next one tries it."""
 
 CLAIMED: Final = (
     "t.id, t.epoch, t.lane, t.payload, t.key, t.headers, t.priority, t.tags, t.timeout, t.max_retry,"
@@ -126,7 +128,7 @@ SIGHT: Final = (
     " AS top, pg_current_xact_id_if_assigned()::xid AS own)"
 )
 UNTAKEN: Final = (
-    "(t.xmax = 0 OR (SELECT t.xmax = s.own OR CASE WHEN x.past >= 16777216 THEN TRUE WHEN x.past >= 0 THEN FALSE"
+    "(t.xmax = 0 OR (SELECT t.xmax = s.own OR CASE WHEN x.past >= 131072 THEN TRUE WHEN x.past >= 0 THEN FALSE"
     " ELSE pg_visible_in_snapshot(greatest(s.top + x.past, 0)::text::xid8, s.seen) END FROM sight s"
     " CROSS JOIN LATERAL (SELECT ((t.xmax::text::int8 - s.top + 2147483648) & 4294967295) - 2147483648 AS past) AS x))"
 )
@@ -134,8 +136,11 @@ UNTAKEN: Final = (
 newest version, locked, and judged by a plan of its own, made anew for each: 0.1 ms a row, half of what a turn takes
 where two processes share a queue. `xmax` is who changed or locked it last. Whoever had ended when the statement began
 has left it as it is, by rolling back or by locking alone; so has this transaction. It has 32 bits of a number
-of 64, hence `past`, its distance to the `top` of what the statement sees; one far beyond that
-is no transaction, but a set of them that shared the row, whose numbers are their own.
+of 64, hence `past`, its distance to the `top` of what the statement sees.
+
+It says this of some rows that nobody has taken, too: of one that somebody locked and let go since, and of one that
+several shared, where `xmax` is the number of that set, and such numbers are counted by themselves. So it may put a
+row off, and no more: see `_surely`. One far beyond `top` is of a set, since no statement lasts so many transactions.
 """
 CLAIM: Final = (
     f"WITH RECURSIVE {{clock}}, {SIGHT}, {PLACE},{{ending}} {{lane}}, {{sets}}"
@@ -145,21 +150,25 @@ CLAIM: Final = (
     # Joined and sorted, up to PostgreSQL 16 the rows of all candidates would be read before the first is taken.
     " taken AS MATERIALIZED (SELECT l.seq, n.level FROM candidate n CROSS JOIN LATERAL"
     "  (SELECT t.seq FROM @.tasks t WHERE t.seq = n.seq AND t.available_at = n.available_at"
-    f"   AND {IN_STATE.format(0)} AND {UNTAKEN}"
+    f"   AND {IN_STATE.format(0)} AND (%(sure)s::bool OR {UNTAKEN})"
     "   FOR UPDATE SKIP LOCKED) AS l LIMIT %(limit)s),"
+    " passed AS MATERIALIZED (SELECT NOT %(sure)s::bool AND (SELECT count(*) FROM taken)"
+    "  < least(%(limit)s, (SELECT count(*) FROM candidate)) AS maybe),"
     " started AS (UPDATE @.tasks t SET state = 3, attempt = attempt + 1, epoch = epoch + 1,"
     "  worker = %(worker)s, started_at = c.now, finished_at = NULL, lease_until = c.now + %(lease)s::float8,"
     "  retry_limit = coalesce(max_retry, %(max_retry)s), retry = %(retry)s,"
     "  on_interrupt = %(on_interrupt)s, progress = NULL"
     "  FROM taken, clock c WHERE t.seq = taken.seq RETURNING taken.level, t.seq, {claimed})"
-    " SELECT s.*, NULL::float8, FALSE, FALSE, FALSE FROM started s{ended}"
+    " SELECT s.*, NULL::float8, FALSE, FALSE, FALSE, FALSE FROM started s{ended}"
     " UNION ALL SELECT {nulls}, CASE WHEN %(within)s OR (SELECT count(*) FROM started) < greatest(%(limit)s, 1)"
-    "  THEN {next_due} END, (SELECT found FROM overdue) OR ((SELECT count(*) FROM started) < %(limit)s"
+    "  THEN least({next_due}, CASE WHEN (SELECT maybe FROM passed) THEN (SELECT now FROM clock) + {soon} END) END,"
+    " (SELECT maybe FROM passed), (SELECT found FROM overdue) OR ((SELECT count(*) FROM started) < %(limit)s"
     "  AND (SELECT count(*) FROM candidate) = %(reach)s),"
     " (SELECT bounded FROM place), NOT %(within)s AND (SELECT limited FROM place)"
 )
-"""The claims, the ended runs at level -1, and a row without level: when the next is due, whether to look again, whether the queue
-has a bound, and whether nothing was claimed because it has a limit."""
+"""The claims, the ended runs at level -1, and a row without level: when the next is due, whether some were passed by
+that may be free, whether to look again, whether the queue has a bound, and whether nothing was claimed because it has
+a limit."""
 LIMITS: Final = (
     "SELECT id, max_running, rate_count, rate_s, tokens, tokens_at, @.now_s() FROM @.queues"
     " WHERE name = %s AND (max_running IS NOT NULL OR rate_count IS NOT NULL) FOR NO KEY UPDATE"
@@ -186,7 +195,7 @@ ENDING: Final = (
 SUCCEED: Final = f"{CLOCK},{ENDING} SELECT id, lane, available_at FROM ended"
 ENDED_ROWS: Final = (
     " UNION ALL SELECT -1, NULL, e.id, NULL, e.lane, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,"
-    " NULL, NULL, e.available_at, NULL, NULL, NULL, NULL, FALSE, FALSE, FALSE FROM ended e"
+    " NULL, NULL, e.available_at, NULL, NULL, NULL, NULL, FALSE, FALSE, FALSE, FALSE FROM ended e"
 )
 ASIDE_DUE: Final = (
     "SELECT t.seq, t.queue, t.key, @.now_s() FROM @.tasks t WHERE t.queue = (SELECT id FROM @.queues WHERE name = %s)"
@@ -226,6 +235,8 @@ class PostgresClaims:
         self._lanes = lanes
         self._statements: dict[tuple[bool, ...], _Statement] = {}
         self._succeeding = _statement(sql(SUCCEED))
+        self._quick: dict[str, int] = {}
+        """How many claims of a queue in turn have trusted `UNTAKEN`."""
         self.limited: set[str] = set()
         """Queues known to have a limit over all processes: where a run's end makes room."""
 
@@ -316,12 +327,15 @@ class PostgresClaims:
         busy: float | None = None
         for _ in range(ROUNDS):
             values = _values(want, worker, lease)
-            values |= {"limit": limit, "reach": reach, "within": within, "past": busy is not None}
+            sure = self._surely(want.queue)
+            values |= {"limit": limit, "reach": reach, "within": within, "past": busy is not None, "sure": sure}
             statement = self._claiming(want, ending=ending is not None)
             values.update(ending or {})
             rows = await self._run(connection, statement, values)
             await self._lanes.meet(connection, {row[4] for row in rows if row[0] is not None})
-            [(*_, next_due, again, bounded, limited)] = (row for row in rows if row[0] is None)
+            [(*_, next_due, passed, again, bounded, limited)] = (row for row in rows if row[0] is None)
+            if passed:
+                self._quick[want.queue] = QUICK
             if ending is not None and ended is not None:
                 over = [(row[2], row[4], row[15]) for row in rows if row[0] == -1]
                 ended |= self._ended(over, outcome)
@@ -347,6 +361,16 @@ class PostgresClaims:
         if claims and lease is not None:
             outcome.leases.append((worker, claims[0].started_at + lease))
         return claims, next_due
+
+    def _surely(self, queue: str) -> bool:
+        """Whether this claim is to try even rows that `UNTAKEN` would put off.
+
+        It is the next one if some were put off with slots free, and every 64th in any
+        case: where others always fill the slots, what is put off must not wait for ever.
+        """
+        quick = self._quick.get(queue, 0)
+        self._quick[queue] = 0 if quick >= QUICK else quick + 1
+        return quick >= QUICK
 
     async def _claim_within(
         self,
@@ -416,6 +440,7 @@ class PostgresClaims:
                 claimed=CLAIMED,
                 nulls=NULLS,
                 next_due=next_due,
+                soon=BUSY_S,
             )
             statement = self._statements[kind] = _statement(self._sql(text))
         return statement
@@ -459,6 +484,7 @@ def _values(want: Want, worker: str, lease: float | None) -> dict[str, Any]:
         "tagged": want.tags is None or bool(want.tags),
         "within": False,
         "past": False,
+        "sure": False,
     }
     if want.types is not None:
         values["types"] = list(want.types)

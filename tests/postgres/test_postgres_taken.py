@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import trio
 
 from dispatch.records import Transition, TransitionKind
-from dispatch.storage.postgres_claim import UNTAKEN
-from dispatch.storage.protocol import Want
+from dispatch.storage.postgres_claim import BUSY_S, UNTAKEN
+from dispatch.storage.protocol import Claimed, EnqueueAnswer, Want
 from dispatch.storage.psycopg_trio import psycopg
+from dispatch.testing.postgres import postgres_server
 from dispatch.testing.workbench import LEASE_S, Workbench, unique
 from tests.postgres.stage import Stage
 
@@ -83,6 +86,76 @@ async def test_what_is_still_held_is_passed_by(stage: Stage) -> None:
         assert await bench.taken(3) == ["changed", "shared"]
 
 
+async def test_what_somebody_only_looked_at_meanwhile_is_claimed_a_moment_later(stage: Stage) -> None:
+    turned: list[Claimed] = []
+    async with stage.open() as (storage, _), stage.storage() as other:
+        bench = Workbench(storage, stage.advance)
+        run = await bench.started("run")
+        await bench.publish("free", unique=unique("u"))
+
+        async def turn() -> None:
+            ended = [Transition(run.id, run.epoch, TransitionKind.DONE)]
+            _, claimed = await storage.turn(ended, [Want(queue="q", limit=2)], worker="w", lease=LEASE_S)
+            turned.append(claimed)
+
+        with psycopg.connect(stage.dsn) as user:
+            user.execute("SELECT 1 FROM dispatch.tasks WHERE id = 'run' FOR UPDATE")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(turn)
+                with trio.fail_after(10):
+                    while stage.execute(WAITING) == [(0,)]:  # noqa: ASYNC110 - no event
+                        await trio.sleep(0.01)
+                again = bench.task("again", unique=unique("u"))  # locks what is there, and lets it go
+                assert [each.answer for each in await other.enqueue([again])] == [EnqueueAnswer.EXISTING]
+                user.rollback()
+        [claimed] = turned
+        assert claimed.claims == []  # it may have been taken, and nobody rings
+        assert claimed.next_due == pytest.approx(stage.now + BUSY_S)
+        found = await storage.claim([Want(queue="q", limit=2)], worker="w", lease=LEASE_S)
+        assert [claim.id for claim in found.claims] == ["free"]
+
+
+@pytest.mark.battery
+async def test_what_a_set_of_transactions_shared_waits_for_no_number() -> None:
+    with postgres_server() as server, ExitStack() as stack:
+        stage = Stage(server.fresh_database())
+        stack.callback(stage.close)
+        async with stage.open() as (storage, _):
+            bench = Workbench(storage, stage.advance)
+            await bench.publish("alone", *(f"other{n}" for n in range(100)))
+            users = [stack.enter_context(psycopg.connect(stage.dsn)) for _ in range(12)]
+            stage.execute("CREATE TABLE parent AS SELECT n AS id FROM generate_series(0, 4095) AS n")
+            for number, user in enumerate(users):  # each of 4,096 sets of users is given a number
+                user.execute("SELECT 1 FROM parent WHERE id & %s <> 0 FOR KEY SHARE", (1 << number,))
+            for user in users:
+                user.rollback()
+            for user in users[:2]:
+                user.execute("SELECT 1 FROM dispatch.tasks WHERE id = 'alone' FOR KEY SHARE")
+            for user in users[:2]:
+                user.rollback()
+            # As if the transaction that took it were still to come.
+            assert stage.execute(
+                "SELECT xmax::text::int8 > pg_snapshot_xmax(pg_current_snapshot())::text::int8"
+                " FROM @.tasks WHERE id = 'alone'"
+            ) == [(True,)]
+            # Where others fill all slots, it waits for some claims and no more.
+            taken = [(await bench.taken())[0] for _ in range(70)]
+            assert "alone" in taken
+            assert taken.index("alone") > 50
+            stage.execute("UPDATE @.tasks SET state = 0 WHERE id = 'alone'")
+            for user in users[:2]:
+                user.execute("SELECT 1 FROM dispatch.tasks WHERE id = 'alone' FOR KEY SHARE")
+            for user in users[:2]:
+                user.rollback()
+            # Where slots are left, for a moment.
+            found = await storage.claim([Want(queue="q", limit=90)], worker="w", lease=LEASE_S)
+            assert "alone" not in {claim.id for claim in found.claims}
+            assert found.next_due == pytest.approx(stage.now + BUSY_S)
+            found = await storage.claim([Want(queue="q", limit=90)], worker="w", lease=LEASE_S)
+            assert [claim.id for claim in found.claims] == ["alone"]
+            assert found.next_due is None
+
+
 async def test_what_the_same_turn_has_looked_at_is_claimed(stage: Stage) -> None:
     async with stage.open() as (storage, _):
         bench = Workbench(storage, stage.advance)
@@ -105,7 +178,7 @@ async def test_what_the_same_turn_has_looked_at_is_claimed(stage: Stage) -> None
         (109, "100:110:103", True),
         (110, "100:110:103", False),
         (5_000, "100:110:103", False),
-        (2_000_000_000, "100:110:103", True),  # of no transaction, but of a set of them
+        (200_000, "100:110:103", True),  # of no transaction, but of a set of them
         (3_000_000_000, "100:110:103", True),
         (4, f"{3 * ERA + 5}:{3 * ERA + 12}:{3 * ERA + 7}", True),
         (7, f"{3 * ERA + 5}:{3 * ERA + 12}:{3 * ERA + 7}", False),
