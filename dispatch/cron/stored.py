@@ -109,6 +109,11 @@ class StoredEntry:
             return max(self.next_slot, min(self.retry_at, now + MAX_RETRY_S))
         return self.next_slot
 
+    def stands_as(self, record: CronRecord) -> bool:
+        """Whether it stands where the record says."""
+        stands = (self.last_slot, self.next_slot, self.task.total)
+        return stands == (record.last_slot, record.next_slot, record.total)
+
     def stands_at(self, last_slot: float | None, next_slot: float | None, total: int) -> None:
         """Note how far its ticks are decided."""
         self.last_slot, self.next_slot = last_slot, next_slot
@@ -204,9 +209,7 @@ class StoredEntries:
         self, record: CronRecord, now: float, like: Added | None = None
     ) -> StoredEntry | None:
         entry = self.entries.get(record.name)
-        if entry is not None and entry.record is record:
-            return entry  # a row that did not change is the same object again
-        if entry is None or not _same_definition(entry.record, record):
+        if entry is None or (entry.record is not record and not _same_definition(entry.record, record)):
             made = self._made(record, like)
             if made is None:
                 self._forget(record.name)
@@ -215,7 +218,9 @@ class StoredEntries:
                 self._schedule(entry, None)
             entry = self.entries[record.name] = made
         entry.record = record
-        entry.stands_at(record.last_slot, record.next_slot, record.total)
+        # The entry may stand elsewhere even if its row is as it was: a database may have lost the last commits.
+        if not entry.stands_as(record):
+            entry.stands_at(record.last_slot, record.next_slot, record.total)
         entry.task.paused_reason = record.paused_reason
         if record.paused_reason is not None:
             entry.late = False  # a tick that waits has passed, and is not made up
