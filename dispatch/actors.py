@@ -343,9 +343,9 @@ class QueueActors:
             *((each.claim.id, each.claim.epoch) for each in self._outbox),
         ]
 
-    def overdue(self) -> list[Slot]:
-        """The attempts that were cancelled and still go on."""
-        return [slot for slot in self._slots.values() if slot.claim is not None and slot.scope.cancel_called]
+    def attempts(self) -> list[Slot]:
+        """The attempts that are being made."""
+        return [slot for slot in self._slots.values() if slot.claim is not None]
 
     @property
     def busy(self) -> bool:

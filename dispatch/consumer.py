@@ -265,13 +265,16 @@ class TaskQueueConsumer:
         base = contextvars.copy_context()
         base.run(inside_handler.set, True)
         self._base = base
-        refused: StorageError | None = None
+        refused: StorageError | ClosedError | None = None
+        wound_down = False
+        lingering = trio.CancelScope(shield=True)
         async with trio.open_nursery() as keepers:
+            keepers.start_soon(self._name_lingering, lingering)
             try:
                 try:
                     await self._registry.declare(self._storage)
                     await keepers.start(self._upkeep.run)
-                except StorageError as exc:  # raised on below, bare rather than in the nursery's group
+                except (StorageError, ClosedError) as exc:  # raised on below, bare rather than in the nursery's group
                     refused = exc
                 else:
                     keepers.start_soon(self._unhandled.run)
@@ -284,19 +287,24 @@ class TaskQueueConsumer:
                         task_status.started()
                         await self._closing.wait()
                         await self._wind_down()
+                        wound_down = True
             finally:
-                closed = self._closing.is_set()
                 self._closing.set()
                 self._nursery = None
-                self._report(closed=closed)
+                self._report(in_time=wound_down)
                 keepers.cancel_scope.cancel()
                 with trio.move_on_after(1, shield=True):
                     try:
                         await self._storage.forget(self.worker)
-                    except StorageError as exc:
+                    except (StorageError, ClosedError) as exc:
                         log.info("worker %s stays listed until its record is old: %s", self.worker, exc)
+                lingering.cancel()
         if refused is not None:
             raise refused
+
+    async def _name_lingering(self, while_it_lasts: trio.CancelScope) -> None:
+        with while_it_lasts:  # shielded: it is the cancellation from outside that a handler may swallow
+            await self._upkeep.name_lingering()
 
     def close(self) -> None:
         """Begin the shutdown; `run()` returns when it is done. Harmless to repeat."""
@@ -367,7 +375,7 @@ class TaskQueueConsumer:
         for actors in self._actors.values():
             actors.give_up()
 
-    def _report(self, *, closed: bool) -> None:
+    def _report(self, *, in_time: bool) -> None:
         every = self._actors.values()
         interrupted = tuple(id_ for actors in every for id_ in actors.interrupted)
         abandoned = tuple(id_ for actors in every for id_ in actors.abandoned)
@@ -375,7 +383,7 @@ class TaskQueueConsumer:
         if interrupted:
             log.warning(
                 "shutdown: %s with %d tasks running; handed back: %s",
-                f"the grace of {self._grace:g} s ended" if closed else "this was cancelled",
+                f"the grace of {self._grace:g} s ended" if in_time else "this was cancelled",
                 len(interrupted),
                 ", ".join(interrupted[:20]),
             )

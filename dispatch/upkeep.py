@@ -28,7 +28,7 @@ from dispatch.actors import QueueActors
 from dispatch.bell import Bell
 from dispatch.errors import StorageError
 from dispatch.events import EventKind, Observers, TaskEvent
-from dispatch.execution import Stop
+from dispatch.execution import Slot, Stop
 from dispatch.failures import printable
 from dispatch.storage.protocol import QueueRecord, Storage, Topic, TopicKind, WorkerRecord
 
@@ -77,6 +77,7 @@ class Upkeep:
     queues: Callable[[], Iterable[QueueActors]]
     observers: Observers
     _bell: _KeeperBell = attrs.field(factory=_KeeperBell)
+    _ended: trio.Event = attrs.field(factory=trio.Event)
     _asleep: bool = False
     _napping_long: bool = False
     _started_at: float = 0.0
@@ -107,6 +108,21 @@ class Upkeep:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep until cancelled. Started once orphans were looked after and controls applied."""
+        try:
+            await self._keep(task_status)
+        finally:
+            self._ended.set()
+
+    async def name_lingering(self) -> None:
+        """Name what goes on when `run` was cancelled, as everything was, from outside. Until cancelled."""
+        await self._ended.wait()
+        while True:
+            await trio.sleep(NAME_OVERDUE_S)
+            for actors in self.queues():
+                for slot in actors.attempts():
+                    self._name(slot, "shutdown")
+
+    async def _keep(self, task_status: trio.TaskStatus[None]) -> None:
         self._started_at = self.storage.now()
         topics = (Topic(TopicKind.CONTROL), Topic(TopicKind.LEASES, self.worker))
         started = False
@@ -150,7 +166,7 @@ class Upkeep:
         due = min(self._next_sweep, self._beat_due)
         if any(actors.busy for actors in self.queues()):
             due = min(due, self._renewed_at + self.lease_s / 3)
-        if any(actors.overdue() for actors in self.queues()):
+        if self._overdue():
             due = min(due, now + NAME_OVERDUE_S)
         elif any(actors.running for actors in self.queues()):
             due = min(due, now + max(NAME_OVERDUE_S, self.lease_s / 3))
@@ -288,23 +304,28 @@ class Upkeep:
 
     def _name_overdue(self) -> None:
         now = trio.current_time()
-        for actors in self.queues():
-            for slot in actors.overdue():
-                if slot.named_at is not None and now - slot.named_at < NAME_OVERDUE_S:
-                    continue
-                claim = slot.claim
-                assert claim is not None
-                if slot.named_at is not None:
-                    why = slot.stop.value if slot.stop is not None else "timeout"
-                    log.warning(
-                        "%s was cancelled (%s) and still runs task %s (attempt %d); %s",
-                        slot.handler,
-                        why,
-                        claim.id,
-                        claim.attempt,
-                        "its thread is asked and waited for"
-                        if slot.thread is not None
-                        else "its lease is no longer renewed, and it keeps its block open",
-                        extra={"event": "overdue", "task_id": claim.id, "handler": slot.handler},
-                    )
-                slot.named_at = now
+        for slot in self._overdue():
+            if slot.named_at is not None and now - slot.named_at < NAME_OVERDUE_S:
+                continue
+            if slot.named_at is not None:
+                self._name(slot, slot.stop.value if slot.stop is not None else "timeout")
+            slot.named_at = now
+
+    def _overdue(self) -> list[Slot]:
+        """The attempts that were cancelled and still go on."""
+        return [slot for actors in self.queues() for slot in actors.attempts() if slot.scope.cancel_called]
+
+    def _name(self, slot: Slot, why: str) -> None:
+        claim = slot.claim
+        assert claim is not None
+        log.warning(
+            "%s was cancelled (%s) and still runs task %s (attempt %d); %s",
+            slot.handler,
+            why,
+            claim.id,
+            claim.attempt,
+            "its thread is asked and waited for"
+            if slot.thread is not None
+            else "its lease is no longer renewed, and it keeps its block open",
+            extra={"event": "overdue", "task_id": claim.id, "handler": slot.handler},
+        )

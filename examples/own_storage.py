@@ -3,6 +3,8 @@
     python examples/own_storage.py                  # uses it
     python -m pytest examples/own_storage.py        # holds it to the conformance kit
 
+Both need `pip install 'trio-dispatch[testing]'`; in a clone, the README's command for the tests has installed it.
+
 Not one to use: each step reads and writes everything. It is here to be read by
 whoever writes a storage for another database. What a row becomes is decided by
 `dispatch.lifecycle` and `dispatch.storage.changes`, so what is left is finding

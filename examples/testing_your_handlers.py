@@ -2,6 +2,8 @@
 
     python -m pytest examples/testing_your_handlers.py
 
+Needs `pip install 'trio-dispatch[testing]'`; in a clone, the README's command for the tests has installed it.
+
 Under trio's `MockClock` the whole dispatcher runs on virtual time: retries over
 hours, time limits and cron wait for nothing, and every moment is exact. The
 first test uses plain pytest and `trio.run`; with pytest-trio the fixture

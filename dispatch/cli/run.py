@@ -58,7 +58,7 @@ async def run(
     tag
         Take only tasks whose tags are all among these; may be repeated.
     burst
-        End when nothing is left that can run.
+        End when nothing is left that can run, now or later.
     reload
         Start anew whenever a Python file below the working directory changes.
     grace

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final
 
@@ -14,6 +14,10 @@ import trio
 
 __all__ = ["FORCE_S", "signals"]
 
+LEFT: Final = (
+    b"dispatch: something swallows its cancellation or holds the thread, and the process is left as it is; "
+    b"what runs is run again when its lease is over, or is a dead letter if no retry is left\n"
+)
 FORCE_S: Final = 2.0
 """How long the immediate end may take before the process is left as it is."""
 
@@ -32,7 +36,7 @@ def signals(
     """
     token = trio.lowlevel.current_trio_token()
     count = 0
-    timer = threading.Timer(FORCE_S, os._exit, (1,))
+    timer = threading.Timer(FORCE_S, _leave)
     timer.daemon = True
 
     # A plain handler and no `open_signal_receiver`, whose loop a handler may block.
@@ -47,7 +51,7 @@ def signals(
             timer.start()
             token.run_sync_soon(at_once)
         else:
-            os._exit(1)
+            _leave()
 
     caught = [signal.SIGINT, signal.SIGTERM]
     if hangup and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -59,3 +63,9 @@ def signals(
         for each, handler in zip(caught, before, strict=True):
             signal.signal(each, handler)
         timer.cancel()
+
+
+def _leave() -> None:
+    with suppress(OSError):
+        os.write(2, LEFT)  # no stream and no logging, whose locks the main thread may hold
+    os._exit(1)

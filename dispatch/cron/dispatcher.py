@@ -204,7 +204,7 @@ class CronTaskDispatcher:
             self._check_open()
             if task.task is None:
                 return await self._add_function(task, replace=replace)
-            self._check_no_function(task.name, replace=replace)
+            self._check_no_function(task.name)
             added = await self._stored.add(task, replace=replace)
             self._wake_if_earlier()
             return added
@@ -229,11 +229,9 @@ class CronTaskDispatcher:
         if self._closing.is_set():
             raise ClosedError("this cron dispatcher is closed; nothing was added")
 
-    def _check_no_function(self, name: str, *, replace: bool) -> None:
+    def _check_no_function(self, name: str) -> None:
         if name in self._functions.entries:
-            if replace:
-                raise CronNameConflictError(f"cron task {name!r} is a function; cancel it first")
-            raise taken(name)
+            raise CronNameConflictError(f"cron task {name!r} is a function; cancel it first")
 
     async def _add_function(self, task: CronTask, *, replace: bool, declared: bool = False) -> CronTask:
         if await self._storage.crons(task.name):
@@ -426,7 +424,7 @@ class CronTaskDispatcher:
                 if task.task is None:
                     await self._add_function(task, replace=False, declared=True)
                 else:
-                    self._check_no_function(task.name, replace=True)
+                    self._check_no_function(task.name)
             await self._stored.declare(task for task in tasks if task.task is not None)
         await self._reload()
         if self._stored.declares:

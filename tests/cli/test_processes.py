@@ -244,9 +244,10 @@ def test_a_handler_that_will_not_stop_does_not_keep_the_process(
         worker.send_signal(signal.SIGINT)
         time.sleep(0.3)
     begun = time.monotonic()
-    status, _ = ended(worker)
+    status, said = ended(worker)
     assert status == 1
     ended_s = time.monotonic() - begun
+    assert "the process is left as it is; what runs is run again when its lease is over" in said
     assert project.statuses() == {"running": 1}
     in_time({"ended_s": ended_s}, ended_s=within_s + 3.0)
 

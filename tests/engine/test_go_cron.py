@@ -122,12 +122,16 @@ async def test_the_same_entry_again_is_a_no_op_and_a_different_one_an_error(auto
     async with working() as dispatcher:
         first = await dispatcher.cron.add_with_name("@every 10s", "a", ticks)
         assert await dispatcher.cron.add_with_name("@every 10s", "a", ticks) is first
-        for spec, what in (("@every 20s", ticks), ("@every 10s", Ticks()), ("@every 10s", JOB(Job()))):
+        for spec, what in (("@every 20s", ticks), ("@every 10s", Ticks())):
             with pytest.raises(CronNameConflictError) as caught:
                 await dispatcher.cron.add_with_name(spec, "a", what)
-        assert str(caught.value) == (
-            "[1015] a different cron task is named 'a'; pass replace=True to replace it, or cancel it first"
-        )
+            assert str(caught.value) == (
+                "[1015] a different cron task is named 'a'; pass replace=True to replace it, or cancel it first"
+            )
+        for replace in (False, True):  # not advised either: a task is no function
+            with pytest.raises(CronNameConflictError) as caught:
+                await dispatcher.cron.add_with_name("@every 10s", "a", JOB(Job()), replace=replace)
+            assert str(caught.value) == "[1015] cron task 'a' is a function; cancel it first"
         await dispatcher.cron.add_with_name("@every 20s", "a", ticks, replace=True)
         await trio.sleep(25)
         assert len(ticks.times) == 1

@@ -28,6 +28,7 @@ from dispatch.cron.dispatcher import CronTaskDispatcher
 from dispatch.records import AttemptOutcome
 from dispatch.storage.protocol import RenewAnswer
 from dispatch.storage.query import Ids
+from dispatch.storage.sqlite import SqliteStorage
 from dispatch.testing.faults import FaultyStorage
 from dispatch.testing.proxy import StorageProxy
 
@@ -506,6 +507,52 @@ async def test_a_storage_that_fails_at_the_start_is_told_as_it_is(autojump_clock
     with pytest.raises(StorageError, match="is down"):
         async with open_dispatcher(view):
             pass
+
+
+async def test_a_storage_that_was_not_opened_is_told_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ClosedError, match="use it as: async with SqliteStorage"):
+        async with open_dispatcher(SqliteStorage(tmp_path / "jobs.db")):
+            pass
+
+
+@pytest.mark.parametrize("how", ["cancelled", "raised"])
+async def test_who_swallows_a_cancellation_from_outside_is_named(
+    how: str, autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def stubborn(task: QueueTask[Job]) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(60)
+
+    began = trio.current_time()
+    with trio.CancelScope() as outside:
+        try:
+            async with working(stubborn, grace=1.0) as dispatcher:
+                task = await dispatcher.publisher.publish(JOB(Job()))
+                await trio.sleep(1)
+                if how == "cancelled":
+                    outside.cancel()
+                    await trio.sleep_forever()
+                raise LookupError("ours")
+        except* LookupError:
+            pass
+    assert trio.current_time() - began == pytest.approx(60.0, abs=0.01)
+    named = [each for each in caplog.messages if f"was cancelled (shutdown) and still runs task {task.id}" in each]
+    assert len(named) == 11  # every 5 s of 59
+    assert "stubborn" in named[0]
+
+
+async def test_cancelled_amid_its_grace_it_does_not_say_that_this_has_ended(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    with trio.CancelScope() as outside:
+        async with working(Script(60.0), grace=50.0) as dispatcher:
+            await dispatcher.publisher.publish(JOB(Job()))
+            await trio.sleep(1)
+            dispatcher.close()
+            await trio.sleep(1)
+            outside.cancel()
+    [told] = [each for each in caplog.messages if each.startswith("shutdown: ")]
+    assert told.startswith("shutdown: this was cancelled with 1 tasks running; handed back: ")
 
 
 async def test_a_publisher_closed_amid_many_says_how_many_are_stored(autojump_clock: object) -> None:
