@@ -293,12 +293,12 @@ class TaskQueueConsumer:
                 self._nursery = None
                 self._report(in_time=wound_down)
                 keepers.cancel_scope.cancel()
+                lingering.cancel()
                 with trio.move_on_after(1, shield=True):
                     try:
                         await self._storage.forget(self.worker)
                     except (StorageError, ClosedError) as exc:
                         log.info("worker %s stays listed until its record is old: %s", self.worker, exc)
-                lingering.cancel()
         if refused is not None:
             raise refused
 

@@ -138,9 +138,9 @@ where two processes share a queue. `xmax` is who changed or locked it last. Whoe
 has left it as it is, by rolling back or by locking alone; so has this transaction. It has 32 bits of a number
 of 64, hence `past`, its distance to the `top` of what the statement sees.
 
-It says this of some rows that nobody has taken, too: of one that somebody locked and let go since, and of one that
-several shared, where `xmax` is the number of that set, and such numbers are counted by themselves. So it may put a
-row off, and no more: see `_surely`. One far beyond `top` is of a set, since no statement lasts so many transactions.
+Some rows that are free it calls taken: one that somebody has only locked since, and let go, and one that several
+shared, where `xmax` is the number of that set, and such numbers are counted by themselves. So it may put a row
+off, and no more: see `_surely`. One far beyond `top` is of a set, since no statement lasts so many transactions.
 """
 CLAIM: Final = (
     f"WITH RECURSIVE {{clock}}, {SIGHT}, {PLACE},{{ending}} {{lane}}, {{sets}}"

@@ -507,7 +507,7 @@ class CronStore(ABC):
 
     @abstractmethod
     async def crons(self, name: str | None = None) -> list[CronRecord]:
-        """Every stored entry, or the one of this name, by name."""
+        """Every stored entry, or the one of this name, by name; records that others may hold, not to be changed."""
 
     @abstractmethod
     async def alter_cron(
