@@ -269,11 +269,10 @@ class TaskQueueConsumer:
         wound_down = False
         lingering = trio.CancelScope(shield=True)
         async with trio.open_nursery() as keepers:
-            keepers.start_soon(self._name_lingering, lingering)
             try:
                 try:
                     await self._registry.declare(self._storage)
-                    await keepers.start(self._upkeep.run)
+                    await keepers.start(self._keep, keepers, lingering)
                 except (StorageError, ClosedError) as exc:  # raised on below, bare rather than in the nursery's group
                     refused = exc
                 else:
@@ -302,9 +301,14 @@ class TaskQueueConsumer:
         if refused is not None:
             raise refused
 
-    async def _name_lingering(self, while_it_lasts: trio.CancelScope) -> None:
-        with while_it_lasts:  # shielded: it is the cancellation from outside that a handler may swallow
-            await self._upkeep.name_lingering()
+    async def _keep(
+        self, keepers: trio.Nursery, lingering: trio.CancelScope, task_status: trio.TaskStatus[None]
+    ) -> None:
+        try:
+            await self._upkeep.run(task_status)
+        finally:
+            if self._nursery is not None:  # cancelled from outside, as the handlers are: one may swallow it
+                keepers.start_soon(self._upkeep.name_lingering, lingering)
 
     def close(self) -> None:
         """Begin the shutdown; `run()` returns when it is done. Harmless to repeat."""

@@ -77,7 +77,6 @@ class Upkeep:
     queues: Callable[[], Iterable[QueueActors]]
     observers: Observers
     _bell: _KeeperBell = attrs.field(factory=_KeeperBell)
-    _ended: trio.Event = attrs.field(factory=trio.Event)
     _asleep: bool = False
     _napping_long: bool = False
     _started_at: float = 0.0
@@ -108,21 +107,6 @@ class Upkeep:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep until cancelled. Started once orphans were looked after and controls applied."""
-        try:
-            await self._keep(task_status)
-        finally:
-            self._ended.set()
-
-    async def name_lingering(self) -> None:
-        """Name what goes on when `run` was cancelled, as everything was, from outside. Until cancelled."""
-        await self._ended.wait()
-        while True:
-            await trio.sleep(NAME_OVERDUE_S)
-            for actors in self.queues():
-                for slot in actors.attempts():
-                    self._name(slot, "shutdown")
-
-    async def _keep(self, task_status: trio.TaskStatus[None]) -> None:
         self._started_at = self.storage.now()
         topics = (Topic(TopicKind.CONTROL), Topic(TopicKind.LEASES, self.worker))
         started = False
@@ -145,6 +129,15 @@ class Upkeep:
                     started = True
                     task_status.started()
                 await self._nap()
+
+    async def name_lingering(self, while_it_lasts: trio.CancelScope) -> None:
+        """Name what goes on when `run` was cancelled, as everything was, from outside; in a shielded scope."""
+        with while_it_lasts:
+            while True:
+                await trio.sleep(NAME_OVERDUE_S)
+                for actors in self.queues():
+                    for slot in actors.attempts():
+                        self._name(slot, "shutdown")
 
     async def _nap(self) -> None:
         """Sleep until something is due or the storage rings.
