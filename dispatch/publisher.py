@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
+from math import inf
 from typing import Any, Final, TypeVar, cast, overload
 
 import attrs
@@ -37,13 +39,15 @@ from dispatch.storage.protocol import (
     TopicKind,
     stored_for,
 )
-from dispatch.storage.query import Ids
+from dispatch.storage.query import Ids, Queues, Statuses
 from dispatch.tasks import Priority, QueueTask, TaskStatus, TaskType, task_of
 
 __all__ = ["Published", "TaskQueuePublisher"]
 
 P = TypeVar("P")
 R = TypeVar("R")
+
+log: Final = logging.getLogger("dispatch.publisher")
 
 inside_handler: Final[ContextVar[bool]] = ContextVar("dispatch_inside_handler", default=False)
 """Set in the context of every attempt: publishing from there never waits for room."""
@@ -55,6 +59,9 @@ BREATH_BYTES: Final = 64 * 1024
 """So much is encoded of a batch, which takes some milliseconds, before others run."""
 TASK_BYTES: Final = 400
 """What a task without payload costs to prepare, as so many bytes of it."""
+
+PATIENCE_S: Final = 5.0
+"""So long a publish waits for room before it is looked whether anything of the queue runs."""
 
 MET_TYPES: Final = 4_096
 """Types made up without end must not fill the memory."""
@@ -114,7 +121,8 @@ class TaskQueuePublisher:
 
         If the queue holds its bound of due tasks, waits for room in order of
         arrival, or raises QueueFullError (1020) where the queue's `overflow`
-        says so; from inside a handler neither.
+        says so; from inside a handler neither. Where it has waited for 5 s, the
+        queue being paused or nothing of it running, the log names that.
 
         A checkpoint. Cancelled, it has stored nothing, or all of it: it is
         never cut in two, and a publish that waits for room holds nothing. In
@@ -564,12 +572,38 @@ class TaskQueuePublisher:
         try:
             async with turn:
                 with self._storage.watch(bell, Topic(TopicKind.ROOM, queue)):
+                    patience_until = trio.current_time() + PATIENCE_S
                     while await self._try(queue, batch, results):
-                        await bell.wait()
+                        await bell.wait(patience_until - trio.current_time())
+                        if trio.current_time() >= patience_until:
+                            patience_until = inf
+                            await self._name_standstill(queue)
         finally:
             self._waiting.discard(bell)
             if not turn.locked() and self._turns.get(queue) is turn:
                 del self._turns[queue]
+
+    async def _name_standstill(self, queue: str) -> None:
+        """Say so if what a publish waits for will not come by itself; workers at work are no trouble."""
+        try:
+            paused = any(each.name == queue and each.paused for each in await self._storage.queues())
+            running = await self._storage.count(Queues(queue) & Statuses(TaskStatus.RUNNING), bound=1)
+        except StorageError as exc:  # the next try tells the caller
+            log.debug("queue %s: cannot look why there is no room: %s", queue, exc)
+            return
+        if paused:
+            why = "the queue is paused; resume it"
+        elif not any(running.values()):
+            why = "nothing of it is running; is there a dispatcher that serves it, with handlers for its tasks?"
+        else:
+            return
+        log.warning(
+            "queue %s: full, a publish has waited %g s for room: %s",
+            queue,
+            PATIENCE_S,
+            why,
+            extra={"event": "standstill", "queue": queue},
+        )
 
     async def _try(self, queue: str, batch: list[NewTask], results: list[EnqueueResult]) -> bool:
         """Enqueue what is still FULL for this queue; whether something still is."""

@@ -65,6 +65,46 @@ async def test_publishing_waits_for_room_and_goes_on_when_there_is(autojump_cloc
     assert [task.payload.n for task in handler.seen] == list(range(5))
 
 
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the log says of publishing."""
+    return [each.getMessage() for each in caplog.records if each.name == "dispatch.publisher"]
+
+
+async def test_a_publish_that_waits_for_a_paused_queue_is_named_once(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(nothing, SMALL) as dispatcher, trio.open_nursery() as nursery:
+        await dispatcher.control.pause_queue("q")
+        nursery.start_soon(dispatcher.publisher.publish_many, [JOB(Job(n)) for n in range(5)])
+        await trio.sleep(4.9)
+        assert said(caplog) == []
+        await trio.sleep(3_600)
+        assert said(caplog) == ["queue q: full, a publish has waited 5 s for room: the queue is paused; resume it"]
+        await dispatcher.control.resume_queue("q")
+    assert len(said(caplog)) == 1
+
+
+async def test_a_publish_that_nobody_makes_room_for_is_named(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(config=SMALL) as dispatcher:
+        with trio.move_on_after(60):
+            await dispatcher.publisher.publish_many([JOB(Job(n)) for n in range(3)])
+    assert said(caplog) == [
+        "queue q: full, a publish has waited 5 s for room: nothing of it is running; "
+        "is there a dispatcher that serves it, with handlers for its tasks?"
+    ]
+
+
+async def test_a_publish_that_waits_for_workers_at_work_is_not_named(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(Script(10.0), SMALL) as dispatcher:
+        await dispatcher.publisher.publish_many([JOB(Job(n)) for n in range(5)])
+        await dispatcher.drain()
+    assert said(caplog) == []
+
+
 async def test_publishing_raises_where_the_queue_says_so(autojump_clock: object) -> None:
     async with working(config=TaskQueueConfig(buffer_size=2, overflow="raise")) as dispatcher:
         for n in range(2):
