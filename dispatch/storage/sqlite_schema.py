@@ -38,7 +38,7 @@ from typing import Final, Literal
 from dispatch.errors import InvalidConfigError, StorageError
 from dispatch.storage.query import payload_has
 
-__all__ = ["SCHEMA_VERSION", "Place", "Synchronous", "connect", "create_or_migrate"]
+__all__ = ["SCHEMA_VERSION", "Place", "Synchronous", "connect", "create_or_migrate", "damage"]
 
 SCHEMA_VERSION: Final = 2
 """Raised with every change of the tables; each step up has its entry in `STEPS`."""
@@ -220,8 +220,10 @@ def connect(path: Path, *, synchronous: Synchronous, create: bool = True) -> sql
             connection.close()
             raise
     except sqlite3.Error as exc:
-        hint = ""
-        if not _writable(path.parent):
+        hint = damage(exc)
+        if path.is_dir():
+            hint = f"; it is a folder: name a file in it, such as {path / 'jobs.db'}"
+        elif not _writable(path.parent):
             hint = (
                 f"; SQLite keeps its log beside the file, and the folder {path.parent} cannot be written "
                 "by this user: make it writable"
@@ -252,6 +254,19 @@ def _write_ahead(connection: sqlite3.Connection) -> str:
             time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - who gave up together tries again apart
         else:
             return str(mode)
+
+
+def damage(exc: sqlite3.Error) -> str:
+    """What to do about a file that is not, or no longer, a database; nothing for other errors."""
+    code = getattr(exc, "sqlite_errorcode", 0) & 0xFF  # what the module raises by itself has none
+    if code == sqlite3.SQLITE_NOTADB:
+        return "; name another file, or put a backup of the one that was here in its place"
+    if code == sqlite3.SQLITE_CORRUPT:
+        return (
+            "; the file is damaged: stop its processes and put a backup in its place, or have what can be read "
+            'written to a new one, sqlite3 jobs.db ".recover" | sqlite3 new.db'
+        )
+    return ""
 
 
 def define_functions(connection: sqlite3.Connection) -> None:
@@ -307,7 +322,7 @@ def create_or_migrate(connection: sqlite3.Connection, path: Path) -> None:
                 connection.execute("ROLLBACK")
             raise
     except sqlite3.Error as exc:
-        raise StorageError(f"{path}: its tables cannot be read or made: {exc}") from exc
+        raise StorageError(f"{path}: its tables cannot be read or made: {exc}{damage(exc)}") from exc
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -145,16 +145,54 @@ async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 async def test_a_folder_is_no_database(tmp_path: Path) -> None:
     assert await refusal(tmp_path) == (
-        f"{tmp_path}: cannot be opened as a SQLite database: unable to open database file"
+        f"{tmp_path}: cannot be opened as a SQLite database: unable to open database file; "
+        f"it is a folder: name a file in it, such as {tmp_path}/jobs.db"
     )
 
 
 async def test_a_file_of_something_else_is_left_alone(path: Path) -> None:
     path.write_bytes(b"something else " * 100)
     assert await refusal(path) == (
-        f"{path}: cannot be opened as a SQLite database: file is not a database"
+        f"{path}: cannot be opened as a SQLite database: file is not a database; "
+        "name another file, or put a backup of the one that was here in its place"
     )
     assert path.read_bytes() == b"something else " * 100
+
+
+async def test_a_backup_of_an_open_file_has_all_and_runs_again_what_ran(path: Path) -> None:
+    async with stored(path) as storage:
+        await storage.enqueue([new(f"task-{number}") for number in range(20)])
+        want = Want(queue="q", limit=1, max_retry=1)
+        [running] = (await storage.claim([want], worker="w", lease=0.05)).claims
+        with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(path.parent / "copy.db")) as copy:
+            db.backup(copy)
+        await storage.enqueue([new("later")])
+    for each in path.parent.glob("jobs.db*"):
+        each.unlink()
+    (path.parent / "copy.db").rename(path)
+    await trio.sleep(0.06)
+    async with stored(path) as storage:
+        [rescued] = (await storage.rescue()).records
+        assert (rescued.id, rescued.status) == (running.id, TaskStatus.PENDING)  # after its delay
+        claimed = await storage.claim([Want(queue="q", limit=50)], worker="w", lease=30.0)
+        assert {claim.id for claim in claimed.claims} == {f"task-{number}" for number in range(1, 20)}
+
+
+@pytest.mark.parametrize("first", [1, 2])  # with the page that holds the tables' names, and behind it
+async def test_a_damaged_file_is_told_what_to_do(path: Path, first: int) -> None:
+    async with stored(path) as storage:
+        await storage.enqueue([new(f"task-{number}", payload=b"x" * 500) for number in range(500)])
+    data = bytearray(path.read_bytes())
+    data[first * 4096 :] = b"\x55" * (len(data) - first * 4096)
+    path.write_bytes(data)
+    with pytest.raises(StorageError) as caught:
+        async with SqliteStorage(path) as storage:
+            await storage.claim([Want(queue="q", limit=600)], worker="w", lease=30.0)
+    assert str(path) in caught.value.detail
+    assert caught.value.detail.endswith(
+        "malformed; the file is damaged: stop its processes and put a backup in its place, or have what can be read "
+        'written to a new one, sqlite3 jobs.db ".recover" | sqlite3 new.db'
+    )
 
 
 async def test_a_file_made_by_newer_code_is_left_alone(path: Path) -> None:
