@@ -20,6 +20,7 @@ from dispatch.errors import (
     ClosedError,
     DispatchError,
     DuplicateTaskError,
+    InvalidQueuePayloadError,
     InvalidQueueTaskError,
     QueueFullError,
     QueueNotRegisteredError,
@@ -114,8 +115,9 @@ class TaskQueuePublisher:
         """Store `task` and answer with its stored snapshot, id and moments filled in.
 
         On return the storage has it: with a database it survives the process.
-        The payload is checked against its declared class and copied, so later
-        changes to it never reach the handler. Publishing an id that is stored
+        The payload is checked against its declared class (and that of a handler
+        registered here, if it is another) and copied, so later changes to it
+        never reach the handler. Publishing an id that is stored
         already is harmless and answers with the stored task, as does a KEEP
         clash of `unique`.
 
@@ -493,10 +495,14 @@ class TaskQueuePublisher:
         cls: Any = declared.payload if declared is not None else payload.__class__
         where = f"payload of {task.queue}/{task.type}"
         data, copy = self._codec.encode(payload, cls, where)
-        if declared is not None and address not in self._registry.types:
-            if len(self._met) >= MET_TYPES:
-                self._met.clear()
-            self._met.setdefault(address, declared)
+        if declared is not None:
+            handled = self._registry.types.get(address)
+            if handled is None:
+                if len(self._met) >= MET_TYPES:
+                    self._met.clear()
+                self._met.setdefault(address, declared)
+            elif handled.payload is not cls and declared.version <= handled.version:
+                self._check_handled(data, declared, handled)
         return (
             NewTask(
                 id=task.id or new_id(self._storage.now()),
@@ -516,6 +522,18 @@ class TaskQueuePublisher:
             ),
             copy,
         )
+
+    def _check_handled(self, data: bytes, declared: TaskType[Any, Any], handled: TaskType[Any, Any]) -> None:
+        """Refuse what the handler registered here, for another class, could not be given."""
+        try:
+            self._codec.decode(data, handled.payload, version=declared.version, task_type=handled)
+        except InvalidQueuePayloadError as exc:
+            raise InvalidQueuePayloadError(
+                f"payload of {declared.queue}/{declared.type}: published as {declared.payload.__qualname__}, and the "
+                f"handler registered here takes {handled.payload.__qualname__}, which it does not fit at {exc.path}; "
+                "declare the TaskType once and use it on both sides, or give the changed class a version of its own",
+                exc.path,
+            ) from exc
 
     async def _enqueue(self, batch: list[NewTask]) -> list[EnqueueResult]:
         """Store a batch; items that found their queue full wait for their turn, or stay FULL."""

@@ -24,12 +24,14 @@ from dispatch import (
     InvalidTaskHandlerError,
     InvalidTaskTypeError,
     Limits,
+    MemoryStorage,
     QueueFullError,
     QueueTask,
     RetryPolicy,
     TaskCancelledError,
     TaskFailedError,
     TaskQueueConfig,
+    TaskQueuePublisher,
     TaskStatus,
     TaskType,
     open_dispatcher,
@@ -313,8 +315,11 @@ async def test_memory_by_its_url_says_what_is_lost(autojump_clock: object, caplo
 
 
 async def test_a_dead_letter_that_nobody_can_read_takes_other_fields(autojump_clock: object) -> None:
-    async with working(nothing) as dispatcher:
-        task = await dispatcher.publisher.publish(TaskType("q", "job", dict)({"unknown": 1}))
+    storage = MemoryStorage()
+    async with working(nothing, storage=storage) as dispatcher:
+        await dispatcher.publisher.declare()
+        elsewhere = TaskQueuePublisher(storage)  # knows nothing of the handler
+        task = await elsewhere.publish(TaskType("q", "job", dict)({"unknown": 1}))
         ended = await dispatcher.publisher.wait(task)
         assert ended.failure_reason == "invalid_payload"
         assert await dispatcher.control.edit(task.id, priority=Priority.HIGH, max_retry=3)

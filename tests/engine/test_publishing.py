@@ -65,6 +65,41 @@ async def test_publishing_waits_for_room_and_goes_on_when_there_is(autojump_cloc
     assert [task.payload.n for task in handler.seen] == list(range(5))
 
 
+@frozen
+class Named:
+    name: str
+
+
+@frozen
+class Twin:
+    n: int
+    more: str = ""
+
+
+async def test_a_payload_that_the_handler_here_could_not_be_given_is_refused(autojump_clock: object) -> None:
+    handler = Script()
+    async with working(handler, task_type=TaskType("q", "job", Named)) as dispatcher:
+        with pytest.raises(InvalidQueuePayloadError) as caught:
+            await dispatcher.publisher.publish(JOB(Job(1)))
+        assert (caught.value.detail, caught.value.path) == (
+            "payload of q/job: published as Job, and the handler registered here takes Named, which it does not fit "
+            "at $.name; declare the TaskType once and use it on both sides, or give the changed class a version of its own",
+            "$.name",
+        )
+        assert await dispatcher.control.count() == {}
+        newer = TaskType("q", "job", Job, version=2)  # waits for a worker that knows it
+        await dispatcher.publisher.publish(newer(Job(1)))
+        assert await dispatcher.control.count() == {(): 1}
+
+
+async def test_a_payload_that_fits_the_class_of_the_handler_here_is_taken(autojump_clock: object) -> None:
+    handler = Script()
+    async with working(handler, task_type=TaskType("q", "job", Twin)) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job(1)))
+        await dispatcher.drain()
+    assert [task.payload for task in handler.seen] == [Twin(1)]
+
+
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the log says of publishing."""
     return [each.getMessage() for each in caplog.records if each.name == "dispatch.publisher"]
