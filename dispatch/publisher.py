@@ -41,7 +41,7 @@ from dispatch.storage.protocol import (
     stored_for,
 )
 from dispatch.storage.query import Ids, Queues, Statuses
-from dispatch.tasks import Priority, QueueTask, TaskStatus, TaskType, task_of
+from dispatch.tasks import OnClash, Priority, QueueTask, TaskStatus, TaskType, task_of
 
 __all__ = ["Published", "TaskQueuePublisher"]
 
@@ -420,7 +420,7 @@ class TaskQueuePublisher:
         process does not know, is shown as plain data.
         """
         declared = like.declared if like is not None else None
-        if declared is None:
+        if declared is None or declared.queue != record.queue or declared.type != record.type:
             declared = self._known((record.queue, record.type))
         status = record.status
         if status is TaskStatus.PENDING and record.attempt:
@@ -670,9 +670,13 @@ class TaskQueuePublisher:
                 f"put the type into it, as in '{new.type}-{existing}'",
                 existing,
             )
-        return DuplicateTaskError(
-            f"task {new.queue}/{new.type}: task {existing} is in its way, and unique says to reject", existing
-        )
+        why = "unique says to reject"
+        if new.unique is not None and new.unique.on_clash is OnClash.REPLACE and result.record is not None:
+            why = (
+                f"a payload is not written into a task of another type, {result.record.queue}/{result.record.type}; "
+                'give unique scope="type", or on_clash="supersede"'
+            )
+        return DuplicateTaskError(f"task {new.queue}/{new.type}: task {existing} is in its way, and {why}", existing)
 
     def _not_registered(self, queue: str) -> QueueNotRegisteredError:
         known = sorted(self._registry.configs)

@@ -178,7 +178,9 @@ class Unique:
     seconds from the new one's, inclusive. `replace` names the fields that
     REPLACE writes (`payload`, `available_at`, `priority`, `headers`, `tags`,
     `timeout`, `max_retry`), and only into a task whose status is in
-    `replace_in`. A debounce is `Unique(key=..., on_clash="replace",
+    `replace_in`. With a wider `scope` than the type, KEEP may answer with a task
+    of another type, and REPLACE does not write a `payload` into one: that is
+    refused as with REJECT. `rerun` by hand looks for no twin. A debounce is `Unique(key=..., on_clash="replace",
     replace={"payload", "available_at"})` with a `delay`.
     """
 

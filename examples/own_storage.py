@@ -507,14 +507,10 @@ def store(tables: Tables, new: NewTask, now: float, bounded: bool = False) -> En
     due = new.available_at if new.available_at is not None else round(now + new.delay, 6)
     clashes = clashing(tables, new, due)
     if clashes and new.unique is not None and new.unique.on_clash is not OnClash.SUPERSEDE:
-        if new.unique.on_clash is OnClash.REJECT:
-            return existing(EnqueueAnswer.REJECTED, new, clashes[0])
-        if new.unique.on_clash is OnClash.REPLACE:
-            for row in clashes:
-                if row.status in new.unique.replace_in:
-                    write(row, changes.replacement(new, new.unique.replace, due))
-                    return existing(EnqueueAnswer.REPLACED, new, row)
-        return existing(EnqueueAnswer.EXISTING, new, clashes[0])
+        answer, at = changes.clash_answer(new, clashes)
+        if answer is EnqueueAnswer.REPLACED:
+            write(clashes[at], changes.replacement(new, new.unique.replace, due))
+        return existing(answer, new, clashes[at])
     if bounded and due <= now and queue.max_waiting is not None:
         waiting = [row for row in of_queue(tables, queue.name) if row.status is PENDING and row.available_at <= now]
         if sum(row not in clashes for row in waiting) >= queue.max_waiting:

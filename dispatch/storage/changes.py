@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, Literal
 
 from dispatch import lifecycle
 from dispatch.lifecycle import TABLE, Event
 from dispatch.records import NewTask, TaskRecord
-from dispatch.storage.protocol import KEEP, Change
+from dispatch.storage.protocol import KEEP, Change, EnqueueAnswer
 from dispatch.storage.query import All, Ids, Statuses, Where
-from dispatch.tasks import TaskStatus
+from dispatch.tasks import OnClash, TaskStatus
 
 __all__ = [
     "NO_HEADERS",
     "changeable",
+    "clash_answer",
     "frozen_headers",
     "group_value",
     "later_slot",
@@ -38,6 +39,24 @@ CHANGEABLE: Final = {
 def frozen_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     """A private copy: what the caller does to its mapping later must not reach the row."""
     return MappingProxyType(dict(headers)) if headers else NO_HEADERS
+
+
+def clash_answer(new: NewTask, clashes: Sequence[TaskRecord]) -> tuple[EnqueueAnswer, int]:
+    """What a task that clashes with these, oldest first, is answered with, and the place of the one it is about.
+
+    SUPERSEDE aside, which stores it. A payload is only ever written into a task of its own type:
+    under a uniqueness wider than the type, one handler would be given the other's work.
+    """
+    unique = new.unique
+    assert unique is not None
+    if unique.on_clash is OnClash.REJECT:
+        return EnqueueAnswer.REJECTED, 0
+    if unique.on_clash is OnClash.REPLACE:
+        for at, record in enumerate(clashes):
+            if record.status in unique.replace_in:
+                strange = "payload" in unique.replace and (record.queue, record.type) != (new.queue, new.type)
+                return EnqueueAnswer.REJECTED if strange else EnqueueAnswer.REPLACED, at
+    return EnqueueAnswer.EXISTING, 0
 
 
 def replacement(new: NewTask, names: Iterable[str], available_at: float) -> dict[str, object]:

@@ -49,6 +49,7 @@ from dispatch.lifecycle import SettleAnswer
 from dispatch.records import AttemptRecord, Claim, NewTask, TaskRecord, Transition, UniqueKey
 from dispatch.storage.changes import (
     changeable,
+    clash_answer,
     frozen_headers,
     group_value,
     patched,
@@ -280,14 +281,10 @@ class MemoryStorage(MemoryRegistry):
     def _clash(
         self, new: NewTask, unique: UniqueKey, clashes: list[Row], available_at: float, now: float
     ) -> EnqueueResult:
-        if unique.on_clash is OnClash.REJECT:
-            return known(EnqueueAnswer.REJECTED, new, clashes[0])
-        if unique.on_clash is OnClash.REPLACE:
-            for row in clashes:
-                if row.record.status in unique.replace_in:
-                    self._rewrite(row, replacement(new, unique.replace, available_at), now)
-                    return known(EnqueueAnswer.REPLACED, new, row)
-        return known(EnqueueAnswer.EXISTING, new, clashes[0])
+        answer, at = clash_answer(new, [row.record for row in clashes])
+        if answer is EnqueueAnswer.REPLACED:
+            self._rewrite(clashes[at], replacement(new, unique.replace, available_at), now)
+        return known(answer, new, clashes[at])
 
     def _rewrite(self, row: Row, fields: Mapping[str, object], now: float) -> None:
         """Write fields that are not state, and find the row's place anew."""

@@ -38,7 +38,7 @@ import attrs
 from dispatch import lifecycle
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import AttemptRecord, NewTask, TaskRecord, Transition, UniqueKey
-from dispatch.storage.changes import patched, replacement, would_change
+from dispatch.storage.changes import clash_answer, patched, replacement, would_change
 from dispatch.storage.postgres_rows import (
     COLUMNS,
     IN_STATE,
@@ -490,14 +490,10 @@ class Step:
     def _clash(
         self, new: NewTask, unique: UniqueKey, clashes: list[Stored], available_at: float
     ) -> EnqueueResult:
-        if unique.on_clash is OnClash.REJECT:
-            return _known(EnqueueAnswer.REJECTED, new, clashes[0])
-        if unique.on_clash is OnClash.REPLACE:
-            for stored in clashes:
-                if stored.record.status in unique.replace_in:
-                    self._rewrite(stored, replacement(new, unique.replace, available_at))
-                    return _known(EnqueueAnswer.REPLACED, new, stored)
-        return _known(EnqueueAnswer.EXISTING, new, clashes[0])
+        answer, at = clash_answer(new, [stored.record for stored in clashes])
+        if answer is EnqueueAnswer.REPLACED:
+            self._rewrite(clashes[at], replacement(new, unique.replace, available_at))
+        return _known(answer, new, clashes[at])
 
     def _rewrite(self, stored: Stored, fields: dict[str, object]) -> None:
         with self._changing(stored) as record:

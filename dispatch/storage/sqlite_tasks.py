@@ -16,7 +16,7 @@ from typing import Any, Final
 from dispatch import lifecycle
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import Claim, NewTask, TaskRecord, Transition, TransitionKind
-from dispatch.storage.changes import replacement
+from dispatch.storage.changes import clash_answer, replacement
 from dispatch.storage.limits import Rooms, allowance
 from dispatch.storage.protocol import (
     Claimed,
@@ -249,14 +249,10 @@ class SqliteTasks(SqlitePlaces):
     ) -> EnqueueResult:
         unique = new.unique
         assert unique is not None
-        if unique.on_clash is OnClash.REJECT:
-            return _known(EnqueueAnswer.REJECTED, new, clashes[0])
-        if unique.on_clash is OnClash.REPLACE:
-            for record in clashes:
-                if record.status in unique.replace_in:
-                    self.rewrite(record, replacement(new, unique.replace, available_at), now)
-                    return _known(EnqueueAnswer.REPLACED, new, record)
-        return _known(EnqueueAnswer.EXISTING, new, clashes[0])
+        answer, at = clash_answer(new, clashes)
+        if answer is EnqueueAnswer.REPLACED:
+            self.rewrite(clashes[at], replacement(new, unique.replace, available_at), now)
+        return _known(answer, new, clashes[at])
 
     def _full(self, queue: Queue, superseded: Sequence[TaskRecord], now: float) -> bool:
         """Whether one more due task would put the queue over its bound: a bounded count, once a batch."""

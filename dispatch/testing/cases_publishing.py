@@ -252,6 +252,21 @@ class UniqueCases:
         assert (await bench.row("old")).payload == (b"new" if written else b"old")
         assert await bench.ids() == ["old"]
 
+    @pytest.mark.parametrize("other", [{"type": "other"}, {"queue": "other"}], ids=["type", "queue"])
+    async def test_replace_writes_no_payload_into_a_task_of_another_type(
+        self, bench: Workbench, other: dict[str, str]
+    ) -> None:
+        await self.existing(bench, "pending")
+        before = await bench.row("old")
+        [result] = await bench.publish("new", unique=unique(on_clash="replace"), payload=b"new", **other)
+        assert (result.answer, result.record) == (A.REJECTED, before)
+        raised = unique(on_clash="replace", replace=frozenset({"priority"}))
+        [result] = await bench.publish("newer", unique=raised, payload=b"newer", priority=3, **other)
+        assert result.answer is A.REPLACED
+        row = await bench.row("old")
+        assert (row.payload, row.type, row.queue, row.priority) == (b"old", before.type, before.queue, 3)
+        assert await bench.ids() == ["old"]
+
     @pytest.mark.parametrize("status", OPEN)
     async def test_supersede_ends_the_match_and_stores(
         self, bench: Workbench, status: str

@@ -19,10 +19,11 @@ from dispatch import (
     QueueTask,
     TaskQueueConfig,
     TaskStatus,
+    TaskType,
     Unique,
 )
 
-from .work import ASK, JOB, Job, Script, nothing, working
+from .work import ASK, JOB, Answer, Job, Script, nothing, working
 
 
 async def test_a_seed_of_the_application_gives_no_two_tasks_one_id(autojump_clock: object) -> None:
@@ -204,3 +205,35 @@ async def test_an_id_that_another_type_has_taken_is_refused(autojump_clock: obje
         assert (there.task.payload, there.error) == (first.payload, None)
         assert isinstance(taken.error, DuplicateTaskError)
         assert await dispatcher.control.count() == {(): 1}
+
+
+PAY = TaskType("q", "pay", Job, Answer)
+
+
+async def test_a_clash_with_another_type_is_shown_as_what_it_is(autojump_clock: object) -> None:
+    async def pay(task: QueueTask[Job]) -> Answer:
+        return Answer(task.payload.n)
+
+    async with working(nothing) as dispatcher:
+        dispatcher.consumer.register_handler(PAY, pay)
+        publisher = dispatcher.publisher
+        unique = Unique(key="order 7", scope="queue")
+        paid = await publisher.publish(PAY(Job(7), unique=unique))
+        kept: QueueTask[Job, Any] = await publisher.publish(JOB(Job(8), unique=unique))
+        assert (kept.id, kept.type, kept.declared) == (paid.id, "pay", PAY)
+        assert (await publisher.wait(kept)).result == Answer(7)
+
+
+async def test_a_payload_does_not_replace_that_of_another_type(autojump_clock: object) -> None:
+    async with working() as dispatcher:
+        publisher = dispatcher.publisher
+        unique = Unique(key="order 7", scope="queue", on_clash="replace")
+        paid = await publisher.publish(PAY(Job(7), unique=unique))
+        with pytest.raises(DuplicateTaskError) as caught:
+            await publisher.publish(JOB(Job(8), unique=unique))
+        assert caught.value.existing_id == paid.id
+        assert caught.value.detail == (
+            f"task q/job: task {paid.id} is in its way, and a payload is not written into a task of another type, "
+            'q/pay; give unique scope="type", or on_clash="supersede"'
+        )
+        assert (await dispatcher.control.get(paid)).payload == Job(7)
