@@ -290,9 +290,9 @@ class TaskQueueConsumer:
             finally:
                 self._closing.set()
                 self._nursery = None
+                lingering.cancel()  # first: it is shielded, and what follows may raise
                 self._report(in_time=wound_down)
                 keepers.cancel_scope.cancel()
-                lingering.cancel()
                 with trio.move_on_after(1, shield=True):
                     try:
                         await self._storage.forget(self.worker)

@@ -131,9 +131,13 @@ class Upkeep:
                 await self._nap()
 
     async def name_lingering(self, while_it_lasts: trio.CancelScope) -> None:
-        """Name what goes on when `run` was cancelled, as everything was, from outside; in a shielded scope."""
+        """Name what goes on when `run` was cancelled, as everything was, from outside; in a shielded scope.
+
+        It ends by itself as well: were its scope never cancelled, since a Ctrl-C
+        struck just before, it would hold the process for ever.
+        """
         with while_it_lasts:
-            while True:
+            while any(actors.attempts() for actors in self.queues()):
                 await trio.sleep(NAME_OVERDUE_S)
                 for actors in self.queues():
                     for slot in actors.attempts():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -14,12 +16,16 @@ import trio
 
 __all__ = ["FORCE_S", "signals"]
 
+LATE: Final = b"something swallows its cancellation or holds the thread"
+THIRD: Final = b"a third signal"
 LEFT: Final = (
-    b"dispatch: something swallows its cancellation or holds the thread, and the process is left as it is; "
+    b"dispatch: %b: the process is left as it is; "
     b"what runs is run again when its lease is over, or is a dead letter if no retry is left\n"
 )
 FORCE_S: Final = 2.0
 """How long the immediate end may take before the process is left as it is."""
+SAY_S: Final = 0.2
+"""And how long saying so: standard error may be a pipe that nobody reads."""
 
 
 @contextmanager
@@ -36,7 +42,7 @@ def signals(
     """
     token = trio.lowlevel.current_trio_token()
     count = 0
-    timer = threading.Timer(FORCE_S, _leave)
+    timer = threading.Timer(FORCE_S, _leave, (LATE,))
     timer.daemon = True
 
     # A plain handler and no `open_signal_receiver`, whose loop a handler may block.
@@ -51,7 +57,7 @@ def signals(
             timer.start()
             token.run_sync_soon(at_once)
         else:
-            _leave()
+            _leave(THIRD)
 
     caught = [signal.SIGINT, signal.SIGTERM]
     if hangup and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -65,7 +71,12 @@ def signals(
         timer.cancel()
 
 
-def _leave() -> None:
-    with suppress(OSError):
-        os.write(2, LEFT)  # no stream and no logging, whose locks the main thread may hold
+def _leave(why: bytes) -> None:
+    with suppress(OSError, ValueError):
+        # No stream and no logging, whose locks the main thread may hold; and only if there was
+        # a standard error, else 2 is a file of the program's.
+        if sys.__stderr__ is not None:
+            there = sys.__stderr__.fileno()
+            if select.select((), (there,), (), SAY_S)[1]:
+                os.write(there, LEFT % why)
     os._exit(1)

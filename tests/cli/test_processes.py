@@ -252,6 +252,41 @@ def test_a_handler_that_will_not_stop_does_not_keep_the_process(
     in_time({"ended_s": ended_s}, ended_s=within_s + 3.0)
 
 
+FULL_PIPE = """
+import os, trio
+from dispatch.cli.signals import signals
+os.set_blocking(2, False)
+try:
+    while True:
+        os.write(2, b"x")
+except BlockingIOError:
+    os.set_blocking(2, True)
+async def main():
+    with signals(lambda: None, lambda: None), trio.CancelScope(shield=True):
+        print("ready", flush=True)
+        await trio.sleep(60)
+trio.run(main)
+"""
+
+
+@pytest.mark.battery
+@pytest.mark.parametrize("signals", [2, 3])
+def test_a_log_that_stands_still_does_not_keep_the_process(signals: int) -> None:
+    worker = subprocess.Popen(  # noqa: S603 - our own text
+        [sys.executable, "-c", FULL_PIPE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with worker:
+        try:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "ready\n"
+            for _ in range(signals):
+                worker.send_signal(signal.SIGINT)
+                time.sleep(0.1)
+            assert worker.wait(LIMIT_S) == 1
+        finally:
+            worker.kill()
+
+
 @pytest.mark.battery
 def test_a_third_signal_ends_it_that_very_moment(
     project: Project, started: list[subprocess.Popen[str]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -539,6 +540,25 @@ async def test_who_swallows_a_cancellation_from_outside_is_named(
     named = [each for each in caplog.messages if f"was cancelled (shutdown) and still runs task {task.id}" in each]
     assert len(named) == 11  # every 5 s of 59
     assert "stubborn" in named[0]
+
+
+async def test_a_log_that_fails_at_the_end_does_not_hold_the_process(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(record: logging.LogRecord) -> bool:  # as a Ctrl-C does that strikes in this moment
+        if record.getMessage().startswith("shutdown: "):
+            raise LookupError("a mistake of the filter's")
+        return True
+
+    logging.getLogger("dispatch.consumer").addFilter(fail)
+    try:
+        with pytest.RaisesGroup(LookupError, flatten_subgroups=True, allow_unwrapped=True), trio.CancelScope() as outside:
+            async with working(Script(60.0)) as dispatcher:
+                await dispatcher.publisher.publish(JOB(Job()))
+                await trio.sleep(1)
+                outside.cancel()
+    finally:
+        logging.getLogger("dispatch.consumer").removeFilter(fail)
 
 
 async def test_cancelled_amid_its_grace_it_does_not_say_that_this_has_ended(
