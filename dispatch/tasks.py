@@ -246,7 +246,8 @@ class TaskQueueConfig:
     - `buffer_size`: how many due tasks may wait in memory before publishing
       waits or raises (`overflow`). On a database the store is the buffer;
       `max_waiting` bounds it there, None being no bound; on PostgreSQL each of
-      several who publish at once may exceed it by one batch. Where a queue is
+      several who publish at once may exceed it by one batch, and with room for
+      thousands what falls due by itself is seen a second later. Where a queue is
       nearly full each publish counts what waits: let it be thousands, not millions.
 
     The rest is ours:

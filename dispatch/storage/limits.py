@@ -20,7 +20,9 @@ import attrs
 __all__ = ["Allowance", "Rooms", "allowance"]
 
 SHARE: Final = 64
-"""Of the room that a count found, one process takes this part before it counts again."""
+"""Of the room that a count found, one process takes this part before it counts again,"""
+AT_MOST: Final = 100
+"""and no more than so many."""
 FRESH_S: Final = 1.0
 """For so long a count is good."""
 
@@ -48,9 +50,11 @@ def allowance(rate: tuple[int, float], tokens: float | None, since: float | None
 class Rooms:
     """How much room bounded queues were found to have, for publishes that need not count again.
 
-    Each of up to 64 processes takes a sixty-fourth of what it found within a second, so
-    together they stay within the bound. Where little room is left, that part is nothing,
-    and each publish counts. Moments are those of any one clock.
+    One process takes a sixty-fourth of what it found within a second, and at most 100. What
+    others publish meanwhile, or what falls due by itself, it does not see: by so much it may
+    exceed the bound, less than by the one batch that who counts at the same moment may.
+    Where little room is left, that part is nothing, and each publish counts. Moments are those
+    of any one clock.
     """
 
     def __init__(self) -> None:
@@ -58,7 +62,7 @@ class Rooms:
 
     def found(self, queue: str, bound: int, waiting: int, at: float) -> None:
         """Note that at this moment so many wait in a queue of this bound."""
-        self._left[queue] = bound, (bound - waiting) // SHARE, at
+        self._left[queue] = bound, min((bound - waiting) // SHARE, AT_MOST), at
 
     def take(self, bounds: Mapping[str, int], queues: Iterable[str], at: float) -> bool:
         """Take a place in each of these queues, of one that is named twice two; False leaves all as it is.

@@ -48,6 +48,8 @@ ROUNDS: Final = 8
 """How often a claim that met only tasks held by others looks again, each time further."""
 BUSY_S: Final = 0.05
 """After so long a claim looks again at lines that others had locked, and at tasks that others seemed to have taken."""
+HELD_S: Final = 1.0
+"""And after so long at tasks that others really hold: a user's transaction may, and rings nothing when it lets go."""
 QUICK: Final = 63
 """So many claims in turn may pass by what others seem to have taken; the next one tries it."""
 
@@ -152,7 +154,7 @@ CLAIM: Final = (
     "  (SELECT t.seq FROM @.tasks t WHERE t.seq = n.seq AND t.available_at = n.available_at"
     f"   AND {IN_STATE.format(0)} AND (%(sure)s::bool OR {UNTAKEN})"
     "   FOR UPDATE SKIP LOCKED) AS l LIMIT %(limit)s),"
-    " passed AS MATERIALIZED (SELECT NOT %(sure)s::bool AND (SELECT count(*) FROM taken)"
+    " passed AS MATERIALIZED (SELECT (SELECT count(*) FROM taken)"
     "  < least(%(limit)s, (SELECT count(*) FROM candidate)) AS maybe),"
     " started AS (UPDATE @.tasks t SET state = 3, attempt = attempt + 1, epoch = epoch + 1,"
     "  worker = %(worker)s, started_at = c.now, finished_at = NULL, lease_until = c.now + %(lease)s::float8,"
@@ -161,13 +163,14 @@ CLAIM: Final = (
     "  FROM taken, clock c WHERE t.seq = taken.seq RETURNING taken.level, t.seq, {claimed})"
     " SELECT s.*, NULL::float8, FALSE, FALSE, FALSE, FALSE FROM started s{ended}"
     " UNION ALL SELECT {nulls}, CASE WHEN %(within)s OR (SELECT count(*) FROM started) < greatest(%(limit)s, 1)"
-    "  THEN least({next_due}, CASE WHEN (SELECT maybe FROM passed) THEN (SELECT now FROM clock) + {soon} END) END,"
+    "  THEN least({next_due}, CASE WHEN (SELECT maybe FROM passed) THEN (SELECT now FROM clock)"
+    "   + CASE WHEN %(sure)s::bool THEN {held} ELSE {soon} END END) END,"
     " (SELECT maybe FROM passed), (SELECT found FROM overdue) OR ((SELECT count(*) FROM started) < %(limit)s"
     "  AND (SELECT count(*) FROM candidate) = %(reach)s),"
     " (SELECT bounded FROM place), NOT %(within)s AND (SELECT limited FROM place)"
 )
 """The claims, the ended runs at level -1, and a row without level: when the next is due, whether some were passed by
-that may be free, whether to look again, whether the queue has a bound, and whether nothing was claimed because it has
+that may be free by now, whether to look again, whether the queue has a bound, and whether nothing was claimed because it has
 a limit."""
 LIMITS: Final = (
     "SELECT id, max_running, rate_count, rate_s, tokens, tokens_at, @.now_s() FROM @.queues"
@@ -334,7 +337,7 @@ class PostgresClaims:
             rows = await self._run(connection, statement, values)
             await self._lanes.meet(connection, {row[4] for row in rows if row[0] is not None})
             [(*_, next_due, passed, again, bounded, limited)] = (row for row in rows if row[0] is None)
-            if passed:
+            if passed and not sure:
                 self._quick[want.queue] = QUICK
             if ending is not None and ended is not None:
                 over = [(row[2], row[4], row[15]) for row in rows if row[0] == -1]
@@ -441,6 +444,7 @@ class PostgresClaims:
                 nulls=NULLS,
                 next_due=next_due,
                 soon=BUSY_S,
+                held=HELD_S,
             )
             statement = self._statements[kind] = _statement(self._sql(text))
         return statement

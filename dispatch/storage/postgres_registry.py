@@ -24,7 +24,7 @@ from dispatch.storage.protocol import (
     WorkerRecord,
 )
 from dispatch.storage.psycopg_trio import TrioConnection
-from dispatch.storage.texts import CronRecords, storable, template_to_text
+from dispatch.storage.texts import CronRecords, cron_record, storable, template_to_text
 
 __all__ = ["PostgresRegistry", "queue_record"]
 
@@ -284,7 +284,8 @@ class PostgresRegistry:
         if name is not None:
             # Not `%s IS NULL OR name = %s`, whose plan for all looks at every entry to find one.
             cursor = await connection.execute(self._sql(f"SELECT {CRON} FROM @.crons WHERE name = %s"), (name,))
-            return [self._crons.record(row) for row in await cursor.fetchall()]
+            # Not remembered: who asks by name may never ask for all, which forgets.
+            return [cron_record(*row) for row in await cursor.fetchall()]
         cursor = await connection.execute(self._sql(f"SELECT {CRON} FROM @.crons ORDER BY name"))
         records: list[CronRecord] = []
         for row in await cursor.fetchall():

@@ -21,7 +21,7 @@ from dispatch.storage.protocol import (
     WorkerRecord,
 )
 from dispatch.storage.sqlite_tasks import SqliteTasks
-from dispatch.storage.texts import CronRecords, storable, template_to_text
+from dispatch.storage.texts import CronRecords, cron_record, storable, template_to_text
 
 __all__ = ["SqliteRegistry"]
 
@@ -221,9 +221,11 @@ class SqliteRegistry:
             f" created_at, seen_at FROM dispatch_crons {where}",
             values,
         )
+        if name is not None:
+            # Not remembered: who asks by name may never ask for all, which forgets.
+            return [cron_record(*row) for row in rows]
         records = [self._crons.record(row) for row in rows]
-        if name is None:
-            self._crons.only(records)
+        self._crons.only(records)
         return records
 
     def alter_cron(

@@ -103,6 +103,12 @@ class SqliteTasks(SqlitePlaces):
         self._waiting: dict[str, int] = {}
         """What was counted in the batch that is being stored, and is kept right meanwhile."""
 
+    def forget(self) -> None:
+        """Also what was counted: another process has written, or what was counted is undone."""
+        super().forget()
+        self._rooms = Rooms()
+        self._waiting.clear()
+
     # ---- publishing ------------------------------------------------------
 
     def enqueue(
@@ -178,7 +184,7 @@ class SqliteTasks(SqlitePlaces):
             if new.unique is not None:
                 clashes = self._clashes(new, available_at)
                 if clashes:
-                    self._waiting.pop(queue.name, None)
+                    self._waiting.clear()  # those that clash may be of other queues
                 if clashes and new.unique.on_clash is not OnClash.SUPERSEDE:
                     return self._clash(new, clashes, available_at, now)
             if bounded and self._full(queue, clashes, now):

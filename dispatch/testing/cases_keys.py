@@ -196,6 +196,16 @@ class BoundCases:
         answers = await self.bounded(bench, *(f"t{next(numbers)}" for _ in range(250)))
         assert answers == [A.CREATED] * 200 + [A.FULL] * 50
 
+    async def test_what_a_batch_makes_room_for_in_another_queue_is_seen(self, bench: Workbench) -> None:
+        await bench.declare("a", max_waiting=1)
+        await bench.declare("b", max_waiting=100)
+        wide = unique(on_clash="supersede")
+        first = bench.task("old", queue="a", unique=wide)
+        assert [each.answer for each in await bench.storage.enqueue([first], bounded=True)] == [A.CREATED]
+        batch = [bench.task("no", queue="a"), bench.task("new", queue="b", unique=wide), bench.task("yes", queue="a")]
+        results = await bench.storage.enqueue(batch, bounded=True)
+        assert [each.answer for each in results] == [A.FULL, A.CREATED, A.CREATED]
+
     async def test_unbounded_publishing_is_never_refused(self, bench: Workbench) -> None:
         await bench.declare(max_waiting=1)
         results = await bench.publish("a", "b", "c")

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from dispatch.records import Transition, TransitionKind
-from dispatch.storage.postgres_claim import BUSY_S, UNTAKEN
+from dispatch.storage.postgres_claim import BUSY_S, HELD_S, UNTAKEN
 from dispatch.storage.protocol import Claimed, EnqueueAnswer, Want
 from dispatch.storage.psycopg_trio import psycopg
 from dispatch.testing.postgres import postgres_server
@@ -70,6 +70,19 @@ async def test_what_was_let_go_again_keeps_its_place(stage: Stage) -> None:
             two.commit()
             assert stage.execute("SELECT count(*) FROM @.tasks WHERE xmax <> 0") == [(3,)]
             assert await bench.taken(4) == ["rolled back", "locked", "shared", "untouched"]
+
+
+async def test_what_a_user_holds_is_looked_at_again_soon(stage: Stage) -> None:
+    async with stage.open() as (storage, _):
+        bench = Workbench(storage, stage.advance)
+        await bench.publish("held", unique=unique("u"))
+        want = Want(queue="q", limit=2)
+        with psycopg.connect(stage.dsn) as user:
+            user.execute("SELECT 1 FROM dispatch.tasks WHERE id = 'held' FOR NO KEY UPDATE")
+            due = [(await storage.claim([want], worker="w", lease=LEASE_S)).next_due for _ in range(2)]
+        now = storage.now()
+        assert [each is not None and now < each + 0.5 and each <= now + HELD_S for each in due] == [True, True]
+        assert await bench.taken(2) == ["held"]
 
 
 async def test_what_is_still_held_is_passed_by(stage: Stage) -> None:

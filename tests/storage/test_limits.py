@@ -24,7 +24,12 @@ def test_a_sixty_fourth_of_the_room_is_taken_and_no_more(rooms: Rooms) -> None:
     assert not rooms.take(BOUNDS, ["small"], 10.5)
 
 
-def test_sixty_four_processes_stay_within_the_bound() -> None:
+def test_of_much_room_a_hundred_places_are_taken(rooms: Rooms) -> None:
+    rooms.found("large", 1_000_000, 0, 10.0)
+    assert [rooms.take({"large": 1_000_000}, ["large"], 10.0) for _ in range(101)] == [True] * 100 + [False]
+
+
+def test_sixty_four_processes_that_count_once_stay_within_the_bound() -> None:
     taken = 0
     for _ in range(64):
         rooms = Rooms()

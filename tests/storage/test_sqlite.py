@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sqlite3
@@ -157,6 +158,29 @@ async def test_a_file_of_something_else_is_left_alone(path: Path) -> None:
         "name another file, or put a backup of the one that was here in its place"
     )
     assert path.read_bytes() == b"something else " * 100
+
+
+async def test_room_that_another_process_has_filled_is_no_room(path: Path) -> None:
+    queue = QueueRecord(name="q", max_waiting=6_400)
+    async with stored(path) as one, stored(path) as other:
+        for storage in (one, other):
+            await storage.declare([queue])
+        assert [each.answer for each in await other.enqueue([new("first")], bounded=True)] == [EnqueueAnswer.CREATED]
+        for start in range(0, 6_399, 1_000):
+            await one.enqueue([new(f"t{start + n}") for n in range(min(1_000, 6_399 - start))], bounded=True)
+        assert [each.answer for each in await other.enqueue([new("more")], bounded=True)] == [EnqueueAnswer.FULL]
+
+
+async def test_cron_entries_read_by_name_are_not_kept(path: Path) -> None:
+    async with stored(path) as storage:
+        for number in range(20):
+            entry = CronRecord(name=f"reminder {number}", definition="d", template=new(""))
+            await storage.put_cron(entry)
+            assert await storage.crons(entry.name)
+            await storage.remove_cron(entry.name)
+        gc.collect()
+        kept = [each for each in gc.get_objects() if isinstance(each, CronRecord) and each.name.startswith("reminder")]
+        assert [each.name for each in kept] == ["reminder 19"]  # `entry` itself
 
 
 async def test_a_backup_of_an_open_file_has_all_and_runs_again_what_ran(path: Path) -> None:
