@@ -402,12 +402,13 @@ async def open_dispatcher(
             yield dispatcher
         return
     dispatcher = Dispatcher(None if isinstance(storage, str) else storage, **options)
-    failure: Exception | None = None
+    failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
         try:
             await nursery.start(dispatcher.serve)
             yield dispatcher
-        except Exception as exc:  # noqa: BLE001 - raised on below, bare rather than in the nursery's group
+        # Bare: who wrote `except KeyboardInterrupt`, or `sys.exit(3)`, means that. Not Cancelled, which is the nursery's.
+        except (Exception, KeyboardInterrupt, SystemExit) as exc:  # noqa: BLE001 - raised on below, in no group
             failure = exc
             nursery.cancel_scope.cancel()
         dispatcher.close()

@@ -542,6 +542,19 @@ async def test_who_swallows_a_cancellation_from_outside_is_named(
     assert "stubborn" in named[0]
 
 
+@pytest.mark.parametrize("error", [LookupError("ours"), KeyboardInterrupt(), SystemExit(3)])
+async def test_what_ends_the_block_comes_out_as_it_is(error: BaseException, autojump_clock: object) -> None:
+    async def end() -> None:
+        async with working(Script(60.0)) as dispatcher:
+            await dispatcher.publisher.publish(JOB(Job()))
+            await trio.sleep(1)
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        await end()
+    assert caught.value is error
+
+
 async def test_a_log_that_fails_at_the_end_does_not_hold_the_process(
     autojump_clock: object, caplog: pytest.LogCaptureFixture
 ) -> None:
