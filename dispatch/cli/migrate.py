@@ -42,10 +42,11 @@ async def migrate(
         shell.print(f"{masked(url)} is up to date")
         return
     # Imported here: the driver is an extra of its own.
+    from dispatch.storage.postgres_schema import DEFAULT_SCHEMA, migration_sql
     from dispatch.storage.postgres_schema import migrate as migrate_schema
-    from dispatch.storage.postgres_schema import migration_sql
 
-    dsn, schema = postgres_address(url)
+    dsn, options = postgres_address(url)
+    schema = options.get("schema", DEFAULT_SCHEMA)
     if sql:
         shell.stdout.write(migration_sql(schema, since=since))
         return

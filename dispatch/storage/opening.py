@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Final, Literal
+from typing import Final, Literal, TypedDict
 from urllib.parse import parse_qsl, unquote
 
 from dispatch.clock import Clock
@@ -14,7 +14,7 @@ from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.protocol import Storage
 from dispatch.storage.sqlite import SqliteStorage
 
-__all__ = ["IN_MEMORY", "open_storage", "postgres_address", "sqlite_address"]
+__all__ = ["IN_MEMORY", "PostgresOptions", "open_storage", "postgres_address", "sqlite_address"]
 
 FORMS: Final = (
     "memory:, sqlite:///jobs.db (relative; four slashes for an absolute path) or "
@@ -22,6 +22,16 @@ FORMS: Final = (
 )
 IN_MEMORY: Final = "memory:"
 _SQLITE: Final = "sqlite:///"
+SWITCH: Final = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False}
+
+
+class PostgresOptions(TypedDict, total=False):
+    """What a URL may say of a `PostgresStorage` beside where it is."""
+
+    schema: str
+    listen: bool
+    prepare: bool
+    connections: int
 
 
 @asynccontextmanager
@@ -33,7 +43,8 @@ async def open_storage(url: str, *, clock: Clock | None = None) -> AsyncGenerato
       `sqlite:////var/lib/jobs.db`; `?synchronous=normal` as for `SqliteStorage`.
       In a name, `%23` is `#`, `%3F` is `?` and `%25` is `%`.
     - `postgresql://user:password@host/database`; `?schema=name` for another
-      schema than `dispatch`, the rest is libpq's.
+      schema than `dispatch`, `listen=0`, `prepare=0` and `connections=2` as for
+      `PostgresStorage` (behind PgBouncer the first two), the rest is libpq's.
 
     Raises InvalidConfigError for anything else, StorageError if it cannot be
     opened. A checkpoint.
@@ -48,27 +59,36 @@ async def open_storage(url: str, *, clock: Clock | None = None) -> AsyncGenerato
         # Imported here: the driver is an extra, and its absence names it.
         from dispatch.storage.postgres import PostgresStorage
 
-        dsn, schema = postgres_address(url)
-        async with PostgresStorage(dsn, schema=schema) as postgres:
+        dsn, options = postgres_address(url)
+        async with PostgresStorage(dsn, **options) as postgres:
             yield postgres
     else:
         raise InvalidConfigError(f"a storage is named by {FORMS}; got {_shown(url)!r}")
 
 
-def postgres_address(url: str) -> tuple[str, str]:
-    """The connection string and the schema that a postgresql: URL names."""
+def postgres_address(url: str) -> tuple[str, PostgresOptions]:
+    """The connection string that a postgresql: URL names, and the options of ours in it."""
     # Not by urlsplit, which makes another URL of one without a host, `postgresql://?host=/run`.
     head, _, query = url.partition("?")
-    schema = "dispatch"
+    options: PostgresOptions = {}
     rest: list[str] = []
     # Nor by parse_qsl: to libpq a + is a +.
     for option in query.split("&") if query else ():
         name, _, value = option.partition("=")
-        if name == "schema":
-            schema = unquote(value)
-        else:
-            rest.append(option)
-    return f"{head}?{'&'.join(rest)}" if rest else head, schema
+        match name:
+            case "schema":
+                options["schema"] = unquote(value)
+            case "listen" | "prepare":
+                if value.lower() not in SWITCH:
+                    raise InvalidConfigError(f"{_shown(url)!r}: {name} is 1 or 0, got {value!r}")
+                options[name] = SWITCH[value.lower()]
+            case "connections":
+                if not (value.isascii() and value.isdecimal()):
+                    raise InvalidConfigError(f"{_shown(url)!r}: connections is a whole number from 1, got {value!r}")
+                options[name] = int(value)
+            case _:
+                rest.append(option)
+    return f"{head}?{'&'.join(rest)}" if rest else head, options
 
 
 def sqlite_address(url: str) -> tuple[str, Literal["full", "normal"]]:

@@ -553,6 +553,14 @@ async def _opened(conninfo: str, kwargs: dict[str, ConnParam]) -> psycopg.pq.abc
     return pgconn
 
 
+MIXED_UP: Final = frozenset({"42P05", "26000"})
+"""A prepared statement that is there already, or is not."""
+POOLED: Final = (
+    "; is a pooler between that gives each transaction another connection? Then add listen=0&prepare=0 to the URL, "
+    "or open PostgresStorage(dsn, listen=False, prepare=False)"
+)
+
+
 @contextmanager
 def storage_errors(doing: str) -> Generator[None]:
     """Turn psycopg's errors into StorageError (1021), whose message begins with `doing`."""
@@ -565,7 +573,8 @@ def storage_errors(doing: str) -> Generator[None]:
 def brief(error: psycopg.Error) -> str:
     """An error in one line, with its SQLSTATE: without the detail, which may quote stored rows."""
     text = error.diag.message_primary or " ".join(str(error).split()) or type(error).__name__
-    return f"{text} ({error.sqlstate})" if error.sqlstate else text
+    hint = POOLED if error.sqlstate in MIXED_UP else ""
+    return f"{text} ({error.sqlstate}){hint}" if error.sqlstate else text
 
 
 def backoff_s(failures: int, random: Callable[[], float]) -> float:

@@ -34,8 +34,9 @@ from dispatch import (
     Unique,
     open_dispatcher,
 )
+from dispatch.records import NewTask
 from dispatch.storage import postgres
-from dispatch.storage.opening import postgres_address
+from dispatch.storage.opening import open_storage, postgres_address
 from dispatch.storage.postgres import PostgresStorage
 from dispatch.storage.postgres_schema import (
     SCHEMA_VERSION,
@@ -44,14 +45,16 @@ from dispatch.storage.postgres_schema import (
     migrate,
     migration_sql,
 )
-from dispatch.storage.protocol import QueueRecord
-from dispatch.storage.psycopg_trio import TrioConnection
+from dispatch.storage.protocol import QueueRecord, Want
+from dispatch.storage.psycopg_trio import TrioConnection, brief
 from dispatch.storage.query import All
 from dispatch.testing.postgres import PostgresServer, postgres_server
 
 from .proxy import proxy
+from .stage import Stage
 
 PATIENCE_S = 20.0
+QUERIES = "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 VACUUMING = "SELECT 1 FROM pg_stat_progress_vacuum WHERE relid = 'dispatch.tasks'::regclass"
 SLOWLY_VACUUMED = (
     "ALTER TABLE dispatch.tasks SET (autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1,"
@@ -228,7 +231,47 @@ async def test_publish_in_says_that_a_connection_is_of_sqlite(database: str) -> 
     ],
 )
 def test_what_a_url_says_beside_the_schema_is_libpqs(url: str, address: str) -> None:
-    assert postgres_address(url) == (address, "s")
+    assert postgres_address(url) == (address, {"schema": "s"})
+
+
+async def test_a_url_may_say_what_a_pooler_needs(stage: Stage) -> None:
+    url = f"{stage.dsn}{'&' if '?' in stage.dsn else '?'}listen=0&prepare=OFF&connections=1"
+    async with open_storage(url) as storage:
+        for _ in range(8):
+            await storage.declare([QueueRecord(name="q")])
+            await storage.enqueue([NewTask(id="", queue="q", type="t", payload=b"{}")])
+            await storage.claim([Want(queue="q", limit=1)], worker="w", lease=9.0)
+        assert isinstance(storage, PostgresStorage)
+        assert not [query for (query,) in stage.execute(QUERIES) if query.startswith("LISTEN")]
+        async with storage._flow.connection() as connection:
+            cursor = await connection.execute("SELECT count(*) FROM pg_prepared_statements")
+            assert await cursor.fetchone() == (0,)
+        assert storage._flow.statistics().size == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("listen=2", "listen is 1 or 0, got '2'"),
+        ("prepare=", "prepare is 1 or 0, got ''"),
+        ("connections=-1", "connections is a whole number from 1, got '-1'"),
+    ],
+)
+def test_a_wrong_option_of_a_url_is_named(option: str, said: str) -> None:
+    with pytest.raises(InvalidConfigError) as caught:
+        postgres_address(f"postgresql://u:secret@h/d?{option}")
+    assert caught.value.detail == f"'postgresql://***@h/d?{option}': {said}"
+
+
+def test_what_a_pooler_mixes_up_is_told(stage: Stage) -> None:
+    with psycopg.connect(stage.dsn, autocommit=True) as connection:
+        connection.execute("PREPARE one AS SELECT 1")
+        with pytest.raises(psycopg.Error) as caught:
+            connection.execute("PREPARE one AS SELECT 1")
+    assert brief(caught.value) == (
+        'prepared statement "one" already exists (42P05); is a pooler between that gives each transaction another '
+        "connection? Then add listen=0&prepare=0 to the URL, or open PostgresStorage(dsn, listen=False, prepare=False)"
+    )
 
 
 @pytest.mark.battery
