@@ -228,13 +228,18 @@ class QueueActors:
                 while self._outbox or self._writing:
                     await self._turn()
                 await self._settle_alone()
-            if self._unsettled:
+            if self.unwritten:
                 log.error(
                     "queue %s: %d outcomes could not be written; their leases decide: %s",
                     self.name,
-                    self._unsettled,
-                    ", ".join(each.claim.id for each in [*self._alone, *self._writing, *self._outbox][:20]),
+                    len(self.unwritten),
+                    ", ".join(self.unwritten[:20]),
                 )
+
+    @property
+    def unwritten(self) -> list[str]:
+        """The tasks whose runs have ended here, and the storage does not know."""
+        return [each.claim.id for each in (*self._alone, *self._writing, *self._outbox)]
 
     def ring(self) -> None:
         """Something may be claimable, or have changed: let one actor look, if one is free."""
@@ -350,7 +355,7 @@ class QueueActors:
     @property
     def busy(self) -> bool:
         """Whether anything is claimed, running or unsettled."""
-        return bool(self._mailbox or self._slots or self._unsettled)
+        return bool(self._mailbox or self._slots or self._outbox or self._writing or self._alone)
 
     @property
     def running(self) -> int:
@@ -360,10 +365,6 @@ class QueueActors:
     def running_ids(self) -> list[str]:
         """The ids of the tasks being attempted."""
         return list(self._slots)
-
-    @property
-    def _unsettled(self) -> int:
-        return len(self._outbox) + len(self._writing) + len(self._alone)
 
     def statistics(self) -> QueueStatistics:
         """This queue in this process, at this instant."""
@@ -381,7 +382,7 @@ class QueueActors:
             cancelled=counts[EventKind.CANCELLED],
             handed_back=counts[EventKind.HANDED_BACK],
             lost=counts[EventKind.LOST],
-            unsettled=self._unsettled,
+            unsettled=len(self.unwritten),
         )
 
     def __repr__(self) -> str:
@@ -476,7 +477,7 @@ class QueueActors:
             trio.lowlevel.reschedule(self._parked.pop())
 
     def _maybe_finished(self) -> None:
-        if self._stopping and not self._live and not self._mailbox and not self._unsettled:
+        if self._stopping and not self._live and not self.busy:
             self._finished.set()
 
     async def _attempt(self, slot: Slot, claim: Claim) -> bool:

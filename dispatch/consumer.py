@@ -57,10 +57,13 @@ class ShutdownReport:
     `abandoned` are sync handlers that did not end within a second of being
     asked: their threads run on. When its lease ends, such a run counts as a
     failed attempt; without a retry left (the default) it is a dead letter.
+    `unwritten` are tasks whose run has ended, or was handed back, and the storage
+    was not there to be told: their leases decide in the same way.
     """
 
     interrupted: tuple[str, ...] = ()
     abandoned: tuple[str, ...] = ()
+    unwritten: tuple[str, ...] = ()
 
 
 class TaskQueueConsumer:
@@ -117,10 +120,7 @@ class TaskQueueConsumer:
         self._codec = codec if codec is not None else Codec()
         self._registry = registry if registry is not None else Registry()
         self._observers = observers if observers is not None else Observers()
-        self._middleware: tuple[Middleware, ...] = (
-            *self._observers.offered("middleware"),
-            *check_middleware(middleware),
-        )
+        self._middleware = check_middleware(middleware)
         self._publisher = (
             publisher
             if publisher is not None
@@ -242,6 +242,18 @@ class TaskQueueConsumer:
                     f"got ({', '.join(kinds)}){turned}"
                 )
 
+    def prune_on_schedule(self, *specs: PruneSpec, every: float = 600.0) -> None:
+        """Delete ended tasks as `specs` say, at the start and every so many seconds: as the option `prune` does.
+
+        In place of what was given there, before it runs; so a setup for
+        `dispatch run` can say so. Raises InvalidConfigError (1012), ClosedError
+        (1013) once it runs.
+        """
+        pruning = Pruning(self._storage, specs, every)
+        if self._base is not None:
+            raise ClosedError("consumer.prune_on_schedule: it runs already; control.prune prunes now")
+        self._pruning = pruning
+
     # -- running --------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -329,7 +341,7 @@ class TaskQueueConsumer:
             settle_in=self._storage.settle_in,
             settle_in_async=self._storage.settle_in_async,
             worker=self.worker,
-            middleware=self._middleware,
+            middleware=(*self._observers.offered("middleware"), *self._middleware),
             base=self._base,
         )
         actors = QueueActors(
@@ -381,9 +393,10 @@ class TaskQueueConsumer:
 
     def _report(self, *, in_time: bool) -> None:
         every = self._actors.values()
-        interrupted = tuple(id_ for actors in every for id_ in actors.interrupted)
+        unwritten = tuple(id_ for actors in every for id_ in actors.unwritten)
+        interrupted = tuple(id_ for actors in every for id_ in actors.interrupted if id_ not in unwritten)
         abandoned = tuple(id_ for actors in every for id_ in actors.abandoned)
-        self.report = ShutdownReport(interrupted=interrupted, abandoned=abandoned)
+        self.report = ShutdownReport(interrupted=interrupted, abandoned=abandoned, unwritten=unwritten)
         if interrupted:
             log.warning(
                 "shutdown: %s with %d tasks running; handed back: %s",

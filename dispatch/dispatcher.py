@@ -18,6 +18,7 @@ import trio
 
 from dispatch.actors import QueueStatistics
 from dispatch.bell import Bell
+from dispatch.checks import shown
 from dispatch.clock import Clock
 from dispatch.codec import Codec
 from dispatch.consumer import ShutdownReport, TaskQueueConsumer
@@ -337,7 +338,17 @@ class Dispatcher:
             stream.end()
 
     def observe(self, observer: Observer) -> None:
-        """Call `observer` with every event from now on."""
+        """Call `observer` with every event from now on.
+
+        One with a `middleware`, such as OpenTelemetryObserver, is to be there before
+        this runs, since attempts are wrapped from their queue's start on: later it is
+        refused with InvalidConfigError (1012).
+        """
+        if self._served and getattr(observer, "middleware", None) is not None:
+            raise InvalidConfigError(
+                f"{shown(observer)} has a middleware for attempts, and this dispatcher runs already: observe it before, "
+                "or pass it as observers=[...]"
+            )
         self._observers.add(observer)
 
     @property

@@ -12,7 +12,7 @@ It may offer more, under these names; what is not offered costs nothing:
   given the tasks and yields as many, with what is to travel in their headers;
   `operation` is "send", or "create" for `run.publish`, which stores later.
 - `middleware`: a `Middleware` around each attempt, outside the user's own. Taken
-  up when the dispatcher is made, not by `observe()`.
+  up before the dispatcher runs.
 - `storage_failed(operation, error)`: a `StorageError` that the dispatcher met.
 - `cron_fired(name, lag_s)`: a tick was run, so many seconds after its moment.
 """

@@ -130,14 +130,14 @@ class _Service:
                 if burst:
                     await self.dispatcher.drain()
                     self.dispatcher.close()
-        interrupted = len(self.dispatcher.report.interrupted)
-        if self._forced:
-            self.shell.say("dispatch: stopped at once")
-        elif interrupted:
-            self.shell.say(f"dispatch: stopped; {plural(interrupted, 'task')} handed back")
-        else:
-            self.shell.say("dispatch: stopped")
-        return 1 if self._forced else 0
+        report = self.dispatcher.report
+        said = ["dispatch: stopped at once" if self._forced else "dispatch: stopped"]
+        if report.interrupted and not self._forced:
+            said.append(f"{plural(len(report.interrupted), 'task')} handed back")
+        if report.unwritten:
+            said.append(f"the end of {plural(len(report.unwritten), 'run')} could not be written, and the leases decide")
+        self.shell.say("; ".join(said))
+        return 1 if self._forced or report.unwritten else 0
 
     def _gracefully(self) -> None:
         running = self.dispatcher.statistics().running

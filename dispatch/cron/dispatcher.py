@@ -111,8 +111,8 @@ class CronTaskDispatcher:
     Adding is possible before and while it runs. A name belongs to one cron
     task, function or stored; adding the same again is a no-op, another under a
     taken name is CronNameConflictError (1015) unless `replace=True`.
-    `declared` are the entries that belong to the code: they are there once it
-    runs, beside those added at run time.
+    `declared` are the entries that belong to the code, as are those given to
+    `declare`: they are there once it runs, beside those added at run time.
 
     Time is the storage's, or that of `clock`, if one is given.
     """
@@ -132,6 +132,7 @@ class CronTaskDispatcher:
         self._now: Callable[[], float] = self._source.now
         self._grace = grace
         self._declared = _checked(declared)
+        self._begun = False
         self._bell = _CronBell()
         self._timetable: Timetable[FunctionEntry | StoredEntry] = Timetable()
         put, wake = self._timetable.put, self._bell.wake
@@ -374,6 +375,18 @@ class CronTaskDispatcher:
             raise InvalidConfigError(f"cron task {name!r} is a function; only stored entries can be backfilled")
         return await self._stored.backfill(entry, since, until, limit)
 
+    def declare(self, *entries: CronEntry) -> None:
+        """Add entries that belong to the code, as `declared` does, before it runs: in the setup of `dispatch run`, say.
+
+        When it runs they are stored in place of what an earlier version of the
+        code declared under their names. Raises CronNameConflictError (1015) for
+        a name declared twice, ClosedError (1013) once it runs, from when on
+        there is `add_with_name`.
+        """
+        if self._begun:
+            raise ClosedError("cron.declare: it runs already; add_with_name adds to one that runs")
+        self._declared = _checked((*self._declared, *entries))
+
     # -- the loop -------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -390,6 +403,7 @@ class CronTaskDispatcher:
             raise ClosedError("this cron dispatcher runs already")
         if self._closing.is_set():
             raise ClosedError("this cron dispatcher is closed; make another one")
+        self._begun = True
         try:
             with self._storage.watch(self._bell, Topic(TopicKind.CRON)):
                 await self._begin()

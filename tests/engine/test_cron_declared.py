@@ -12,12 +12,14 @@ import trio
 
 from dispatch import (
     Clock,
+    ClosedError,
     CronEntry,
     CronNameConflictError,
     CronPolicy,
     CronSpec,
     CronTask,
     CronTaskNotFoundError,
+    Dispatcher,
     InvalidConfigError,
     InvalidCronSpecError,
     InvalidTaskHandlerError,
@@ -461,3 +463,21 @@ async def test_a_row_that_cannot_be_read_is_replaced_by_the_next_deploy(
     async with working(nothing, storage=storage, cron=[entry()]) as dispatcher:
         await trio.sleep(HOUR_S)
         assert (await dispatcher.cron.get_task("hourly")).total == 1
+
+
+async def test_entries_may_be_declared_before_it_runs(autojump_clock: object, storage: MemoryStorage) -> None:
+    for n in (1, 2):  # the second version of the code: its payload is another
+        dispatcher = Dispatcher(storage, cron=[entry(name="first")])
+        dispatcher.cron.declare(entry(name="second", n=n), entry(name="third"))
+        with pytest.raises(CronNameConflictError, match="'second' are declared"):
+            dispatcher.cron.declare(entry(name="second"))
+        dispatcher.consumer.register_queue("q")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(dispatcher.serve)
+            found = {task.name: (task.declared, task.total) for task in await dispatcher.cron.tasks()}
+            assert found == dict.fromkeys(("first", "second", "third"), (True, 0))
+            [record] = await storage.crons("second")
+            assert record.template.payload == b'{"n":%d}' % n
+            with pytest.raises(ClosedError, match="it runs already; add_with_name adds to one that runs"):
+                dispatcher.cron.declare(entry(name="late"))
+            dispatcher.close()

@@ -10,6 +10,7 @@ import trio
 
 from dispatch import (
     MemoryStorage,
+    ShutdownReport,
     StorageError,
     TaskQueueConfig,
     TaskQueueControl,
@@ -85,6 +86,25 @@ async def test_a_storage_that_stays_away_does_not_keep_the_block_open(
     assert trio.current_time() - left_at <= 2 + 5 + 5 + 6
     assert "1 outcomes could not be written; their leases decide" in caplog.text
     assert task.id in caplog.text
+    assert dispatcher.report == ShutdownReport(unwritten=(task.id,))
+
+
+async def test_what_could_not_be_handed_back_is_not_said_to_be(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = Flaky()
+
+    async def handler(task: object) -> None:
+        await trio.sleep(60)
+
+    async with open_dispatcher(storage, grace=2.0) as dispatcher:
+        dispatcher.consumer.register_queue("q")
+        dispatcher.consumer.register_handler(JOB, handler)
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(1)
+        storage.away = True
+    assert dispatcher.report == ShutdownReport(unwritten=(task.id,))
+    assert "handed back" not in caplog.text
 
 
 async def test_a_storage_that_tells_no_controls_ends_no_lease(

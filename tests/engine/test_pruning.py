@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from dispatch import QueueTask, TaskType, open_dispatcher
+from dispatch import ClosedError, Dispatcher, QueueTask, TaskType, open_dispatcher
 from dispatch.checks import shown
 from dispatch.errors import InvalidConfigError, StorageError
 from dispatch.storage.memory import MemoryStorage
@@ -97,3 +97,23 @@ async def test_a_wrong_schedule_is_refused(options: dict[str, object], said: str
     with pytest.raises(InvalidConfigError, match=said):
         async with open_dispatcher(**options):
             pass
+
+
+async def test_pruning_may_be_asked_for_before_it_runs(autojump_clock: object) -> None:
+    storage = MemoryStorage()
+    dispatcher = Dispatcher(storage)
+    dispatcher.consumer.prune_on_schedule(PruneSpec(age_s=30.0), every=60.0)
+    with pytest.raises(InvalidConfigError, match=r"prune_every must be within 1 second and 30 days, got 0\.1"):
+        dispatcher.consumer.prune_on_schedule(PruneSpec(age_s=30.0), every=0.1)
+    dispatcher.consumer.register_queue("q")
+    dispatcher.consumer.register_handler(NOTE, handler)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(dispatcher.serve)
+        await dispatcher.publisher.publish(NOTE(Note("good")))
+        await trio.sleep(59)
+        assert storage.statistics().tasks == 1
+        await trio.sleep(2)
+        assert storage.statistics().tasks == 0
+        with pytest.raises(ClosedError, match=r"it runs already; control\.prune prunes now"):
+            dispatcher.consumer.prune_on_schedule(PruneSpec(age_s=1.0))
+        dispatcher.close()

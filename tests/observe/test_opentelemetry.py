@@ -21,6 +21,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from dispatch import (
     Cancel,
     Clock,
+    Dispatcher,
+    InvalidConfigError,
     Limits,
     MemoryStorage,
     PermanentError,
@@ -56,6 +58,23 @@ def ids(context: Any) -> tuple[int, int]:
 def attributes(span: ReadableSpan) -> Mapping[str, Any]:
     assert span.attributes is not None
     return span.attributes
+
+
+async def test_observed_before_it_runs_it_wraps_attempts_and_later_it_is_refused(
+    autojump_clock: object, telemetry: Telemetry
+) -> None:
+    dispatcher = Dispatcher(observers=())
+    dispatcher.observe(telemetry.observer())
+    dispatcher.consumer.register_queue("q")
+    dispatcher.consumer.register_handler(JOB, nothing)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(dispatcher.serve)
+        await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.drain()
+        with pytest.raises(InvalidConfigError, match="has a middleware for attempts, and this dispatcher runs already"):
+            dispatcher.observe(telemetry.observer())
+        dispatcher.close()
+    assert [span.name for span in telemetry.spans()] == ["send q", "process q"]
 
 
 async def test_a_publish_and_its_attempt_are_linked_and_named_by_the_conventions(
@@ -393,8 +412,11 @@ async def test_an_undecodable_payload_has_a_span_that_leads_to_its_publisher(
     class Other:
         text: str
 
-    async with working(nothing, observers=[telemetry.observer()]) as dispatcher:
-        await dispatcher.publisher.publish(TaskType("q", "job", Other)(Other("x")))
+    storage, observer = MemoryStorage(), telemetry.observer()
+    async with working(nothing, storage=storage, observers=[observer]) as dispatcher:
+        await dispatcher.publisher.declare()
+        elsewhere = TaskQueuePublisher(storage, observers=Observers([observer]))  # knows nothing of the handler
+        await elsewhere.publish(TaskType("q", "job", Other)(Other("x")))
         await dispatcher.drain()
     [process] = telemetry.spans("process q")
     [send] = telemetry.spans("send q")
