@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -16,6 +17,11 @@ from dispatch.storage.protocol import QueueRecord, Storage
 from dispatch.tasks import TaskQueueConfig, TaskType
 
 __all__ = ["Registry"]
+
+log: Final = logging.getLogger("dispatch.registry")
+
+DECLARED: Final = ("keyed", "on_retry", "max_waiting", "overflow", "max_running", "rate")
+"""What a declaration says of a queue to all processes."""
 
 SUSPECTS: Final = 1_000
 """Types without handler that are remembered: names made up without end must not fill the memory."""
@@ -86,12 +92,31 @@ class Registry:
         if not self.undeclared:
             return
         batch = dict(self.undeclared)
-        await storage.declare(
-            [_record(name, config, durable=storage.durable) for name, config in batch.items()]
-        )
+        records = [_record(name, config, durable=storage.durable) for name, config in batch.items()]
+        # Where others declare, too, the last one decides, for all: that must not happen in silence.
+        before = {record.name: record for record in await storage.queues()} if storage.durable else {}
+        await storage.declare(records)
+        for record in records:
+            changed = _changed(before.get(record.name, record), record)
+            if changed:
+                log.warning(
+                    "queue %s: changed for all processes, as it is registered here: %s",
+                    record.name,
+                    changed,
+                    extra={"event": "redeclared", "queue": record.name},
+                )
         for name, config in batch.items():
             if self.undeclared.get(name) is config:
                 del self.undeclared[name]
+
+
+def _changed(before: QueueRecord, record: QueueRecord) -> str:
+    """What declaring this record in place of the other changes, for people."""
+    return ", ".join(
+        f"{name} from {getattr(before, name)!r} to {getattr(record, name)!r}"
+        for name in DECLARED
+        if getattr(before, name) != getattr(record, name)
+    )
 
 
 def _record(name: str, config: TaskQueueConfig, *, durable: bool) -> QueueRecord:

@@ -238,6 +238,10 @@ class RateLimit:
 class TaskQueueConfig:
     """How one queue behaves. Equal settings make a re-registration a no-op.
 
+    On a database `keyed`, `on_retry`, `max_waiting`, `overflow`, `max_running` and
+    `rate_limit` hold for every process, and the last one to start decides; where that
+    changes them, its log says so.
+
     The first four and their defaults are Go's:
 
     - `concurrency`: how many tasks of the queue run at once in this process.

@@ -246,7 +246,14 @@ class Upkeep:
         for record in records:
             actors = by_name.get(record.name)
             if actors is not None:
+                paused, target = actors.paused, actors.target
                 actors.control(record)
+                told = ["is paused" if actors.paused else "goes on"] if actors.paused != paused else []
+                if actors.target != target:
+                    told.append(f"runs {actors.target} at once instead of {target}")
+                if told:
+                    extra = {"event": "controlled", "queue": record.name}
+                    log.info("queue %s: %s, by hand", record.name, " and ".join(told), extra=extra)
 
     async def _sweep(self) -> None:
         rescued = await self.storage.rescue()

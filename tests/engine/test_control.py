@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -445,3 +447,23 @@ async def test_a_moment_beyond_the_calendar_is_not_edited_in(autojump_clock: obj
         with pytest.raises(InvalidQueueTaskError, match="available_at must be within"):
             await dispatcher.control.edit(task, available_at=datetime.max.replace(tzinfo=UTC))
         assert [each.available_at for each in (await dispatcher.control.find()).tasks] == [LATEST]
+
+
+async def test_a_worker_says_what_was_changed_by_hand(autojump_clock: object, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="dispatch.upkeep")
+    async with working(nothing, TaskQueueConfig(concurrency=2)) as dispatcher:
+        for change in (
+            partial(dispatcher.control.pause_queue, "q"),
+            partial(dispatcher.control.pause_queue, "q"),
+            partial(dispatcher.control.set_concurrency, "q", 5),
+            partial(dispatcher.control.resume_queue, "q"),
+            partial(dispatcher.control.set_concurrency, "q", None),
+        ):
+            await change()
+            await trio.sleep(1)
+    assert [each for each in caplog.messages if each.startswith("queue q: ")] == [
+        "queue q: is paused, by hand",
+        "queue q: runs 5 at once instead of 2, by hand",
+        "queue q: goes on, by hand",
+        "queue q: runs 2 at once instead of 5, by hand",
+    ]

@@ -22,15 +22,18 @@ from dispatch import (
     InvalidQueueTaskError,
     InvalidTaskHandlerError,
     MemoryStorage,
+    RateLimit,
     RetryPolicy,
     TaskDispatcher,
     TaskQueueConfig,
     TaskQueueConsumer,
     Unique,
+    open_dispatcher,
 )
 from dispatch.checks import shown
 from dispatch.dispatcher import DispatcherOptions
 from dispatch.storage.query import PruneSpec, Tags, dead_letters
+from dispatch.storage.sqlite import SqliteStorage
 
 from .work import JOB, Job, Script, nothing, working
 
@@ -241,3 +244,22 @@ def test_a_handlers_annotation_that_cannot_be_read_is_the_handlers_fault(annotat
     dispatcher.consumer.register_queue("q")
     with pytest.raises(InvalidTaskHandlerError, match="its annotations cannot be read"):
         dispatcher.consumer.register_handler("q", "t", handler)
+
+
+async def test_a_queue_that_another_process_declared_otherwise_is_changed_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with SqliteStorage(tmp_path / "jobs.db") as storage:
+        configs = [
+            TaskQueueConfig(max_running=1, keyed=True),
+            TaskQueueConfig(max_running=1, keyed=True, concurrency=7),  # its own affair
+            TaskQueueConfig(max_running=3, rate_limit=RateLimit(5, 60.0)),
+        ]
+        for config in configs:
+            async with open_dispatcher(storage) as dispatcher:
+                dispatcher.consumer.register_queue("q", config)
+                await dispatcher.control.queues()
+    assert [each for each in caplog.messages if "changed for all" in each] == [
+        "queue q: changed for all processes, as it is registered here: keyed from True to False, "
+        "max_running from 1 to 3, rate from None to (5, 60.0)"
+    ]
