@@ -9,8 +9,9 @@ import attrs
 
 from dispatch.cli.output import iso
 from dispatch.records import TaskRecord
+from dispatch.storage.oldest import oldest_due
 from dispatch.storage.protocol import Storage, WorkerRecord
-from dispatch.storage.query import All, Order, Queues, Statuses, Time
+from dispatch.storage.query import All, Order, Statuses, Time
 
 __all__ = [
     "QueueState",
@@ -25,8 +26,6 @@ BOUND: Final = 1_000_000
 """Counting stops at so many, in all: a look at a large store must not keep it busy."""
 LATELY_S: Final = 60.0
 RUNS_SHOWN: Final = 200
-MOST_AT_ONCE: Final = 200
-"""Tasks fetched in one page, payloads included, where many are looked at."""
 
 
 @attrs.frozen(kw_only=True)
@@ -101,25 +100,8 @@ async def queue_states(storage: Storage, *, lately: bool = False) -> list[QueueS
 
 
 async def _oldest_s(storage: Storage, name: str) -> float:
-    """How long the longest due task has been due.
-
-    Each page holds what was due before the best so far, from where the last page
-    ended: behind that nothing was. So it is about one pass over what waits, and
-    two looks where tasks fall due in the order of storing. The pages grow for the
-    sake of one in which most were due before all that were stored earlier.
-    """
-    oldest: float | None = None
-    after: str | None = None
-    size = 1
-    while True:
-        where = All(Queues(name), Statuses("due"), Time("available_at", until=oldest))
-        page = await storage.find(where, limit=size, after=after)
-        for record in page.records:
-            oldest = record.available_at if oldest is None else min(oldest, record.available_at)
-        if page.cursor is None:
-            break
-        after, size = page.cursor, min(2 * size, MOST_AT_ONCE)
-    return 0.0 if oldest is None else max(storage.now() - oldest, 0.0)
+    since = await oldest_due(storage, name)
+    return 0.0 if since is None else max(storage.now() - since, 0.0)
 
 
 async def store_state(storage: Storage) -> StoreState:

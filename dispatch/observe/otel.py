@@ -130,7 +130,7 @@ class OpenTelemetryObserver(Surveyor):
             "dispatch.queue.depth", "{task}", "Stored tasks that have not ended, and dead letters."
         )
         self._oldest_s = meter.create_gauge(
-            "dispatch.queue.oldest_age", "s", "How long the first stored of the due tasks has been due."
+            "dispatch.queue.oldest_age", "s", "How long the longest due task has been due."
         )
 
     # -- publishing -----------------------------------------------------------

@@ -82,7 +82,7 @@ class PrometheusObserver(Surveyor):
             "dispatch_queue_tasks", "Stored tasks that have not ended, and dead letters.", ("queue", "status")
         )
         self._oldest = gauge(
-            "dispatch_queue_oldest_task_age_seconds", "How long the first stored of the due tasks has been due.", ("queue",)
+            "dispatch_queue_oldest_task_age_seconds", "How long the longest due task has been due.", ("queue",)
         )
         self._concurrency = gauge(
             "dispatch_queue_concurrency", "Attempts this process may make at once.", ("queue",)

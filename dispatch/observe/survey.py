@@ -2,8 +2,8 @@
 
 A task event tells of one task; how many wait, and for how long, only the storage
 knows, which every process may be writing to. Looking costs two bounded counts,
-and one row for each queue where something waits, so it is done at an interval
-and never per task.
+and mostly one row for each queue where something waits (`oldest_due` says when
+it is more, and that it ends), so it is done at an interval and never per task.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import trio
 
 from dispatch.dispatcher import Dispatcher
 from dispatch.errors import StorageError
-from dispatch.storage.query import All, Queues, Statuses
+from dispatch.storage.oldest import oldest_due
+from dispatch.storage.query import Statuses
 
 __all__ = ["QueueSurvey", "Surveyor", "survey"]
 
@@ -34,7 +35,7 @@ class QueueSurvey:
 
     `tasks` counts the stored tasks by status, for all processes: `pending` are
     due, `later` not yet; `failed` are the dead letters. `oldest_age_s` is how
-    long the first stored of the due ones has been due, 0 if there is none.
+    long the longest due one has been due, 0 if there is none.
     `concurrency` and `running` are this process's, None where it does not
     serve the queue.
     """
@@ -65,9 +66,9 @@ async def survey(dispatcher: Dispatcher, *, bound: int = BOUND) -> list[QueueSur
         name = record.name
         age_s = 0.0
         if counts.get((name, "pending"), 0):
-            page = await storage.find(All(Queues(name), Statuses("due")), limit=1)
-            if page.records:
-                age_s = max(storage.now() - page.records[0].available_at, 0.0)
+            since = await oldest_due(storage, name)
+            if since is not None:
+                age_s = max(storage.now() - since, 0.0)
         here = served.get(name)
         found.append(
             QueueSurvey(

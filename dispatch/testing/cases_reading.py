@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from dispatch.errors import InvalidConfigError
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import TransitionKind, from_seconds
+from dispatch.storage.oldest import oldest_due
 from dispatch.storage.query import (
     All,
     AnyOf,
@@ -291,6 +292,20 @@ class FindCases:
         await bench.publish(*(f"t{number}" for number in range(20)))
         assert (await bench.storage.count(All(), bound=5))[()] >= 5
         assert (await bench.storage.count(All(), bound=50))[()] == 20
+
+    async def test_the_longest_due_is_found_wherever_it_was_stored(self, bench: Workbench) -> None:
+        start = bench.now()
+        assert await oldest_due(bench.storage, "q") is None
+        delays = {"last": 30.0, "third": 20.0, "first": 10.0, "second": 15.0, "later": 500.0}
+        for name, delay in delays.items():
+            await bench.publish(name, delay=delay)
+        await bench.publish("elsewhere", queue="r")
+        assert await oldest_due(bench.storage, "q") is None
+        await bench.advance(100.0)
+        for name in ("first", "second", "third", "last"):
+            assert await oldest_due(bench.storage, "q") == pytest.approx(start + delays[name], abs=2.0)
+            await bench.alter(name, "hold")
+        assert await oldest_due(bench.storage, "q") is None
 
 
 class AlterCases:

@@ -82,6 +82,20 @@ async def test_the_gauges_show_the_storage_and_this_process(autojump_clock: obje
     assert value(body, "dispatch_tasks_running", queue="q") == 2
 
 
+async def test_the_age_is_that_of_the_longest_due_and_not_of_the_first_stored(autojump_clock: object) -> None:
+    """A delayed task that was stored first, and falls due last, hides nothing."""
+    metrics = PrometheusObserver()
+    ages: list[float | None] = []
+    async with working(observers=[metrics]) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job(), delay=100.0))
+        await dispatcher.publisher.publish(JOB(Job()))
+        for _ in range(3):
+            await trio.sleep(60)
+            body = await metrics.exposition(dispatcher)
+            ages.append(value(body, "dispatch_queue_oldest_task_age_seconds", queue="q"))
+    assert ages == [pytest.approx(each, abs=0.1) for each in (60, 120, 180)]
+
+
 async def test_counting_stops_at_its_bound(autojump_clock: object) -> None:
     metrics = PrometheusObserver()
     async with working(observers=[metrics]) as dispatcher:
