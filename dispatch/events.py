@@ -46,13 +46,13 @@ class EventKind(StrEnum):
     SUCCEEDED = "succeeded"
     RETRYING = "retrying"
     FAILED = "failed"
-    """Now among the dead letters."""
+    """Now among the dead letters: its run failed, or a rescue found no run left."""
     CANCELLED = "cancelled"
     SNOOZED = "snoozed"
     HANDED_BACK = "handed_back"
     """Interrupted, and waiting to be run again with its attempt given back."""
     RESCUED = "rescued"
-    """Taken from a worker that stopped renewing its lease."""
+    """Taken from a worker that stopped renewing its lease, and waiting for its retry."""
     LOST = "lost"
     """This run was no longer ours when it ended; its outcome was refused."""
 
@@ -64,6 +64,9 @@ class TaskEvent:
     `at` is UTC seconds by the storage's clock. `wait_s` is from falling due to
     the start, `run_s` from the start to the end, both None where they do not
     apply. `retry_in` is seconds until the next run, `error` type and message.
+    `rescued`: its worker stopped renewing its lease. What became of the task is
+    the kind, RESCUED only if it will run again, so that whoever counts FAILED
+    counts every dead letter once.
     `headers` are the task's own: a trace's context is among them.
     """
 
@@ -79,6 +82,7 @@ class TaskEvent:
     retry_in: float | None = None
     error: str | None = None
     failure_reason: FailureReason | None = None
+    rescued: bool = False
     cron: str | None = None
     headers: Mapping[str, str] = attrs.field(default=NO_HEADERS, repr=False)
 

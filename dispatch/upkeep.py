@@ -30,7 +30,9 @@ from dispatch.errors import StorageError
 from dispatch.events import EventKind, Observers, TaskEvent
 from dispatch.execution import Slot, Stop
 from dispatch.failures import printable
+from dispatch.records import TaskRecord
 from dispatch.storage.protocol import QueueRecord, Storage, Topic, TopicKind, WorkerRecord
+from dispatch.tasks import TaskStatus
 
 __all__ = ["Upkeep"]
 
@@ -46,6 +48,9 @@ PUT_OFF: Final = 3
 """How often in a row a late sweep is put off: a loop that is always late must not leave tasks to the dead."""
 NAME_OVERDUE_S: Final = 5.0
 """How often an attempt that ignores its cancellation is named in the log."""
+
+
+_ENDS: Final = {TaskStatus.FAILED: EventKind.FAILED, TaskStatus.CANCELLED: EventKind.CANCELLED}
 
 
 class _KeeperBell(Bell):
@@ -271,15 +276,18 @@ class Upkeep:
             )
             self.observers.emit(
                 TaskEvent(
-                    kind=EventKind.RESCUED,
+                    # One record per transition: of what ended by this, its end.
+                    kind=_ENDS.get(record.status, EventKind.RESCUED),
                     at=now,
                     task_id=record.id,
                     queue=record.queue,
                     task_type=record.type,
                     attempt=record.attempt,
                     worker=record.worker,
+                    run_s=_run_s(record),
                     error=record.last_error,
                     failure_reason=record.failure_reason,
+                    rescued=True,
                     cron=record.cron,
                     headers=record.headers,
                 )
@@ -333,3 +341,10 @@ class Upkeep:
             else "its lease is no longer renewed, and it keeps its block open",
             extra={"event": "overdue", "task_id": claim.id, "handler": slot.handler},
         )
+
+
+def _run_s(record: TaskRecord) -> float | None:
+    """How long the last run of an ended task took, as its history says: up to the rescue."""
+    if not record.status.is_terminal or record.started_at is None or record.finished_at is None:
+        return None
+    return max(record.finished_at - record.started_at, 0.0)

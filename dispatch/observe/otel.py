@@ -259,16 +259,21 @@ class OpenTelemetryObserver(Surveyor):
         elif event.kind is EventKind.STARTED:
             self._consumed.add(1, _measured("process", event))
             self._wait_s.record(max(event.wait_s or 0.0, 0.0), _measured("process", event))
-        elif event.kind is EventKind.RESCUED:
-            self._rescued.add(1, _measured("process", event))
         else:
-            attributes = _measured("process", event)
-            attributes["dispatch.outcome"] = event.kind.value
-            if event.kind in (EventKind.RETRYING, EventKind.FAILED):
-                attributes["error.type"] = _kind_of_error(event.error)
-            self._process_s.record(event.run_s or 0.0, attributes)
-            if event.failure_reason is FailureReason.INVALID_PAYLOAD:
-                self._undecodable(event)
+            self._ended(event)
+
+    def _ended(self, event: TaskEvent) -> None:
+        if event.rescued:
+            self._rescued.add(1, _measured("process", event))
+        if event.kind is EventKind.RESCUED:
+            return
+        attributes = _measured("process", event)
+        attributes["dispatch.outcome"] = event.kind.value
+        if event.kind in (EventKind.RETRYING, EventKind.FAILED):
+            attributes["error.type"] = _kind_of_error(event.error)
+        self._process_s.record(event.run_s or 0.0, attributes)
+        if event.failure_reason is FailureReason.INVALID_PAYLOAD:
+            self._undecodable(event)
 
     def _undecodable(self, event: TaskEvent) -> None:
         """A span for the attempt that never reached a handler: its link says who published that."""

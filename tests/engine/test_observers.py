@@ -25,6 +25,9 @@ from dispatch import (
 )
 from dispatch.dispatcher import EventStream
 from dispatch.events import Observers
+from dispatch.observe.logging import LogObserver
+from dispatch.storage.protocol import Want
+from dispatch.storage.query import Ids
 
 from .work import JOB, Job, Script, nothing, working
 
@@ -43,6 +46,51 @@ async def test_there_is_one_record_per_transition(autojump_clock: object) -> Non
     assert (retrying.attempt, retrying.retry_in, retrying.error) == (1, 1.0, "ValueError: x")
     assert events[1].wait_s == pytest.approx(0.0, abs=0.01)
     assert (events[1].run_s, events[2].wait_s) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("max_retry", "on_interrupt", "asked", "kind", "reason", "status"),
+    [
+        (1, "retry", False, "rescued", None, "pending"),
+        (0, "retry", False, "failed", "exhausted", "failed"),
+        (1, "fail", False, "failed", "interrupted", "failed"),
+        (1, "retry", True, "cancelled", None, "cancelled"),
+    ],
+)
+async def test_a_rescue_is_one_record_named_after_what_became_of_the_task(
+    max_retry: int,
+    on_interrupt: str,
+    asked: bool,
+    kind: str,
+    reason: str | None,
+    status: str,
+    autojump_clock: object,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its worker died: whoever counts the dead letters must be told of this one, too."""
+    caplog.set_level(logging.DEBUG, "dispatch.tasks")
+    events: list[TaskEvent] = []
+    storage = MemoryStorage()
+    async with working(storage=storage, observers=(events.append, LogObserver())) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        slow = '["fixed", 60.0, 2.0, 60.0, 0.0]'
+        want = Want(queue="q", limit=1, max_retry=max_retry, on_interrupt=on_interrupt, retry=slow)
+        await storage.claim([want], worker="dead", lease=2.0)
+        if asked:
+            await dispatcher.control.cancel(task)
+        await trio.sleep(10)
+        [stored] = (await storage.find(Ids(task.id))).records
+    assert stored.status == status
+    published, rescue = events
+    assert published.kind is EventKind.PUBLISHED
+    assert (rescue.kind.value, rescue.rescued, rescue.failure_reason) == (kind, True, reason)
+    assert (rescue.attempt, rescue.worker) == (1, "dead")
+    assert rescue.error == "LeaseExpired: worker dead stopped renewing attempt 1; its process may have died"
+    assert rescue.run_s == (None if kind == "rescued" else pytest.approx(2.0, abs=0.1))
+    _, line = (record for record in caplog.records if record.name == "dispatch.tasks")
+    levels = {"rescued": logging.DEBUG, "failed": logging.ERROR, "cancelled": logging.INFO}
+    assert (line.levelno, line.__dict__["failure_reason"]) == (levels[kind], reason)
+    assert any("rescued from worker dead" in message for message in caplog.messages)
 
 
 async def test_a_failing_observer_is_logged_and_harms_nobody(

@@ -517,6 +517,22 @@ async def test_storage_errors_are_counted_by_what_was_being_done(
     assert counted == {"publish": 2, "turn": 1}
 
 
+async def test_a_task_that_died_with_its_worker_is_counted_among_the_dead_letters(
+    autojump_clock: object, telemetry: Telemetry
+) -> None:
+    storage = MemoryStorage()
+    async with working(None, storage=storage, observers=[telemetry.observer()]) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job()))
+        await storage.claim([Want(queue="q", limit=1, max_retry=0)], worker="dead", lease=2.0)
+        await trio.sleep(10)
+    [rescues] = telemetry.points("dispatch.task.rescues")
+    assert rescues.value == 1
+    [ended] = telemetry.points("messaging.process.duration")
+    assert ended.attributes["dispatch.outcome"] == "failed"
+    assert ended.attributes["error.type"] == "LeaseExpired"
+    assert ended.sum == pytest.approx(2.0, abs=0.1)
+
+
 async def test_a_rescue_is_counted_and_the_next_attempt_is_linked_like_the_first(
     autojump_clock: object, telemetry: Telemetry
 ) -> None:

@@ -24,6 +24,7 @@ from dispatch import (
 )
 from dispatch.observe.prometheus import CONTENT_TYPE, PrometheusObserver
 from dispatch.observe.survey import QueueSurvey
+from dispatch.storage.protocol import Want
 from tests.engine.work import JOB, Job, Script, nothing, working
 
 DOCS = Path(__file__).parents[2] / "docs/telemetry"
@@ -94,6 +95,17 @@ async def test_the_age_is_that_of_the_longest_due_and_not_of_the_first_stored(au
             body = await metrics.exposition(dispatcher)
             ages.append(value(body, "dispatch_queue_oldest_task_age_seconds", queue="q"))
     assert ages == [pytest.approx(each, abs=0.1) for each in (60, 120, 180)]
+
+
+async def test_a_task_that_died_with_its_worker_is_counted_as_failed(autojump_clock: object) -> None:
+    metrics, storage = PrometheusObserver(), MemoryStorage()
+    async with working(storage=storage, observers=[metrics]) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job()))
+        await storage.claim([Want(queue="q", limit=1, max_retry=0)], worker="dead", lease=2.0)
+        await trio.sleep(10)
+        body = await metrics.exposition(dispatcher)
+    outcomes = {dict(labels)["outcome"]: n for (name, labels), n in samples(body).items() if name == "dispatch_tasks_total"}
+    assert outcomes == {"failed": 1}
 
 
 async def test_counting_stops_at_its_bound(autojump_clock: object) -> None:
