@@ -44,6 +44,7 @@ try:
     from opentelemetry import context as contexts
     from opentelemetry import metrics, propagate, trace
     from opentelemetry.context import Context
+    from opentelemetry.metrics import CallbackOptions, Observation
     from opentelemetry.propagators.textmap import TextMapPropagator  # noqa: TC002 - beside its package
     from opentelemetry.trace import Link, Span, SpanKind, StatusCode
 except ImportError as _missing:
@@ -126,11 +127,19 @@ class OpenTelemetryObserver(Surveyor):
         self._errors = meter.create_counter(
             "dispatch.storage.errors", "{error}", "Failures of the storage met."
         )
-        self._depth = meter.create_gauge(
-            "dispatch.queue.depth", "{task}", "Stored tasks that have not ended, and dead letters."
+        # Asked for when they are read, and not set: one that was set is exported for ever.
+        self._queues: Sequence[QueueSurvey] = ()
+        meter.create_observable_gauge(
+            "dispatch.queue.depth",
+            [self._depths],
+            "{task}",
+            "Stored tasks that have not ended, and dead letters.",
         )
-        self._oldest_s = meter.create_gauge(
-            "dispatch.queue.oldest_age", "s", "How long the longest due task has been due."
+        meter.create_observable_gauge(
+            "dispatch.queue.oldest_age",
+            [self._oldest_ages],
+            "s",
+            "How long the longest due task has been due.",
         )
 
     # -- publishing -----------------------------------------------------------
@@ -297,15 +306,29 @@ class OpenTelemetryObserver(Surveyor):
         self._lag_s.record(max(lag_s, 0.0))
 
     def show(self, queues: Sequence[QueueSurvey]) -> None:
-        """Set the gauges."""
-        for each in queues:
-            attributes: Attributes = {"messaging.system": SCOPE, "messaging.destination.name": each.queue}
-            self._oldest_s.set(each.oldest_age_s, attributes)
-            for status, count in each.tasks.items():
-                self._depth.set(count, {**attributes, "dispatch.task.status": status})
+        """Set what the gauges say when they are next read, by whichever thread."""
+        self._queues = tuple(queues)
+
+    def forget(self) -> None:
+        """Have the gauges say nothing."""
+        self._queues = ()
+
+    def _depths(self, _: CallbackOptions) -> list[Observation]:
+        return [
+            Observation(count, {**_of_queue(each), "dispatch.task.status": status})
+            for each in self._queues
+            for status, count in each.tasks.items()
+        ]
+
+    def _oldest_ages(self, _: CallbackOptions) -> list[Observation]:
+        return [Observation(each.oldest_age_s, _of_queue(each)) for each in self._queues]
 
     def __repr__(self) -> str:
         return f"<OpenTelemetryObserver{' parent' if self._parent else ''}>"
+
+
+def _of_queue(each: QueueSurvey) -> Attributes:
+    return {"messaging.system": SCOPE, "messaging.destination.name": each.queue}
 
 
 def _operation(operation: str, queue: str | None) -> Attributes:

@@ -6,7 +6,8 @@
         body = await metrics.exposition(dispatcher)     # for GET /metrics
 
 Counters and histograms follow the events. The gauges show the storage as it was
-when somebody last looked: `exposition` looks each time, `run` at an interval.
+when somebody last looked: `exposition` looks each time, `run` at an interval. A
+look that fails takes them away: an alert must not rest on what was true once.
 Labels are queue, task type, status and outcome, whose number a service decides
 by what it registers; never an id, a key or a payload.
 """
@@ -14,6 +15,7 @@ by what it registers; never an id, a key or a payload.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from dispatch.dispatcher import Dispatcher
@@ -88,6 +90,7 @@ class PrometheusObserver(Surveyor):
             "dispatch_queue_concurrency", "Attempts this process may make at once.", ("queue",)
         )
         self._running = gauge("dispatch_tasks_running", "Attempts this process is making.", ("queue",))
+        self._gauges = (self._tasks, self._oldest, self._concurrency, self._running)
         # Finding a child by its labels takes a lock and builds a tuple of strings: done once each.
         self._stores: dict[tuple[str, str], Counter] = {}
         self._starts: dict[tuple[str, str], Histogram] = {}
@@ -136,15 +139,18 @@ class PrometheusObserver(Surveyor):
             if each.running is not None:
                 self._running.labels(each.queue).set(each.running)
 
+    def forget(self) -> None:
+        """Take the gauges away, which Prometheus then holds for stale."""
+        for gauge in self._gauges:
+            gauge.clear()
+
     async def exposition(self, dispatcher: Dispatcher) -> bytes:
         """Survey the queues and give every metric as text, to be served as `CONTENT_TYPE`.
 
         A storage that is away costs the gauges only, and is counted. A checkpoint.
         """
-        try:
+        with suppress(StorageError):
             await self.look(dispatcher)
-        except StorageError as exc:
-            self.storage_failed("survey", exc)
         return generate_latest(self.registry)
 
     def __repr__(self) -> str:

@@ -27,6 +27,8 @@ log: Final = logging.getLogger("dispatch.observe")
 
 BOUND: Final = 1_000_000
 EVERY_S: Final = 15.0
+LOOK_S: Final = 8.0
+"""A look ends before a scrape does, for which Prometheus waits 10 s by default."""
 
 
 @attrs.frozen(kw_only=True)
@@ -83,15 +85,42 @@ async def survey(dispatcher: Dispatcher, *, bound: int = BOUND) -> list[QueueSur
 
 
 class Surveyor(ABC):
-    """An observer whose gauges are set from a survey, now or at an interval."""
+    """An observer whose gauges are set from a survey, now or at an interval.
+
+    They show what is so, or nothing: while the storage is away nobody knows how
+    the queues stand, and an age that stands still would be taken for one that
+    does not grow.
+    """
 
     @abstractmethod
     def show(self, queues: Sequence[QueueSurvey]) -> None:
         """Set the gauges."""
 
+    @abstractmethod
+    def forget(self) -> None:
+        """Take back what the gauges show."""
+
+    @abstractmethod
+    def storage_failed(self, operation: str, error: StorageError) -> None:
+        """Count a failure of the storage."""
+
     async def look(self, dispatcher: Dispatcher, *, bound: int = BOUND) -> None:
-        """Survey the queues once and set the gauges. A checkpoint. Raises StorageError (1021)."""
-        self.show(await survey(dispatcher, bound=bound))
+        """Survey the queues once and set the gauges. A checkpoint.
+
+        Raises StorageError (1021), also for a storage that does not answer within
+        8 s; it is counted as of `survey`, and the gauges show nothing.
+        """
+        try:
+            found: list[QueueSurvey] | None = None
+            with trio.move_on_after(LOOK_S):
+                found = await survey(dispatcher, bound=bound)
+            if found is None:
+                raise StorageError(f"no answer within {LOOK_S:g} s")
+        except StorageError as exc:
+            self.forget()
+            self.storage_failed("survey", exc)
+            raise
+        self.show(found)
 
     async def run(
         self,
@@ -103,7 +132,7 @@ class Surveyor(ABC):
     ) -> None:
         """Look every `every` seconds until cancelled; started after the first look.
 
-        While the storage is away the gauges keep what they last showed.
+        While the storage is away the gauges show nothing, and a warning is logged.
         """
         started = False
         while True:

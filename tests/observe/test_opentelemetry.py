@@ -463,6 +463,32 @@ async def test_metrics_are_in_base_units_and_of_low_cardinality(
             assert not any("id" in key.split(".") for key in point.attributes)
 
 
+async def test_while_the_storage_is_away_the_gauges_say_nothing(
+    autojump_clock: object, telemetry: Telemetry
+) -> None:
+    class Away(MemoryStorage):
+        away = False
+
+        async def count(self, *args: Any, **kwargs: Any) -> Any:
+            if self.away:
+                raise StorageError("away")
+            return await super().count(*args, **kwargs)
+
+    storage, observer = Away(), telemetry.observer()
+    gauges = {"dispatch.queue.depth", "dispatch.queue.oldest_age"}
+    async with working(nothing, storage=storage, observers=[observer]) as dispatcher:
+        await observer.look(dispatcher)
+        assert gauges <= set(telemetry.names())
+        assert gauges <= set(telemetry.names()), "read twice between two looks, they say the same"
+        storage.away = True
+        with pytest.raises(StorageError, match="away"):
+            await observer.look(dispatcher)
+        storage.away = False
+    assert gauges.isdisjoint(telemetry.names())
+    [errors] = telemetry.points("dispatch.storage.errors")
+    assert (errors.value, errors.attributes["dispatch.storage.operation"]) == (1, "survey")
+
+
 async def test_cron_lag_is_metered_for_functions_and_for_tasks(
     autojump_clock: object, telemetry: Telemetry
 ) -> None:

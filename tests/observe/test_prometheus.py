@@ -164,6 +164,48 @@ async def test_a_storage_that_is_away_costs_the_gauges_only(
     assert "the queues could not be surveyed: [1021] away" in caplog.messages
 
 
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_while_the_storage_is_away_the_gauges_show_nothing(
+    hangs: bool, autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An age that stands still would be taken for one that does not grow."""
+
+    class Away(MemoryStorage):
+        away = False
+
+        async def count(self, *args: Any, **kwargs: Any) -> Any:
+            if self.away and hangs:
+                await trio.sleep_forever()
+            if self.away:
+                raise StorageError("away")
+            return await super().count(*args, **kwargs)
+
+    def gauges(body: bytes) -> set[str]:
+        named = {"dispatch_queue_tasks", "dispatch_queue_oldest_task_age_seconds", "dispatch_queue_concurrency", "dispatch_tasks_running"}
+        return {name for name, _ in samples(body)} & named
+
+    metrics, storage = PrometheusObserver(), Away()
+    async with working(nothing, storage=storage, observers=[metrics]) as dispatcher:
+        before = await metrics.exposition(dispatcher)
+        storage.away = True
+        began = trio.current_time()
+        while_away = await metrics.exposition(dispatcher)
+        took_s = trio.current_time() - began
+        async with trio.open_nursery() as nursery:
+            await nursery.start(metrics.run, dispatcher)
+            nursery.cancel_scope.cancel()
+        storage.away = False
+        after = await metrics.exposition(dispatcher)
+    assert gauges(before) == gauges(after)
+    assert len(gauges(after)) == 4
+    assert gauges(while_away) == set()
+    assert took_s == pytest.approx(8.0 if hangs else 0.0, abs=0.1), "less than a scrape is waited for"
+    assert value(while_away, "dispatch_storage_errors_total", operation="survey") == 1
+    assert value(after, "dispatch_storage_errors_total", operation="survey") == 2, "run counts, too"
+    said = "no answer within 8 s" if hangs else "away"
+    assert f"the queues could not be surveyed: [1021] {said}" in caplog.messages
+
+
 async def test_cron_lag_is_measured_for_functions_and_for_tasks(autojump_clock: object) -> None:
     async def tick() -> None:
         await trio.lowlevel.checkpoint()
