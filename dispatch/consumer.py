@@ -440,6 +440,12 @@ class TaskQueueConsumer:
         chosen = self._queues
         return tuple(name for name in self._registry.configs if chosen is None or name in chosen)
 
+    @property
+    def addresses(self) -> tuple[tuple[str, str], ...]:
+        """The queue and the type of every handler registered here whose queue is consumed here."""
+        chosen = self._queues
+        return tuple(each for each in self._registry.handlers if chosen is None or each[0] in chosen)
+
     def takes(self, task: TaskRecord) -> bool:
         """Whether its handler is here, its payload version is known, and its tags are this worker's."""
         entry = self._registry.handlers.get((task.queue, task.type))

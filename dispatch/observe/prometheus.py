@@ -8,6 +8,11 @@
 Counters and histograms follow the events. The gauges show the storage as it was
 when somebody last looked: `exposition` looks each time, `run` at an interval. A
 look that fails takes them away: an alert must not rest on what was true once.
+
+What an alert waits for is there at 0 before it happens. Prometheus takes a
+series that begins at 1 for one that did not increase: the first dead letter of
+each process would be nobody's business.
+
 Labels are queue, task type, status and outcome, whose number a service decides
 by what it registers; never an id, a key or a payload.
 """
@@ -21,7 +26,7 @@ from typing import Final
 from dispatch.dispatcher import Dispatcher
 from dispatch.errors import MissingExtraError, StorageError
 from dispatch.events import EventKind, TaskEvent
-from dispatch.observe.survey import QueueSurvey, Surveyor
+from dispatch.observe.survey import BOUND, QueueSurvey, Surveyor
 
 try:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -38,6 +43,8 @@ CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 RUN_BUCKETS_S: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3_600)
 WAIT_BUCKETS_S: Final = (0.001, 0.01, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3_600, 14_400, 86_400)
+OPERATIONS: Final = ("publish", "turn", "upkeep", "cron", "survey")
+"""What a failure of the storage is counted by."""
 LAG_BUCKETS_S: Final = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60, 600, 3_600, 86_400)
 
 
@@ -80,6 +87,8 @@ class PrometheusObserver(Surveyor):
         self._errors = counter(
             "dispatch_storage_errors_total", "Failures of the storage met, by what was being done.", ("operation",)
         )
+        for operation in OPERATIONS:
+            self._errors.labels(operation)
         self._tasks = gauge(
             "dispatch_queue_tasks", "Stored tasks that have not ended, and dead letters.", ("queue", "status")
         )
@@ -102,12 +111,14 @@ class PrometheusObserver(Surveyor):
             stored = self._stores.get((queue, task_type))
             if stored is None:
                 stored = self._stores[queue, task_type] = self._published.labels(queue, task_type)
+                self._expect(queue, task_type)
             stored.inc()
             return
         if kind is EventKind.STARTED:
             start = self._starts.get((queue, task_type))
             if start is None:
                 start = self._starts[queue, task_type] = self._wait.labels(queue, task_type)
+                self._expect(queue, task_type)
             start.observe(max(event.wait_s or 0.0, 0.0))
             return
         end = self._ends.get((queue, task_type, kind))
@@ -116,9 +127,14 @@ class PrometheusObserver(Surveyor):
                 self._ended.labels(queue, task_type, kind.value),
                 self._run.labels(queue, task_type),
             )
+            self._expect(queue, task_type)
         end[0].inc()
         if event.run_s is not None:
             end[1].observe(event.run_s)
+
+    def _expect(self, queue: str, task_type: str) -> None:
+        """Have the counter of its dead letters begin at 0."""
+        self._ended.labels(queue, task_type, EventKind.FAILED.value)
 
     def storage_failed(self, operation: str, error: StorageError) -> None:
         """Count a failure of the storage; the dispatcher calls this."""
@@ -143,6 +159,12 @@ class PrometheusObserver(Surveyor):
         """Take the gauges away, which Prometheus then holds for stale."""
         for gauge in self._gauges:
             gauge.clear()
+
+    async def look(self, dispatcher: Dispatcher, *, bound: int = BOUND) -> None:
+        """As `Surveyor.look`; the dead letters of each handler registered begin at 0."""
+        for queue, task_type in dispatcher.consumer.addresses:
+            self._expect(queue, task_type)
+        await super().look(dispatcher, bound=bound)
 
     async def exposition(self, dispatcher: Dispatcher) -> bytes:
         """Survey the queues and give every metric as text, to be served as `CONTENT_TYPE`.

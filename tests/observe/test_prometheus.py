@@ -13,6 +13,7 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+import dispatch
 from dispatch import (
     EventKind,
     MemoryStorage,
@@ -22,7 +23,7 @@ from dispatch import (
     TaskEvent,
     TaskQueueConfig,
 )
-from dispatch.observe.prometheus import CONTENT_TYPE, PrometheusObserver
+from dispatch.observe.prometheus import CONTENT_TYPE, OPERATIONS, PrometheusObserver
 from dispatch.observe.survey import QueueSurvey
 from dispatch.storage.protocol import Want
 from tests.engine.work import JOB, Job, Script, nothing, working
@@ -59,6 +60,40 @@ async def test_every_transition_is_counted_by_queue_type_and_outcome(autojump_cl
     assert value(body, "dispatch_task_run_seconds_count", **address) == 4
     assert value(body, "dispatch_task_run_seconds_sum", **address) == pytest.approx(2.0)
     assert value(body, "dispatch_task_wait_seconds_count", **address) == 4
+
+
+async def test_the_first_dead_letter_of_a_process_is_an_increase(autojump_clock: object) -> None:
+    """Prometheus takes a series that begins at 1 for one that did not increase."""
+    metrics = PrometheusObserver()
+    failed = {"queue": "q", "type": "job", "outcome": "failed"}
+    async with working(Script(PermanentError("x")), observers=[metrics]) as dispatcher:
+        before = await metrics.exposition(dispatcher)
+        await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.drain()
+        after = await metrics.exposition(dispatcher)
+    assert value(before, "dispatch_tasks_total", **failed) == 0
+    assert value(after, "dispatch_tasks_total", **failed) == 1
+
+
+@pytest.mark.parametrize("kind", [EventKind.PUBLISHED, EventKind.STARTED, EventKind.RETRYING])
+def test_whatever_is_told_of_a_type_its_dead_letters_begin_at_0(kind: EventKind) -> None:
+    """Of one that has no handler here, nothing else is known."""
+    metrics = PrometheusObserver()
+    metrics(TaskEvent(kind=kind, at=0.0, task_id="1", queue="q", task_type="elsewhere"))
+    body = generate_latest(metrics.registry)
+    assert value(body, "dispatch_tasks_total", queue="q", type="elsewhere", outcome="failed") == 0
+
+
+def test_the_errors_of_the_storage_begin_at_0_whatever_is_being_done() -> None:
+    package = Path(dispatch.__file__).parent
+    told = {
+        operation
+        for path in package.rglob("*.py")
+        for operation in re.findall(r'storage_failed"?(?:\(|, )"(\w+)", exc', path.read_text(encoding="utf-8"))
+    }
+    assert told == set(OPERATIONS)
+    body = generate_latest(PrometheusObserver().registry)
+    assert {value(body, "dispatch_storage_errors_total", operation=each) for each in told} == {0}
 
 
 async def test_the_gauges_show_the_storage_and_this_process(autojump_clock: object) -> None:
@@ -300,7 +335,9 @@ def test_the_grafana_dashboard_asks_for_what_is_exported() -> None:
 
 def test_the_alert_rules_ask_for_what_is_exported() -> None:
     [group] = yaml.safe_load((DOCS / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
-    assert [rule["alert"] for rule in group["rules"]] == ["DispatchQueueFallsBehind", "DispatchTasksAreDying"]
+    assert [rule["alert"] for rule in group["rules"]] == [
+        "DispatchQueueFallsBehind", "DispatchTasksAreDying", "DispatchDeadLetters", "DispatchStorageFails",
+    ]
     for rule in group["rules"]:
         assert check(rule["expr"])
         for label in re.findall(r"\$labels\.(\w+)", json.dumps(rule["annotations"])):
