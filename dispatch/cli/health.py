@@ -36,6 +36,7 @@ async def check(
     *,
     queue: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
     max_wait: str | None = None,
+    paused_ok: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     within: str = "5s",
     json: JsonOption = False,
     store: StoreOption = None,
@@ -44,14 +45,18 @@ async def check(
     """Check that the store answers and that workers keep up; status 1 if not.
 
     A queue is well if it is paused, if nothing in it is due, or if a live worker
-    consumes it; a named one needs a live worker in any case.
+    consumes it; a named one needs a live worker in any case. A worker counts as
+    live for 60 s after its last sign of life: --max-wait sees sooner that nobody
+    works, and a pause that was forgotten, too.
 
     Parameters
     ----------
     queue
         Look at this queue only; may be repeated.
     max_wait
-        Nothing due may have waited for longer than this, such as 5m.
+        Nothing due may have waited for longer than this, such as 5m; in paused queues, too.
+    paused_ok
+        In paused queues, tasks may wait for longer than --max-wait.
     within
         The store must answer within this time.
     """
@@ -59,7 +64,7 @@ async def check(
     limit_s = values.seconds(within, "--within")
     begun = trio.current_time()
     try:
-        found = await _within(limit_s, partial(_look, shell, store, queue, longest_s))
+        found = await _within(limit_s, partial(_look, shell, store, queue, longest_s, paused_ok))
     except DispatchError as exc:
         findings = [Finding("store", False, exc.detail)]
     except CommandError as exc:
@@ -104,7 +109,7 @@ async def _within(
 
 
 async def _look(
-    shell: Shell, store: str | None, asked: tuple[str, ...], longest_s: float | None
+    shell: Shell, store: str | None, asked: tuple[str, ...], longest_s: float | None, paused_ok: bool
 ) -> list[Finding]:
     findings: list[Finding] = []
     async with shell.open(store) as opened:
@@ -117,26 +122,33 @@ async def _look(
             if asked and state.name not in asked:
                 continue
             findings.append(_served(state, needed=bool(asked)))
-            if longest_s is not None and not state.paused:
+            if longest_s is not None and not (state.paused and paused_ok):
                 findings.append(await _in_time(opened, state, longest_s))
     return findings
 
 
 def _served(state: QueueState, *, needed: bool) -> Finding:
     name = f"queue {state.name}"
-    if state.workers:
-        return Finding(name, True, f"{plural(state.workers, 'live worker')}, {state.due:,} due")
+    workers = plural(state.workers, "live worker") if state.workers else "no live worker"
     if state.paused:
-        return Finding(name, not needed, f"paused, no live worker, {state.due:,} due")
-    if state.due or needed:
-        return Finding(name, False, f"no live worker, {state.due:,} due")
+        waits = f", one of them for {duration(state.oldest_s)}" if state.due else ""
+        detail = f"paused, {workers}, {state.due:,} due{waits}"
+        return Finding(name, bool(state.workers) or not needed, detail)
+    if state.workers or state.due or needed:
+        return Finding(name, bool(state.workers), f"{workers}, {state.due:,} due")
     return Finding(name, True, "no live worker, nothing due")
 
 
 async def _in_time(opened: Opened, state: QueueState, longest_s: float) -> Finding:
+    """Whether nothing waits for too long: counted, as `oldest_s` may be that of the second longest."""
     now = opened.storage.now()
     late = All(Queues(state.name), Statuses("due"), Time("available_at", until=now - longest_s))
     name = f"queue {state.name}"
-    if await opened.storage.count(late, bound=1):
-        return Finding(name, False, f"tasks have been due for more than {duration(longest_s)}")
-    return Finding(name, True, f"nothing has been due for more than {duration(longest_s)}")
+    limit = duration(longest_s)
+    if not await opened.storage.count(late, bound=1):
+        return Finding(name, True, f"nothing has been due for more than {limit}")
+    age = duration(max(state.oldest_s, longest_s))
+    if state.paused:
+        said = f"paused, and a task has been due for {age}, more than {limit}; resume it, or give --paused-ok"
+        return Finding(name, False, said)
+    return Finding(name, False, f"a task has been due for {age}, more than {limit}")

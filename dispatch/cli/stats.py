@@ -46,6 +46,7 @@ def print_state(shell: Shell, state: StoreState) -> None:
         ("succeeded in the last minute", state.total("succeeded_lately")),
         ("failed in the last minute", state.total("failed_lately")),
         ("queues", len(state.queues)),
+        ("paused queues", sum(each.paused for each in state.queues)),
         ("live workers", len(state.workers)),
         ("cron tasks", state.crons),
     ]

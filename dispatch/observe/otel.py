@@ -141,6 +141,9 @@ class OpenTelemetryObserver(Surveyor):
             "s",
             "How long the longest due task has been due.",
         )
+        meter.create_observable_gauge(
+            "dispatch.queue.paused", [self._pauses], "1", "1 while the queue is paused, else 0."
+        )
 
     # -- publishing -----------------------------------------------------------
 
@@ -322,6 +325,9 @@ class OpenTelemetryObserver(Surveyor):
 
     def _oldest_ages(self, _: CallbackOptions) -> list[Observation]:
         return [Observation(each.oldest_age_s, _of_queue(each)) for each in self._queues]
+
+    def _pauses(self, _: CallbackOptions) -> list[Observation]:
+        return [Observation(int(each.paused), _of_queue(each)) for each in self._queues]
 
     def __repr__(self) -> str:
         return f"<OpenTelemetryObserver{' parent' if self._parent else ''}>"

@@ -95,11 +95,12 @@ class PrometheusObserver(Surveyor):
         self._oldest = gauge(
             "dispatch_queue_oldest_task_age_seconds", "How long the longest due task has been due.", ("queue",)
         )
+        self._paused = gauge("dispatch_queue_paused", "1 while the queue is paused, else 0.", ("queue",))
         self._concurrency = gauge(
             "dispatch_queue_concurrency", "Attempts this process may make at once.", ("queue",)
         )
         self._running = gauge("dispatch_tasks_running", "Attempts this process is making.", ("queue",))
-        self._gauges = (self._tasks, self._oldest, self._concurrency, self._running)
+        self._gauges = (self._tasks, self._oldest, self._paused, self._concurrency, self._running)
         # Finding a child by its labels takes a lock and builds a tuple of strings: done once each.
         self._stores: dict[tuple[str, str], Counter] = {}
         self._starts: dict[tuple[str, str], Histogram] = {}
@@ -150,6 +151,7 @@ class PrometheusObserver(Surveyor):
             for status, count in each.tasks.items():
                 self._tasks.labels(each.queue, status).set(count)
             self._oldest.labels(each.queue).set(each.oldest_age_s)
+            self._paused.labels(each.queue).set(each.paused)
             if each.concurrency is not None:
                 self._concurrency.labels(each.queue).set(each.concurrency)
             if each.running is not None:

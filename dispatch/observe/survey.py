@@ -38,6 +38,7 @@ class QueueSurvey:
     `tasks` counts the stored tasks by status, for all processes: `pending` are
     due, `later` not yet; `failed` are the dead letters. `oldest_age_s` is how
     long the longest due one has been due, 0 if there is none.
+    `paused` is so for every process.
     `concurrency` and `running` are this process's, None where it does not
     serve the queue.
     """
@@ -47,6 +48,7 @@ class QueueSurvey:
     oldest_age_s: float
     concurrency: int | None
     running: int | None
+    paused: bool = False
 
 
 STATUSES: Final = ("pending", "later", "running", "held", "failed")
@@ -79,6 +81,7 @@ async def survey(dispatcher: Dispatcher, *, bound: int = BOUND) -> list[QueueSur
                 oldest_age_s=age_s,
                 concurrency=None if here is None else here.concurrency,
                 running=None if here is None else here.running,
+                paused=record.paused,
             )
         )
     return found

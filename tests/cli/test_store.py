@@ -196,6 +196,43 @@ def test_work_that_waits_too_long_is_not_healthy(terminal: Terminal) -> None:
     assert terminal("check", "--max-wait", "soon").status == 2
 
 
+def test_a_pause_that_was_forgotten_is_found(terminal: Terminal) -> None:
+    terminal.store("a", "b", available_at=time.time() - 180)
+    beat(terminal, "email")
+    terminal("queue", "pause", "email")
+    ran = terminal("check")
+    assert ran.status == 0
+    assert ran.rows[1:] == [["ok", "queue email", "paused, 1 live worker, 2 due, one of them for 3 min"]]
+    for asked in ((), ("--queue", "email")):
+        ran = terminal("check", *asked, "--max-wait", "10s")
+        assert ran.status == 1
+        assert ran.rows[2] == [
+            "failed",
+            "queue email",
+            "paused, and a task has been due for 3 min, more than 10 s; resume it, or give --paused-ok",
+        ]
+        ran = terminal("check", *asked, "--max-wait", "10s", "--paused-ok")
+        assert (ran.status, len(ran.rows)) == (0, 2)
+        assert terminal("check", *asked, "--max-wait", "5m").status == 0
+    terminal("queue", "resume", "email")
+    ran = terminal("check", "--max-wait", "10s", "--paused-ok")
+    assert ran.status == 1
+    assert ran.rows[1:] == [
+        ["ok", "queue email", "1 live worker, 2 due"],
+        ["failed", "queue email", "a task has been due for 3 min, more than 10 s"],
+    ]
+
+
+def test_a_pause_in_which_nothing_waits_is_said_and_well(terminal: Terminal) -> None:
+    terminal.declare("email", "idle")
+    terminal("queue", "pause", "email")
+    ran = terminal("check", "--max-wait", "1s")
+    assert ran.status == 0
+    assert ran.rows[1] == ["ok", "queue email", "paused, no live worker, 0 due"]
+    rows = dict(terminal("stats").rows)
+    assert (rows["queues"], rows["paused queues"]) == ("2", "1")
+
+
 def test_a_store_that_fails_or_hangs_is_not_healthy(terminal: Terminal) -> None:
     @asynccontextmanager
     async def failing(_: str) -> AsyncGenerator[Storage]:

@@ -447,6 +447,7 @@ async def test_metrics_are_in_base_units_and_of_low_cardinality(
         "dispatch.task.wait": "s",
         "dispatch.queue.depth": "{task}",
         "dispatch.queue.oldest_age": "s",
+        "dispatch.queue.paused": "1",
     }
     assert depth == {"pending": 0, "later": 1, "running": 0, "held": 0, "failed": 1}
     ran = {
@@ -475,7 +476,7 @@ async def test_while_the_storage_is_away_the_gauges_say_nothing(
             return await super().count(*args, **kwargs)
 
     storage, observer = Away(), telemetry.observer()
-    gauges = {"dispatch.queue.depth", "dispatch.queue.oldest_age"}
+    gauges = {"dispatch.queue.depth", "dispatch.queue.oldest_age", "dispatch.queue.paused"}
     async with working(nothing, storage=storage, observers=[observer]) as dispatcher:
         await observer.look(dispatcher)
         assert gauges <= set(telemetry.names())

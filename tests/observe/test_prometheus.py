@@ -143,6 +143,19 @@ async def test_a_task_that_died_with_its_worker_is_counted_as_failed(autojump_cl
     assert outcomes == {"failed": 1}
 
 
+async def test_a_pause_is_a_gauge(autojump_clock: object) -> None:
+    metrics = PrometheusObserver()
+    async with working(observers=[metrics]) as dispatcher:
+        dispatcher.consumer.register_queue("other")
+        await dispatcher.control.pause_queue("q")
+        paused = await metrics.exposition(dispatcher)
+        await dispatcher.control.resume_queue("q")
+        resumed = await metrics.exposition(dispatcher)
+    assert value(paused, "dispatch_queue_paused", queue="q") == 1
+    assert value(paused, "dispatch_queue_paused", queue="other") == 0
+    assert value(resumed, "dispatch_queue_paused", queue="q") == 0
+
+
 async def test_counting_stops_at_its_bound(autojump_clock: object) -> None:
     metrics = PrometheusObserver()
     async with working(observers=[metrics]) as dispatcher:
@@ -216,8 +229,7 @@ async def test_while_the_storage_is_away_the_gauges_show_nothing(
             return await super().count(*args, **kwargs)
 
     def gauges(body: bytes) -> set[str]:
-        named = {"dispatch_queue_tasks", "dispatch_queue_oldest_task_age_seconds", "dispatch_queue_concurrency", "dispatch_tasks_running"}
-        return {name for name, _ in samples(body)} & named
+        return {name for name, _ in samples(body) if name.startswith(("dispatch_queue_", "dispatch_tasks_running"))}
 
     metrics, storage = PrometheusObserver(), Away()
     async with working(nothing, storage=storage, observers=[metrics]) as dispatcher:
@@ -232,7 +244,7 @@ async def test_while_the_storage_is_away_the_gauges_show_nothing(
         storage.away = False
         after = await metrics.exposition(dispatcher)
     assert gauges(before) == gauges(after)
-    assert len(gauges(after)) == 4
+    assert len(gauges(after)) == 5
     assert gauges(while_away) == set()
     assert took_s == pytest.approx(8.0 if hangs else 0.0, abs=0.1), "less than a scrape is waited for"
     assert value(while_away, "dispatch_storage_errors_total", operation="survey") == 1
@@ -336,7 +348,7 @@ def test_the_grafana_dashboard_asks_for_what_is_exported() -> None:
 def test_the_alert_rules_ask_for_what_is_exported() -> None:
     [group] = yaml.safe_load((DOCS / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
     assert [rule["alert"] for rule in group["rules"]] == [
-        "DispatchQueueFallsBehind", "DispatchTasksAreDying", "DispatchDeadLetters", "DispatchStorageFails",
+        "DispatchQueueFallsBehind", "DispatchTasksAreDying", "DispatchDeadLetters", "DispatchQueueStaysPaused", "DispatchStorageFails",
     ]
     for rule in group["rules"]:
         assert check(rule["expr"])
