@@ -626,8 +626,10 @@ class MemoryStorage(MemoryRegistry):
             if isinstance(part, Ids):
                 named = (self._rows[id_] for id_ in part.values if id_ in self._rows)
                 return sorted(named, key=by_seq)
-            if isinstance(part, Statuses) and part.values <= {"running"} and not any(queue.running for queue in self._queues.values()):
-                return []
+            if isinstance(part, Statuses) and part.values <= {"running"}:
+                # Most that run were stored first, and their number says when to stop.
+                running = (row for row in self._order if row.record.status is RUNNING and self._rows.get(row.record.id) is row)
+                return [*islice(running, sum(queue.running for queue in self._queues.values()))]
             if isinstance(part, Statuses) and part.values <= ENDED:
                 ended = [*self._dead.values()] if FAILED in part.values else []
                 if not part.values <= {FAILED}:

@@ -415,3 +415,24 @@ def test_only_the_table_of_states_changes_a_state() -> None:
     for module in (memory_module, rows_module, ready_module, registry_module):
         text = Path(module.__file__ or "").read_text()
         assert re.findall(r"\.(status|epoch|attempt)\s*[-+]?=[^=]", text) == []
+
+
+async def test_what_runs_is_found_without_matching_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = MemoryStorage()
+    await storage.declare([QueueRecord(name="q"), QueueRecord(name="r")])
+    for queue in ("q", "r"):
+        tasks = [NewTask(id=f"{queue}{n}", queue=queue, type="t", payload=b"{}") for n in range(100)]
+        await storage.enqueue(tasks)
+        want = Want(queue=queue, limit=2, ids=frozenset({f"{queue}7", f"{queue}99"}))
+        await storage.claim([want], worker="w", lease=None)
+    looked: list[str] = []
+
+    def matched(where: Where, record: TaskRecord, now: float) -> bool:
+        looked.append(record.id)
+        return matches(where, record, now)
+
+    monkeypatch.setattr(memory_module, "matches", matched)
+    where = All(Queues("q"), Statuses("running"))
+    assert await storage.count(where, bound=10) == {(): 2}
+    assert [record.id for record in (await storage.find(where)).records] == ["q7", "q99"]
+    assert len(looked) == 8
