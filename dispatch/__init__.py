@@ -65,6 +65,7 @@ from dispatch.tasks import (
     TaskType,
     Unique,
 )
+from dispatch.waiting import WaitCause, Waiting, WaitReason
 
 __all__ = [
     "Cancel",
@@ -131,5 +132,8 @@ __all__ = [
     "TaskStatus",
     "TaskType",
     "Unique",
+    "WaitCause",
+    "WaitReason",
+    "Waiting",
     "open_dispatcher",
 ]

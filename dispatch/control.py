@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Final, Literal, TypeVar, overload
 
 import attrs
 
 from dispatch.checks import MAX_COUNT, check_choice, shown
 from dispatch.errors import InvalidConfigError, QueueNotRegisteredError, TaskNotFoundError
 from dispatch.publisher import TaskQueuePublisher
-from dispatch.records import AttemptRecord, to_seconds
+from dispatch.records import AttemptRecord, TaskRecord, to_seconds
 from dispatch.storage.protocol import (
     KEEP,
     Change,
@@ -20,14 +20,34 @@ from dispatch.storage.protocol import (
     Storage,
     WorkerRecord,
 )
-from dispatch.storage.query import All, Ids, Order, PruneSpec, Where, dead_letters
-from dispatch.tasks import Priority, QueueTask
+from dispatch.storage.query import (
+    ENDED,
+    All,
+    AnyOf,
+    Ids,
+    Keys,
+    Order,
+    Priorities,
+    PruneSpec,
+    Queues,
+    Statuses,
+    Time,
+    Types,
+    Where,
+    dead_letters,
+)
+from dispatch.tasks import Priority, QueueTask, TaskStatus
+from dispatch.waiting import Facts, Waiting, explain, in_line
 
 __all__ = ["TaskPage", "TaskQueueControl"]
 
 P = TypeVar("P")
 R = TypeVar("R")
 
+LOOKED_AT: Final = 5_000
+"""To say why a task waits, no more than so many are counted, nor single ones looked for among more."""
+FEW: Final = 20
+"""Nor are more than so many read, payloads included."""
 
 
 @attrs.frozen
@@ -62,12 +82,15 @@ class TaskQueueControl:
 
     async def get(self, task: QueueTask[Any, Any] | str) -> QueueTask[Any, Any]:
         """The task as it stands now. Raises TaskNotFoundError (1002)."""
+        like = None if isinstance(task, str) else task
+        return self._publisher.snapshot(await self._record(task), like)
+
+    async def _record(self, task: QueueTask[Any, Any] | str) -> TaskRecord:
         task_id = task if isinstance(task, str) else task.id
         page = await self._storage.find(Ids(task_id), limit=1)
         if not page.records:
             raise TaskNotFoundError(f"no task has the id {task_id!r}; it may have been pruned")
-        like = None if isinstance(task, str) else task
-        return self._publisher.snapshot(page.records[0], like)
+        return page.records[0]
 
     async def find(
         self,
@@ -105,6 +128,82 @@ class TaskQueueControl:
     async def history(self, task: QueueTask[Any, Any] | str) -> list[AttemptRecord]:
         """One record per run, oldest first, the running one last; empty for an unknown task."""
         return await self._storage.history(task if isinstance(task, str) else task.id)
+
+    async def why(self, task: QueueTask[Any, Any] | str) -> Waiting:
+        """Why a pending or held task waits: the causes, in the order in which they must go.
+
+        `str()` of the answer is a sentence. Of a task that runs or has ended it
+        says that. A dozen bounded reads on any storage, one after the other: what
+        changes between them may show. Handlers, tags and free slots of workers are
+        not stored; where no run of its kind was seen, the answer asks after them. Of
+        a rate it tells what was seen to start, which may be less than what did.
+        Raises TaskNotFoundError (1002).
+        """
+        record = await self._record(task)
+        if record.status not in (TaskStatus.PENDING, TaskStatus.HELD):
+            return explain(record, Facts(now=self._storage.now(), queue=QueueRecord(name=record.queue)))
+        return explain(record, await self._facts(record))
+
+    async def _facts(self, record: TaskRecord) -> Facts:
+        # Nothing is asked that a storage could only answer by reading all of a million tasks.
+        storage, now, here = self._storage, self._storage.now(), Queues(record.queue)
+        running, ended = Statuses("running"), Statuses(*ENDED)
+        named = [each for each in await storage.queues() if each.name == record.queue]
+        queue = named[0] if named else QueueRecord(name=record.queue)
+        pending = All(here, Statuses("pending"))
+        crowded = await self._count(pending) >= LOOKED_AT
+        began = Time("started_at", since=record.available_at)
+        # Among all queues, and with the end's moment, as storages have an index of it.
+        since = All(ended, Time("finished_at", since=record.available_at), began)
+        taken = await storage.count(since, by=("queue", "type"), bound=LOOKED_AT)
+        runs = (await storage.find(All(here, Types(record.type), running), limit=FEW)).records
+        runs += (await storage.find(All(here, ended), order=Order.NEWEST, limit=FEW)).records
+        if not crowded:
+            runs += (await storage.find(All(pending, Types(record.type), began), limit=FEW)).records
+        sooner = All(Priorities(record.priority, record.priority), Time("available_at", until=record.available_at))
+        higher = Priorities(record.priority + 1, MAX_COUNT)
+        return Facts(
+            now=now,
+            queue=queue,
+            workers=sum(record.queue in worker.queues for worker in await storage.workers()),
+            crowd=LOOKED_AT if crowded else None,
+            head=await self._head(record, queue, now, crowded=crowded),
+            running=await self._count(All(here, running), queue.max_running or LOOKED_AT),
+            started=await self._started(queue, now, crowded=crowded),
+            before=0 if crowded else await self._count(All(here, Statuses("due"), AnyOf(higher, sooner))),
+            runs=runs,
+            taken=(record.queue, record.type) in taken,
+        )
+
+    async def _count(self, where: Where, bound: int = LOOKED_AT) -> int:
+        return sum((await self._storage.count(where, bound=bound)).values())
+
+    async def _head(
+        self, record: TaskRecord, queue: QueueRecord, now: float, *, crowded: bool
+    ) -> TaskRecord | None:
+        """What runs of its key, or is first in line before it; None also where too many wait to look."""
+        if not queue.keyed or record.key is None:
+            return None
+        of_key = All(Queues(queue.name), Keys(record.key))
+        found = (await self._storage.find(All(of_key, Statuses("running")), limit=1)).records
+        if not found and not crowded:
+            line = (await self._storage.find(All(of_key, Statuses("pending")), limit=FEW)).records
+            found = [each for each in line if each.seq < record.seq and in_line(each, queue, now)]
+        return found[0] if found else None
+
+    async def _started(self, queue: QueueRecord, now: float, *, crowded: bool) -> int:
+        """Starts within the seconds of the queue's rate, up to a bound, and one at most of each task.
+
+        In a crowd, what waits to run again is left out.
+        """
+        if queue.rate is None:
+            return 0
+        since = now - queue.rate[1]
+        began = Time("started_at", since=since)
+        lately = All(Statuses(*ENDED), Time("finished_at", since=since), began)
+        over = (await self._storage.count(lately, by=("queue",), bound=LOOKED_AT)).get((queue.name,), 0)
+        others = Statuses("running") if crowded else Statuses("running", "pending")
+        return over + await self._count(All(Queues(queue.name), others, began))
 
     async def dead_letters(
         self, queue: str | None = None, *, limit: int = 100, after: str | None = None

@@ -47,6 +47,7 @@ from dispatch.storage.query import All, Ids, Order, PruneSpec, Queues, Statuses,
 from dispatch.tasks import TaskStatus
 from dispatch.testing.postgres import PostgresServer
 from dispatch.testing.workbench import LEASE_S, Workbench, unique
+from tests.engine.waits import check_every_reason
 from tests.postgres.stage import START, Stage
 
 SECRET = "hunter2"  # noqa: S105 - of nobody
@@ -1222,3 +1223,9 @@ async def test_what_waits_in_a_bounded_queue_is_not_counted_by_every_publish(
         await other.declare([QueueRecord(name="q", max_waiting=100)])
         await trio.sleep(1.01)
         assert await answers(4_000, 10) == {EnqueueAnswer.FULL: 10}
+
+
+async def test_every_reason_to_wait_is_told(database: str) -> None:
+    migrate(database)
+    async with PostgresStorage(database) as storage:
+        await check_every_reason(storage)

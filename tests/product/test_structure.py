@@ -23,7 +23,7 @@ ROOMS = """
     admission cron.walls cron.describe events records
     clock codec cron.spec lifecycle run observe.logging storage.query
     cron.policy handlers storage.protocol storage.sqlite_schema storage.postgres_schema storage.sqlite_writer
-    alarm execution registry cron.entries storage.ready storage.changes storage.bells storage.texts storage.oldest testing.workbench
+    waiting alarm execution registry cron.entries storage.ready storage.changes storage.bells storage.texts storage.oldest testing.workbench
     actors publisher storage.memory_registry storage.memory_rows storage.sqlite_rows storage.postgres_rows storage.postgres_bell
     control upkeep pruning unhandled cron.functions cron.stored storage.memory storage.sqlite_query storage.postgres_query storage.postgres_step
     consumer cron.dispatcher storage.sqlite_places storage.postgres_claim storage.postgres_registry
