@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Annotated, Final, cast
 
+import attrs
 from cyclopts import App, Parameter
 
 from dispatch.bell import Bell
@@ -19,15 +21,17 @@ from dispatch.cli.selection import (
     task_ids,
     unknown_task,
 )
-from dispatch.cli.shell import CommandError, JsonOption, Shell, ShellArgument, StoreOption
+from dispatch.cli.shell import CommandError, JsonOption, Opened, Shell, ShellArgument, StoreOption
 from dispatch.cli.task_change import cancel, retry, rm
 from dispatch.cli.task_push import push
 from dispatch.cli.tasks_json import run_object, shown_status, task_line, task_object
 from dispatch.codec import Codec
+from dispatch.errors import TaskNotFoundError
 from dispatch.records import AttemptRecord, TaskRecord
 from dispatch.storage.protocol import Topic, TopicKind
 from dispatch.storage.query import Order
 from dispatch.tasks import TaskStatus
+from dispatch.waiting import WaitCause
 
 __all__ = ["app"]
 
@@ -146,7 +150,7 @@ async def show(
     store: StoreOption = None,
     shell: ShellArgument,
 ) -> None:
-    """Show one task: its fields, payload, result and every run with its error.
+    """Show one task: its fields, why it waits if it does, payload, result and every run with its error.
 
     Parameters
     ----------
@@ -159,12 +163,28 @@ async def show(
             raise CommandError(await unknown_task(opened, task_id))
         history = await opened.storage.history(task_id)
         now = opened.storage.now()
+        waiting = await _waiting(opened, record)
     whole = task_object(record, Codec())
     if json:
-        document(shell.stdout, {"task": whole, "history": [run_object(run) for run in history]})
+        causes = [attrs.asdict(cause) for cause in waiting]
+        runs = [run_object(run) for run in history]
+        document(shell.stdout, {"task": whole, "waiting_for": causes, "history": runs})
         return
     _print_fields(shell, whole)
+    for cause in waiting:
+        shell.print(f"waiting for: {cause.text}")
     _print_history(shell, history, now)
+
+
+async def _waiting(opened: Opened, record: TaskRecord) -> tuple[WaitCause, ...]:
+    """The causes, none unless the task waits, still does, and is still there."""
+    if record.status not in (TaskStatus.PENDING, TaskStatus.HELD):
+        return ()
+    with suppress(TaskNotFoundError):
+        why = await opened.control.why(record.id)
+        if why.waits:
+            return why.causes
+    return ()
 
 
 def _print_fields(shell: Shell, whole: dict[str, object]) -> None:

@@ -149,7 +149,8 @@ def test_a_task_is_shown_whole_with_its_runs(terminal: Terminal) -> None:
     terminal.store("a", payload=b'{"to": "ada"}', headers={"trace": "1"})
     terminal.run("a", fail="ValueError: no such address")
     shown = terminal("task", "show", "a", "--json").json
-    assert shown.keys() == {"task", "history"}
+    assert shown.keys() == {"task", "waiting_for", "history"}
+    assert shown["waiting_for"] == []
     assert shown["task"].keys() == WHOLE
     assert shown["task"]["payload"] == {"to": "ada"}
     assert shown["task"]["failure_reason"] == "exhausted"
@@ -159,6 +160,34 @@ def test_a_task_is_shown_whole_with_its_runs(terminal: Terminal) -> None:
     plain = terminal("task", "show", "a").out
     assert 'payload\t{"to": "ada"}\n' in plain
     assert "attempt 1: failed after " in plain
+
+
+def test_a_task_that_waits_says_for_what(terminal: Terminal) -> None:
+    terminal.store("first", queue="email")
+    terminal.does(terminal.storage.declare, [QueueRecord(name="email", keyed=True)])
+    terminal.does(
+        terminal.storage.enqueue,
+        [NewTask(id=each, queue="email", type="welcome", payload=b"{}", key="ann\n") for each in ("head", "next")],
+    )
+    terminal.does(terminal.storage.alter_queue, "email", paused=True)
+    paused = "queue 'email' being resumed: it is paused; control.resume_queue and `dispatch queue resume email` end that"
+    texts = terminal("task", "show", "next").out.splitlines()
+    said = [text.removeprefix("waiting for: ") for text in texts if text.startswith("waiting for: ")]
+    assert said[:2] == [paused, "a live worker of queue 'email', which nobody consumes"]
+    assert said[2].startswith("task head, the head of its key 'ann\\n', which is pending itself, due since ")
+    found = terminal("task", "show", "next", "--json").json["waiting_for"]
+    assert [(cause["reason"], cause["behind"]) for cause in found] == [
+        ("paused", None),
+        ("no_worker", None),
+        ("key", "head"),
+    ]
+    assert [cause["text"] for cause in found] == said
+    assert texts[-1].startswith("waiting for: ")  # it has no runs
+
+    terminal.does(terminal.storage.alter_queue, "email", paused=False)
+    terminal.claim("first")
+    assert "waiting for" not in terminal("task", "show", "first").out
+    assert terminal("task", "show", "first", "--json").json["waiting_for"] == []
 
 
 def test_a_payload_that_is_no_json_is_shown_with_the_reason(terminal: Terminal) -> None:
