@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from math import isfinite
 from typing import Any, Final, Generic, TypeVar
@@ -270,11 +271,22 @@ async def task(desk: Desk, task_id: str) -> View:
         "attempts_in_all": len(attempts),
         "span": _span(record, attempts, desk.storage.now()),
         "can": _can(record, readable=readable),
+        "waiting_for": await _waiting_for(desk, record),
     }
     if record.result is not None:
         result, _ = desk.data(record.result, snap.declared.result if snap.declared else None)
         view |= {"result": result, "result_text": desk.text_of(result)}
     return view
+
+
+async def _waiting_for(desk: Desk, record: TaskRecord) -> list[View]:
+    """Why it waits, if it does, still does, and is still there."""
+    if record.status in (TaskStatus.PENDING, TaskStatus.HELD):
+        with suppress(TaskNotFoundError):
+            why = await desk.control.why(record.id)
+            if why.waits:
+                return [attrs.asdict(cause) | {"text": desk.redactor.text(cause.text)} for cause in why.causes]
+    return []
 
 
 async def found(desk: Desk, task_id: str) -> TaskRecord:

@@ -602,3 +602,20 @@ async def test_json_holds_no_markup_wherever_it_may_end_up() -> None:
     text = (await visitor.get("task.json?id=x")).text
     assert "<" not in text
     assert json.loads(text)["payload"] == "<i>&"
+
+
+async def test_a_task_that_waits_says_for_what() -> None:
+    visitor, storage = await visit()
+    await storage.declare([QueueRecord(name="line", keyed=True)])
+    for name in ("head", "next"):
+        await storage.enqueue([NewTask(id=name, queue="line", type="t", payload=b"{}", key="<b>password=x</b>")])
+    causes = (await visitor.data("task.json?id=next"))["waiting_for"]
+    assert [(cause["reason"], cause["behind"]) for cause in causes] == [("no_worker", None), ("key", "head")]
+    page = (await visitor.get("task?id=next")).text
+    assert "Waiting for a live worker of queue &#39;line&#39;, which nobody consumes" in page
+    assert 'href="task?id=head">See it</a>' in page
+    assert "<b>password" not in page
+    assert "held; control.resume" in (await visitor.get("task?id=parked")).text
+    for ended in ("done", "dead"):
+        assert (await visitor.data(f"task.json?id={ended}"))["waiting_for"] == []
+        assert "Waiting for" not in (await visitor.get(f"task?id={ended}")).text
