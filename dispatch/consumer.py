@@ -216,9 +216,7 @@ class TaskQueueConsumer:
         self._codec.check(task_type.payload, f"{where}: payload", InvalidTaskTypeError)
         if task_type.result is not None:
             self._codec.check(task_type.result, f"{where}: result", InvalidTaskTypeError)
-        self._registry.handlers[task_type.address] = entry
-        self._registry.types[task_type.address] = task_type
-        self._registry.unhandled.pop(task_type.address, None)
+        self._registry.handle(entry)
         actors = self._actors.get(task_type.queue)
         if actors is not None:
             actors.handle(entry)

@@ -43,8 +43,8 @@ class Registry:
     """Every task type handled here: what a stored payload is decoded as."""
     undeclared: dict[str, TaskQueueConfig] = attrs.field(factory=dict[str, TaskQueueConfig])
     """Registered, but not yet written to the storage."""
-    unhandled: dict[tuple[str, str], list[str]] = attrs.field(factory=dict[tuple[str, str], list[str]])
-    """Of each type that was published here and has no handler here, the ids of some tasks."""
+    unhandled: dict[tuple[str, str, int], list[str]] = attrs.field(factory=dict[tuple[str, str, int], list[str]])
+    """Of each type and version that was published here and has no handler here, the ids of some tasks."""
     _watching: list[Bell] = attrs.field(factory=list[Bell])
 
     def add_queue(self, name: str, config: TaskQueueConfig) -> bool:
@@ -65,14 +65,29 @@ class Registry:
         self.undeclared[name] = config
         return True
 
+    def handle(self, entry: HandlerEntry) -> None:
+        """Add a handler of a type that has none; what waited for it is nobody's concern any more."""
+        task_type = entry.task_type
+        self.handlers[task_type.address] = entry
+        self.types[task_type.address] = task_type
+        for kind in [each for each in self.unhandled if each[:2] == task_type.address]:
+            if kind[2] <= task_type.version:
+                del self.unhandled[kind]
+
+    def known(self, queue: str, type_name: str) -> int | None:
+        """The newest payload version that the handler here takes; None without a handler."""
+        entry = self.handlers.get((queue, type_name))
+        return None if entry is None else entry.task_type.version
+
     def stored(self, new: NewTask) -> None:
         """Note a task that was stored from here, if there is no handler for it here; perhaps rightly."""
-        address = (new.queue, new.type)
-        if address in self.handlers:
+        known = self.known(new.queue, new.type)
+        if known is not None and new.version <= known:
             return
-        ids = self.unhandled.get(address)
+        kind = (new.queue, new.type, new.version)
+        ids = self.unhandled.get(kind)
         if ids is None and len(self.unhandled) < SUSPECTS:
-            ids = self.unhandled[address] = []
+            ids = self.unhandled[kind] = []
         if ids is not None and len(ids) < SAMPLES:
             ids.append(new.id)
             for bell in self._watching:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -20,12 +21,15 @@ from dispatch import (
     open_dispatcher,
     unhandled,
 )
+from dispatch.storage.query import Queues, Where
 from dispatch.storage.sqlite import SqliteStorage
 from dispatch.testing.faults import FaultyStorage
 
 from .work import JOB, Job, nothing, working
 
 TYPO = TaskType("q", "jbo", Job)
+NEWER: TaskType[Job, None] = TaskType("q", "job", Job, version=7, upcasters={n: lambda old: old for n in range(1, 7)})
+"""Of the same name as `JOB`, which a rollback brought back."""
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -33,10 +37,23 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if each.name == "dispatch.unhandled"]
 
 
+async def endless(task: object) -> None:
+    await trio.sleep_forever()
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unhandled, "PATIENCE_S", 0.2)
     monkeypatch.setattr(unhandled, "EVERY_S", 0.4)
+    monkeypatch.setattr(unhandled, "BUSY_EVERY_S", 0.8)
+
+
+async def named(caplog: pytest.LogCaptureFixture) -> str:
+    """The first that the log says."""
+    with trio.fail_after(10):
+        while not said(caplog):  # noqa: ASYNC110 - the log has no event
+            await trio.sleep(0.05)
+    return said(caplog)[0]
 
 
 async def test_a_type_without_handler_is_named_once(
@@ -57,6 +74,36 @@ async def test_a_type_without_handler_is_named_once(
         await trio.sleep(3_600)
         assert len(said(caplog)) == 1
         await dispatcher.control.cancel(task)
+
+
+async def test_a_version_that_the_handler_here_does_not_know_is_named_once(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(nothing) as dispatcher:
+        task = await dispatcher.publisher.publish(NEWER(Job(1)))
+        await trio.sleep(6)
+        assert said(caplog) == [
+            "queue q: tasks of the type 'job' wait that are of version 7; the handler here knows up to 1, and nobody else "
+            f"takes them: task {task.id} has been due for 5 s. Run a release that declares version 7, or look after the "
+            "worker that is to take them"
+        ]
+        await dispatcher.publisher.publish(NEWER(Job(2)))
+        await dispatcher.publisher.wait(await dispatcher.publisher.publish(JOB(Job(3))))
+        await trio.sleep(600)
+        assert len(said(caplog)) == 1
+        await dispatcher.control.cancel(Queues("q"))
+
+
+async def test_a_handler_of_the_newer_version_is_registered_in_time(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working() as dispatcher:
+        await dispatcher.publisher.publish_many([NEWER(Job(1)), JOB(Job(2))])
+        assert len(dispatcher._registry.unhandled) == 2
+        dispatcher.consumer.register_handler(NEWER, nothing)
+        assert dispatcher._registry.unhandled == {}
+        await trio.sleep(600)
+    assert said(caplog) == []
 
 
 async def test_a_queue_whose_handlers_were_all_forgotten_is_named(
@@ -233,6 +280,86 @@ async def test_a_backlog_of_another_worker_is_no_mistake(
             await one.publisher.publish(TYPO(Job(n)))
         await other.drain()
     assert said(caplog) == []
+
+
+async def test_a_version_that_another_process_left_is_named_by_an_idle_worker(
+    tmp_path: Path, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "jobs.db"
+    async with SqliteStorage(file) as other, open_dispatcher(f"sqlite:///{file}") as dispatcher:
+        dispatcher.consumer.register_queue("q")
+        dispatcher.consumer.register_handler(JOB, nothing)
+        await dispatcher.control.queues()
+        await TaskQueuePublisher(other).publish(NEWER(Job(1)))
+        text = await named(caplog)
+        await trio.sleep(1)
+    assert len(said(caplog)) == 1
+    assert "are of version 7; the handler here knows up to 1, and nobody else takes them: tasks of it have been" in text
+
+
+async def test_a_version_that_another_worker_takes_is_no_mistake(
+    tmp_path: Path, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def slow(task: QueueTask[Job]) -> None:
+        await trio.sleep(0.5)
+
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    async with open_dispatcher(url) as old, open_dispatcher(url) as new:
+        for each, type_ in ((old, JOB), (new, NEWER)):
+            each.consumer.register_queue("q", TaskQueueConfig(concurrency=1))
+            each.consumer.register_handler(type_, slow if each is new else nothing)
+        for n in range(5):
+            await new.publisher.publish(NEWER(Job(n)))
+        await new.drain()
+    assert said(caplog) == []
+
+
+@pytest.mark.parametrize("type_", [TYPO, NEWER])
+async def test_a_queue_that_is_always_busy_is_looked_at_all_the_same(
+    type_: TaskType[Job, None], tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(unhandled, "FIRST", 4)
+    monkeypatch.setattr(unhandled, "AT_ONCE", 2)
+    file = tmp_path / "jobs.db"
+    async with SqliteStorage(file) as other, open_dispatcher(f"sqlite:///{file}", grace=0) as dispatcher:
+        dispatcher.consumer.register_queue("q", TaskQueueConfig(concurrency=1))
+        ask = TaskType("q", "ask", Job)
+        dispatcher.consumer.register_handler(ask, endless)
+        dispatcher.consumer.register_handler(JOB, nothing)
+        await dispatcher.publisher.publish(ask(Job()))
+        publisher = TaskQueuePublisher(other)
+        for n in range(7):  # the first look meets these alone
+            await publisher.publish(JOB(Job(n), delay=600))
+        await publisher.publish(type_(Job()))
+        text = await named(caplog)
+    assert f"{type_.type!r}" in text
+    assert "tasks of it have been due for over 0.4 s" in text
+
+
+async def test_of_a_busy_queue_no_more_than_the_first_tasks_are_read(
+    tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(unhandled, "FIRST", 4)
+    monkeypatch.setattr(unhandled, "AT_ONCE", 2)
+    looks: list[str | None] = []
+
+    class Watched(SqliteStorage):
+        async def find(self, where: Where, **options: Any) -> Any:
+            looks.append(options.get("after"))
+            assert options["limit"] == 2
+            return await super().find(where, **options)
+
+    async with Watched(tmp_path / "jobs.db") as storage, open_dispatcher(storage, grace=0) as dispatcher:
+        dispatcher.consumer.register_queue("q", TaskQueueConfig(concurrency=1))
+        dispatcher.consumer.register_handler(JOB, endless)
+        for n in range(12):
+            await dispatcher.publisher.publish(JOB(Job(n)))
+        with trio.fail_after(10):
+            while len(looks) < 4:  # noqa: ASYNC110 - the storage has no event
+                await trio.sleep(0.05)
+    assert said(caplog) == []
+    # A backlog of what is handled here is not walked through: each look begins with the oldest.
+    assert [after is None for after in looks[:4]] == [True, False, True, False]
 
 
 async def test_a_process_that_only_publishes_reads_nothing_back(
