@@ -286,6 +286,11 @@ def arms(where: Where) -> list[Arm]:
     return found
 
 
+def _only_ended(where: Where) -> bool:
+    """Whether the tree can be true of tasks that have ended alone, which `tasks_ended` is of."""
+    return all(state >= State.SUCCEEDED for state in State if condition(where, state).sql != FALSE)
+
+
 def _parts(where: Where) -> tuple[Where, ...]:
     """What must all hold."""
     if isinstance(where, All):
@@ -404,6 +409,8 @@ async def count(
             return {}
     if looks_into_payload(where):
         return await _count_looking(connection, sql, lanes, where, by, bound)
+    # Among all queues, what has ended since a moment: in order of `seq` it would be looked for in the whole table.
+    by_end = _only_ended(where) and any(isinstance(part, Time) and part.field == "finished_at" for part in _parts(where))
     each: list[str] = []
     values: list[Any] = []
     for arm in arms(where):
@@ -414,6 +421,8 @@ async def count(
         waits = "status" in by and arm.state in (None, *PENDING)
         selected.append(f"t.available_at > {NOW}" if waits else "FALSE")
         order = ("t.queue",) if arm.state is State.RUNNING else arm.order  # any will do: as their index has them
+        if arm.queue is None and by_end:
+            order = ("t.finished_at", "t.seq")
         limit = "" if bound is None else f" ORDER BY {', '.join(order)} LIMIT %s"
         columns = ", ".join(map(" AS ".join, zip(selected, ("lane", "queue", "state", "later"), strict=True)))
         each.append(f"(SELECT {columns} FROM @.tasks t WHERE {arm.met.sql}{limit})")

@@ -22,6 +22,7 @@ from dispatch.records import NewTask
 from dispatch.storage import postgres_registry, texts
 from dispatch.storage.postgres import PostgresStorage
 from dispatch.storage.protocol import CronRecord
+from dispatch.storage.query import All, Statuses, Time
 from dispatch.testing.workbench import Workbench
 from tests.crowd import QUEUES, UNCROWDED, Call, Calls, declare, told
 from tests.postgres.stage import Stage
@@ -127,6 +128,31 @@ async def test_a_crowd_costs_no_call_anything(stage_alone: Stage) -> None:
             found.append(await Calls(bench, f"with{number}-").compared(partial(pages, stage_alone, storage)))
     few, many = found
     assert all(many[name] <= 2 * few[name] + 60 for name in few), told(few, many)
+
+
+async def test_what_has_ended_since_a_moment_is_counted_by_that_moment(stage_alone: Stage) -> None:
+    stage_alone.execute("ALTER TABLE @.tasks SET (autovacuum_enabled = false)")
+    async with opened(stage_alone) as (storage, _):
+        stage_alone.execute(
+            "INSERT INTO @.lanes (queue, type, version, tagged) SELECT id, 't', 1, FALSE FROM @.queues"
+        )
+        stage_alone.execute(
+            "INSERT INTO @.tasks (id, queue, lane, priority, state, payload, created_at, available_at, started_at,"
+            " finished_at) SELECT 'ended' || n || '-' || l.id, l.queue, l.id, 1, 5, 'x', c.now, c.now, c.now - n, c.now - n"
+            " FROM @.lanes l, @.test_clock c, generate_series(1, 30000) AS n"
+        )
+        stage_alone.execute("VACUUM ANALYZE @.tasks")
+        [(now,)] = stage_alone.execute("SELECT now FROM @.test_clock")
+        since = now - 10.5
+        where = All(Statuses("succeeded", "failed", "cancelled"), Time("finished_at", since=since), Time("started_at", since=since))
+
+        async def call() -> None:
+            counts = await storage.count(where, by=("queue", "type"), bound=20 * len(QUEUES))
+            assert set(counts.values()) == {10}
+
+        for _ in range(12):  # the server makes a plan for whatever moment after some of them
+            await call()
+        assert await pages(stage_alone, storage, call) < 200
 
 
 async def test_thousands_of_cron_entries_leave_others_their_turns(
