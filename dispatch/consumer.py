@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from threading import get_ident
 from typing import Any, Final, TypeVar, cast, overload
 
 import attrs
@@ -37,7 +38,7 @@ from dispatch.storage.protocol import Storage
 from dispatch.storage.query import PruneSpec
 from dispatch.storage.texts import storable
 from dispatch.tasks import QueueTask, TaskQueueConfig, TaskType, check_name
-from dispatch.threads import ASKED_S
+from dispatch.threads import ASKED_S, check_thread
 from dispatch.unhandled import Unhandled
 from dispatch.upkeep import Upkeep
 
@@ -70,7 +71,8 @@ class TaskQueueConsumer:
     """Runs the tasks of registered queues with registered handlers. Enough for a worker process.
 
     Both `register_` calls are synchronous and possible before and while it
-    runs. Alone over a storage::
+    runs; while it does, they and `close` raise InvalidConfigError (1012) in any
+    thread but that of its trio run. Alone over a storage::
 
         consumer = TaskQueueConsumer(storage)
         consumer.register_queue("email", TaskQueueConfig(concurrency=4))
@@ -135,6 +137,8 @@ class TaskQueueConsumer:
         self._pruning = Pruning(storage, prune, prune_every)
         self._unhandled = Unhandled(storage, self._registry, self._actors.values)
         self._nursery: trio.Nursery | None = None
+        self._thread: int | None = None
+        """Where it runs, while it does."""
         self._closing = trio.Event()
         self._base: contextvars.Context | None = None
         self.report: ShutdownReport = ShutdownReport()
@@ -149,6 +153,7 @@ class TaskQueueConsumer:
         QueueConfigConflictError (1005) and the old stays. Raises also
         InvalidQueueNameError (1006) and ClosedError (1013).
         """
+        check_thread(self, self._thread, "run_sync(consumer.register_queue, name, config)")
         self._check_open("register_queue")
         check_name(name, "queue name", InvalidQueueNameError)
         config = TaskQueueConfig() if config is None else config
@@ -197,6 +202,7 @@ class TaskQueueConsumer:
         whether the queue is registered here (1007). A second handler of a type
         is error 1009.
         """
+        check_thread(self, self._thread, "run_sync(consumer.register_handler, task_type, handler)")
         self._check_open("register_handler")
         task_type, handler = self._declared(arguments)
         entry = bind(task_type, handler)
@@ -272,6 +278,7 @@ class TaskQueueConsumer:
         if self._nursery is not None:
             raise ClosedError("this consumer runs already")
         self._check_open("run")
+        self._thread = get_ident()
         base = contextvars.copy_context()
         base.run(inside_handler.set, True)
         self._base = base
@@ -299,7 +306,7 @@ class TaskQueueConsumer:
                         wound_down = True
             finally:
                 self._closing.set()
-                self._nursery = None
+                self._nursery = self._thread = None
                 lingering.cancel()  # first: it is shielded, and what follows may raise
                 self._report(in_time=wound_down)
                 keepers.cancel_scope.cancel()
@@ -322,6 +329,7 @@ class TaskQueueConsumer:
 
     def close(self) -> None:
         """Begin the shutdown; `run()` returns when it is done. Harmless to repeat."""
+        check_thread(self, self._thread, "run_sync(consumer.close)")
         self._closing.set()
 
     def _start(self, name: str, config: TaskQueueConfig) -> None:

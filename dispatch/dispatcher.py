@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from threading import get_ident
 from typing import Final, TypedDict, Unpack
 
 import attrs
@@ -37,6 +38,7 @@ from dispatch.storage.opening import IN_MEMORY, open_storage
 from dispatch.storage.protocol import Storage, Topic, TopicKind
 from dispatch.storage.query import All, AnyOf, Order, PruneSpec, Queues, Statuses, Types, Where
 from dispatch.tasks import TaskStatus
+from dispatch.threads import check_thread
 
 __all__ = ["Dispatcher", "DispatcherStatistics", "EventStream", "open_dispatcher"]
 
@@ -182,6 +184,8 @@ class Dispatcher:
         self.pool = TaskDispatcher(pool_size, grace=grace)
         self.control = TaskQueueControl(self.storage, publisher=self.publisher)
         self._closing = trio.Event()
+        self._thread: int | None = None
+        """Where it is served, while it is."""
         self._served = False
         self._ended = False
         self._at_end: set[Callable[[], None]] = set()
@@ -198,6 +202,7 @@ class Dispatcher:
         if self._served:
             raise ClosedError("this dispatcher was run already; make another")
         self._served = True
+        self._thread = get_ident()
         refused: DispatchError | None = None
         try:
             async with trio.open_nursery() as nursery:
@@ -218,6 +223,7 @@ class Dispatcher:
                 raise refused
         finally:
             self._closing.set()
+            self._thread = None
             self._ended = True
             self.publisher.end()
             for wake in self._at_end:
@@ -227,7 +233,12 @@ class Dispatcher:
                     await self._say_what_is_lost()
 
     def close(self) -> None:
-        """Begin the graceful end; `serve()` returns when it is done. Harmless to repeat."""
+        """Begin the graceful end; `serve()` returns when it is done. Harmless to repeat.
+
+        Another thread than that of the trio run, as a sync handler's, goes through
+        `trio.from_thread.run_sync(dispatcher.close)`; else InvalidConfigError (1012).
+        """
+        check_thread(self, self._thread, "run_sync(dispatcher.close)")
         self._closing.set()
 
     async def _say_what_is_lost(self) -> None:

@@ -14,6 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
+from threading import get_ident
 from typing import Any, Final, cast
 
 import attrs
@@ -30,6 +31,7 @@ from dispatch.failures import (
     printable,
     surroundings,
 )
+from dispatch.threads import check_thread
 
 __all__ = ["PoolStatistics", "PoolStatus", "Task", "TaskDispatcher"]
 
@@ -103,7 +105,8 @@ class TaskDispatcher:
 
     Alone: `async with trio.open_nursery() as nursery: await
     nursery.start(pool.run_pool)`; a dispatcher's is at `dispatcher.pool`.
-    Work given before it runs waits in the queue.
+    Work given before it runs waits in the queue. While it runs, another thread,
+    as a sync handler's, goes through `trio.from_thread.run_sync(pool.run, function)`.
     """
 
     def __init__(self, size: int = POOL_SIZE, *, buffer_size: int = 65_536, grace: float = 10.0) -> None:
@@ -114,6 +117,8 @@ class TaskDispatcher:
         self._queue: deque[tuple[Task, contextvars.Context]] = deque()
         self._running: set[Task] = set()
         self._nursery: trio.Nursery | None = None
+        self._thread: int | None = None
+        """Where it runs, while it does."""
         self._limiter: trio.CapacityLimiter | None = None
         self._closing = trio.Event()
         self._idle: list[trio.Event] = []
@@ -121,11 +126,17 @@ class TaskDispatcher:
         self._failed = 0
 
     def run(self, func: Callable[..., Any], *args: Any) -> Task:
-        """Run `func(*args)` soon; never blocks. Raises QueueFullError (1020), ClosedError (1013)."""
+        """Run `func(*args)` soon; never blocks.
+
+        Raises QueueFullError (1020), ClosedError (1013), InvalidTaskHandlerError (1009: not
+        a function) and InvalidConfigError (1012: another thread than the pool's).
+        """
+        check_thread(self, self._thread, "run_sync(pool.run, function)")
         return self.run_task(Task(func, args))
 
     def run_task(self, task: Task) -> Task:
         """Run a `Task` made by hand; each only once. Raises as `run` does."""
+        check_thread(self, self._thread, "run_sync(pool.run_task, task)")
         given = cast("object", task)
         if not isinstance(given, Task):
             raise InvalidTaskHandlerError(f"pool: expected a Task, got {shown(given)}; a function is given to run()")
@@ -143,6 +154,7 @@ class TaskDispatcher:
 
     def resize(self, size: int) -> None:
         """Run at most `size` at once from now on; those running beyond it finish."""
+        check_thread(self, self._thread, "run_sync(pool.resize, size)")
         self._size = _positive("size", size)
         if self._limiter is not None:
             self._limiter.total_tokens = size
@@ -164,6 +176,7 @@ class TaskDispatcher:
         """
         if self._nursery is not None:
             raise ClosedError("pool: it runs already")
+        self._thread = get_ident()
         self._limiter = trio.CapacityLimiter(self._size)
         try:
             async with trio.open_nursery() as nursery:
@@ -176,7 +189,7 @@ class TaskDispatcher:
                 nursery.cancel_scope.cancel()
         finally:
             self._closing.set()
-            self._nursery = None
+            self._nursery = self._thread = None
             dropped = len(self._queue)
             while self._queue:
                 self._finish(self._queue.popleft()[0], None, ClosedError("pool: it closed before this task ran"))
@@ -185,6 +198,7 @@ class TaskDispatcher:
 
     def close(self) -> None:
         """Take no more work; `run_pool()` returns when it is done. Harmless to repeat."""
+        check_thread(self, self._thread, "run_sync(pool.close)")
         self._closing.set()
 
     def statistics(self) -> PoolStatistics:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from math import inf
+from threading import get_ident
 from typing import Any, Final, TypeVar, cast, overload
 
 import attrs
@@ -42,6 +43,7 @@ from dispatch.storage.protocol import (
 )
 from dispatch.storage.query import Ids, Queues, Statuses
 from dispatch.tasks import OnClash, Priority, QueueTask, TaskStatus, TaskType, task_of
+from dispatch.threads import check_thread
 
 __all__ = ["Published", "TaskQueuePublisher"]
 
@@ -108,6 +110,8 @@ class TaskQueuePublisher:
         """Types published here that nothing is registered for."""
         self._turns: dict[str, trio.StrictFIFOLock] = {}
         self._waiting: set[Bell] = set()
+        self._thread: int | None = None
+        """Where those wait."""
         self._closed = False
         self._ended = False
 
@@ -297,6 +301,7 @@ class TaskQueuePublisher:
         if not task_id:
             raise InvalidQueueTaskError("wait: this task was never published; wait for what publish() returned")
         bell = Bell()
+        self._thread = get_ident()
         self._waiting.add(bell)
         try:
             with self._storage.watch(bell, Topic(TopicKind.TASK, task_id)):
@@ -349,8 +354,10 @@ class TaskQueuePublisher:
         """Refuse to publish from now on. Harmless to repeat.
 
         Waiting for results goes on working, until the dispatcher has ended if
-        this publisher belongs to one.
+        this publisher belongs to one. While somebody waits here, InvalidConfigError
+        (1012) in another thread than theirs.
         """
+        check_thread(self, self._thread if self._waiting else None, "run_sync(publisher.close)")
         self._closed = True
         for bell in self._waiting:
             bell.ring()
@@ -586,6 +593,7 @@ class TaskQueuePublisher:
         """Store what was refused as FULL, in turn: first come, first stored."""
         turn = self._turns.setdefault(queue, trio.StrictFIFOLock())
         bell = Bell()
+        self._thread = get_ident()
         self._waiting.add(bell)
         try:
             async with turn:

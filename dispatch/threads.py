@@ -6,6 +6,9 @@ turn: asked when its attempt is cancelled (`trio.from_thread.check_cancelled`
 raises in it), waited for while its lease is renewed, abandoned if it has not
 ended a moment after the grace. So the wait here is abandonable, and the end of
 the thread is reported through the trio token instead.
+
+The other way round, a thread that calls what belongs to a trio run is told so by
+`check_thread`, before anything changes.
 """
 
 from __future__ import annotations
@@ -13,11 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
+from threading import get_ident
 from typing import Any, Final
 
 import trio
 
-__all__ = ["ASKED_S", "ThreadRun"]
+from dispatch.errors import InvalidConfigError
+
+__all__ = ["ASKED_S", "ThreadRun", "check_thread"]
 
 ASKED_S: Final = 1.0
 """How long a sync function has to end once it was asked to at a shutdown, before its thread is abandoned."""
@@ -101,3 +107,20 @@ class ThreadRun:
             return False
         self._waiting.cancel()
         return True
+
+
+def check_thread(
+    what: object,
+    thread: int | None,
+    way: str = "run(publisher.publish, task, trio_token=token)",
+) -> None:
+    """Raise InvalidConfigError in another thread than this one, None for any; `way` is the call that goes.
+
+    A trio run wakes none of another's trio tasks: trying to would fail in mid-step,
+    with a flag set that says that all were woken.
+    """
+    if thread is not None and thread != get_ident():
+        raise InvalidConfigError(
+            f"{what!r}: called from outside the trio run that it is open in; "
+            f"from another thread use trio.from_thread.{way}"
+        )

@@ -21,6 +21,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from math import inf
+from threading import get_ident
 from typing import Any, Final, Unpack, cast
 
 import trio
@@ -58,7 +59,7 @@ from dispatch.records import NewTask, from_seconds
 from dispatch.storage.protocol import Storage, Topic, TopicKind
 from dispatch.storage.texts import storable
 from dispatch.tasks import QueueTask
-from dispatch.threads import ASKED_S
+from dispatch.threads import ASKED_S, check_thread
 
 __all__ = ["CronTask", "CronTaskDispatcher"]
 
@@ -139,6 +140,8 @@ class CronTaskDispatcher:
         self._functions = Functions(self._publisher.observers, put, wake)
         self._stored = StoredEntries(storage, self._publisher, self._now, put, wake)
         self._nursery: trio.Nursery | None = None
+        self._thread: int | None = None
+        """Where it runs, while it does."""
         self._closing = trio.Event()
         self._adding: dict[str, trio.Lock] = {}
         """Of a name, between the look whether it is free and the act."""
@@ -404,6 +407,7 @@ class CronTaskDispatcher:
         if self._closing.is_set():
             raise ClosedError("this cron dispatcher is closed; make another one")
         self._begun = True
+        self._thread = get_ident()
         try:
             with self._storage.watch(self._bell, Topic(TopicKind.CRON)):
                 await self._begin()
@@ -422,11 +426,16 @@ class CronTaskDispatcher:
                         nursery.cancel_scope.cancel()
                         await self._functions.end_threads(ASKED_S)
         finally:
+            self._thread = None
             self.close()
             self._nursery = self._functions.nursery = self._stored.nursery = None
 
     def close(self) -> None:
-        """Fire no more; `run()` returns when running functions have ended. Harmless to repeat."""
+        """Fire no more; `run()` returns when running functions have ended. Harmless to repeat.
+
+        In another thread than that of its trio run, InvalidConfigError (1012).
+        """
+        check_thread(self, self._thread, "run_sync(cron.close)")
         self._closing.set()
         self._functions.closing = True
         self._bell.wake()

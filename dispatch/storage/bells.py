@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
-from threading import get_ident
 
 from dispatch.bell import Bell
-from dispatch.errors import InvalidConfigError
 from dispatch.storage.protocol import Topic, TopicKind
 
-__all__ = ["Bells", "check_thread"]
+__all__ = ["Bells"]
 
 
 class Bells:
@@ -57,15 +55,3 @@ class Bells:
 
     def __bool__(self) -> bool:
         return any(self._watched.values())
-
-
-def check_thread(storage: object, thread: int | None) -> None:
-    """Raise InvalidConfigError in another thread than this one, None for any.
-
-    A trio run wakes none of another's trio tasks: trying to would fail in mid-step.
-    """
-    if thread is not None and thread != get_ident():
-        raise InvalidConfigError(
-            f"{storage!r}: called from outside the trio run that it is open in; "
-            "from another thread use trio.from_thread.run(publisher.publish, task, trio_token=token)"
-        )

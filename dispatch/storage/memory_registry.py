@@ -14,7 +14,7 @@ import trio
 from dispatch.bell import Bell
 from dispatch.clock import Clock
 from dispatch.records import NewTask
-from dispatch.storage.bells import Bells, check_thread
+from dispatch.storage.bells import Bells
 from dispatch.storage.changes import later_slot
 from dispatch.storage.protocol import (
     KEEP,
@@ -31,6 +31,7 @@ from dispatch.storage.protocol import (
     WorkerRecord,
 )
 from dispatch.storage.ready import ReadyQueue, Row
+from dispatch.threads import check_thread
 
 __all__ = ["MemoryRegistry"]
 

@@ -36,7 +36,6 @@ from dispatch.bell import Bell
 from dispatch.errors import ClosedError, InvalidConfigError, StorageError
 from dispatch.records import AttemptRecord, NewTask, Transition
 from dispatch.storage import postgres_query
-from dispatch.storage.bells import check_thread
 from dispatch.storage.postgres_bell import BellRope
 from dispatch.storage.postgres_claim import Ended
 from dispatch.storage.postgres_joined import Joined
@@ -69,6 +68,7 @@ from dispatch.storage.protocol import (
 from dispatch.storage.psycopg_conninfo import redacted, with_options
 from dispatch.storage.psycopg_trio import UNTOUCHED, TrioConnection, TrioPool, listen, psycopg
 from dispatch.storage.query import Order, PruneSpec, Where
+from dispatch.threads import check_thread
 
 __all__ = ["PostgresStorage"]
 

@@ -38,7 +38,7 @@ from dispatch.clock import Clock
 from dispatch.errors import ClosedError, InvalidConfigError, StorageError
 from dispatch.records import AttemptRecord, NewTask, TaskRecord, Transition
 from dispatch.storage import sqlite_query, sqlite_repair
-from dispatch.storage.bells import Bells, check_thread
+from dispatch.storage.bells import Bells
 from dispatch.storage.protocol import (
     KEEP,
     AdvanceAnswer,
@@ -64,6 +64,7 @@ from dispatch.storage.sqlite_registry import SqliteRegistry
 from dispatch.storage.sqlite_schema import Synchronous, connect, create_or_migrate, damage
 from dispatch.storage.sqlite_tasks import SqliteTasks
 from dispatch.storage.sqlite_writer import Writer, no_thread
+from dispatch.threads import check_thread
 
 __all__ = ["SqliteStorage"]
 

@@ -16,8 +16,8 @@ import dispatch
 ROOT = Path(__file__).parents[2] / "dispatch"
 
 ROOMS = """
-    errors bell threads failures scalars cron.zones cron.timetable storage.limits
-    checks storage.psycopg_conninfo
+    errors bell failures scalars cron.zones cron.timetable storage.limits
+    checks threads storage.psycopg_conninfo
     refusals containers cron.fields retry pool storage.psycopg_trio
     shapes jsontext cron.days cron.text tasks
     admission cron.walls cron.describe events records

@@ -1,0 +1,114 @@
+"""What is refused at once, and leaves nothing behind: the wrong thread, two at once, things of another kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from dispatch import (
+    Dispatcher,
+    InvalidConfigError,
+    QueueTask,
+    Task,
+    TaskStatus,
+    TaskType,
+    open_dispatcher,
+)
+
+from .work import JOB, Job, nothing, working
+
+# ---- another thread ---------------------------------------------------------------
+
+LATE = TaskType("late", "job", Job)
+SYNC_CALLS: list[tuple[Callable[[Dispatcher], Any], Callable[[Dispatcher], object], str]] = [
+    (lambda d: d, lambda d: d.close(), "dispatcher.close"),
+    (lambda d: d.consumer, lambda d: d.consumer.close(), "consumer.close"),
+    (lambda d: d.consumer, lambda d: d.consumer.register_queue("late"), "consumer.register_queue, name, config"),
+    (
+        lambda d: d.consumer,
+        lambda d: d.consumer.register_handler(LATE, nothing),
+        "consumer.register_handler, task_type, handler",
+    ),
+    (lambda d: d.cron, lambda d: d.cron.close(), "cron.close"),
+    (lambda d: d.pool, lambda d: d.pool.close(), "pool.close"),
+    (lambda d: d.pool, lambda d: d.pool.run(trio.sleep, 0), "pool.run, function"),
+    (lambda d: d.pool, lambda d: d.pool.run_task(Task(trio.sleep, (0,))), "pool.run_task, task"),
+    (lambda d: d.pool, lambda d: d.pool.resize(3), "pool.resize, size"),
+]
+
+
+@pytest.mark.parametrize(("part", "call", "way"), SYNC_CALLS, ids=[each[2] for each in SYNC_CALLS])
+async def test_a_sync_call_in_another_thread_is_told_the_way_in_and_changes_nothing(
+    part: Callable[[Dispatcher], Any], call: Callable[[Dispatcher], object], way: str
+) -> None:
+    done: list[int] = []
+
+    async def count() -> None:
+        done.append(1)
+
+    with trio.fail_after(10):
+        async with working(nothing) as dispatcher:
+            await trio.testing.wait_all_tasks_blocked()
+            known = repr(part(dispatcher))
+            with pytest.raises(InvalidConfigError) as caught:
+                await trio.to_thread.run_sync(call, dispatcher)
+            assert caught.value.detail == (
+                f"{known}: called from outside the trio run that it is open in; "
+                f"from another thread use trio.from_thread.run_sync({way})"
+            )
+            assert repr(part(dispatcher)) == known
+            # What was refused there is done here, and what it would have broken works.
+            dispatcher.consumer.register_queue("late")
+            dispatcher.consumer.register_handler(LATE, nothing)
+            ended = await dispatcher.publisher.wait(await dispatcher.publisher.publish(LATE(Job())))
+            assert ended.status is TaskStatus.SUCCEEDED
+            await dispatcher.pool.run(count).wait()
+            await dispatcher.pool.drain()
+            assert dispatcher.pool.statistics().finished == len(done) == 1
+
+
+async def test_a_sync_handler_goes_the_way_that_it_was_told() -> None:
+    done: list[str] = []
+
+    async def mail() -> None:
+        done.append("mail")
+
+    def handler(_: QueueTask[Job]) -> None:
+        trio.from_thread.run_sync(dispatcher.pool.run, mail)
+        trio.from_thread.run_sync(dispatcher.consumer.register_queue, "late")
+        trio.from_thread.run_sync(dispatcher.close)
+
+    with trio.fail_after(10):
+        async with working(handler) as dispatcher:
+            task = await dispatcher.publisher.publish(JOB(Job()))
+            assert (await dispatcher.publisher.wait(task)).status is TaskStatus.SUCCEEDED
+    assert done == ["mail"]
+
+
+async def test_a_publisher_that_somebody_waits_at_is_closed_in_their_thread() -> None:
+    async with working() as dispatcher:
+        publisher = dispatcher.publisher
+        task = await publisher.publish(JOB(Job()))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publisher.wait, task)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(InvalidConfigError) as caught:
+                await trio.to_thread.run_sync(publisher.close)
+            assert caught.value.detail == (
+                f"{publisher!r}: called from outside the trio run that it is open in; "
+                "from another thread use trio.from_thread.run_sync(publisher.close)"
+            )
+            nursery.cancel_scope.cancel()
+        await publisher.publish(JOB(Job()))
+        await trio.to_thread.run_sync(publisher.close)  # now it wakes nobody
+
+
+async def test_what_has_ended_is_closed_again_anywhere() -> None:
+    async with open_dispatcher() as dispatcher:
+        pass
+    for part in (dispatcher, dispatcher.consumer, dispatcher.cron, dispatcher.pool, dispatcher.publisher):
+        await trio.to_thread.run_sync(part.close)
