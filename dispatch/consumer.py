@@ -273,9 +273,10 @@ class TaskQueueConsumer:
         its cancellation for ever keeps this from returning, and is named in
         the log every 5 s.
 
-        Raises what the machinery itself fails with; a handler's error never.
+        Raises what the machinery itself fails with, a handler's error never, and
+        ClosedError (1013) a second time, while it runs or afterwards.
         """
-        if self._nursery is not None:
+        if self._thread is not None:  # and not the nursery, which comes after the first await
             raise ClosedError("this consumer runs already")
         self._check_open("run")
         self._thread = get_ident()

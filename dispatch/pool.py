@@ -121,6 +121,7 @@ class TaskDispatcher:
         """Where it runs, while it does."""
         self._limiter: trio.CapacityLimiter | None = None
         self._closing = trio.Event()
+        self._ended = False
         self._idle: list[trio.Event] = []
         self._finished = 0
         self._failed = 0
@@ -173,9 +174,12 @@ class TaskDispatcher:
 
         Cancelled, or at the end of the grace: running functions are cancelled,
         queued ones never run, and their `error` says so. Threads are abandoned.
+        Runs once: a second time, while it does or afterwards, is ClosedError (1013).
         """
-        if self._nursery is not None:
+        if self._thread is not None:
             raise ClosedError("pool: it runs already")
+        if self._ended:
+            raise ClosedError("pool: it has ended; make another TaskDispatcher")
         self._thread = get_ident()
         self._limiter = trio.CapacityLimiter(self._size)
         try:
@@ -189,6 +193,7 @@ class TaskDispatcher:
                 nursery.cancel_scope.cancel()
         finally:
             self._closing.set()
+            self._ended = True
             self._nursery = self._thread = None
             dropped = len(self._queue)
             while self._queue:

@@ -400,9 +400,9 @@ class CronTaskDispatcher:
         asked, and its thread left to itself if it takes over a second. A broken
         entry is logged and never stops the others; a storage that is away is
         waited for. Raises CronNameConflictError (1015) where a declared entry's
-        name is taken.
+        name is taken, and ClosedError (1013) a second time, while it runs or afterwards.
         """
-        if self._nursery is not None:
+        if self._thread is not None:  # and not the nursery, which comes after the first await
             raise ClosedError("this cron dispatcher runs already")
         if self._closing.is_set():
             raise ClosedError("this cron dispatcher is closed; make another one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,10 +11,16 @@ import trio
 import trio.testing
 
 from dispatch import (
+    ClosedError,
+    CronTaskDispatcher,
     Dispatcher,
     InvalidConfigError,
+    MemoryStorage,
     QueueTask,
     Task,
+    TaskDispatcher,
+    TaskQueueConsumer,
+    TaskQueuePublisher,
     TaskStatus,
     TaskType,
     open_dispatcher,
@@ -112,3 +119,67 @@ async def test_what_has_ended_is_closed_again_anywhere() -> None:
         pass
     for part in (dispatcher, dispatcher.consumer, dispatcher.cron, dispatcher.pool, dispatcher.publisher):
         await trio.to_thread.run_sync(part.close)
+
+
+# ---- two at once ------------------------------------------------------------------
+
+
+def parts() -> list[tuple[Any, Callable[..., Any], str, str]]:
+    """Each with how it is run, and what a second and a later run are told."""
+    storage = MemoryStorage()
+    consumer, cron, pool = TaskQueueConsumer(storage), CronTaskDispatcher(storage), TaskDispatcher(2)
+    consumer.register_queue("q")
+    closed = "run: this consumer is closed"
+    return [
+        (consumer, consumer.run, "this consumer runs already", closed),
+        (cron, cron.run, "this cron dispatcher runs already", "this cron dispatcher is closed; make another one"),
+        (pool, pool.run_pool, "pool: it runs already", "pool: it has ended; make another TaskDispatcher"),
+    ]
+
+
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["consumer", "cron", "pool"])
+async def test_of_two_runs_at_once_the_first_goes_on_and_the_second_is_refused(
+    autojump_clock: object, which: int
+) -> None:
+    part, run, already, over = parts()[which]
+    refused: list[str] = []
+    ended: list[int] = []
+
+    async def one(number: int) -> None:
+        try:
+            await run()
+            ended.append(number)
+        except ClosedError as exc:
+            refused.append(exc.detail)
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one, 1)
+            nursery.start_soon(one, 2)
+            await trio.sleep(1)
+            assert (refused, ended) == ([already], [])
+            part.close()
+        assert len(ended) == 1
+        await one(3)
+    assert refused == [already, over]
+
+
+async def test_the_first_of_two_consumers_still_works(autojump_clock: object) -> None:
+    storage = MemoryStorage()
+    consumer = TaskQueueConsumer(storage)
+    consumer.register_queue("q")
+    consumer.register_handler(JOB, nothing)
+    publisher = TaskQueuePublisher(storage)
+
+    async def one() -> None:
+        with suppress(ClosedError):
+            await consumer.run()
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one)
+            nursery.start_soon(one)
+            await trio.sleep(1)
+            task = await publisher.publish(JOB(Job()))
+            assert (await publisher.wait(task)).status is TaskStatus.SUCCEEDED
+            consumer.close()
