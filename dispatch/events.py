@@ -19,7 +19,6 @@ It may offer more, under these names; what is not offered costs nothing:
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -29,6 +28,7 @@ from typing import Any, Final, Literal
 import attrs
 import trio
 
+from dispatch.callables import is_async
 from dispatch.checks import shown
 from dispatch.errors import InvalidConfigError
 from dispatch.tasks import NO_HEADERS, FailureReason, QueueTask
@@ -97,9 +97,7 @@ Publishing = Callable[
 def _checked(observer: Observer) -> Observer:
     if not callable(observer):
         raise InvalidConfigError(f"an observer is a function of one TaskEvent, got {shown(observer)}")
-    if inspect.iscoroutinefunction(observer) or inspect.iscoroutinefunction(
-        getattr(observer, "__call__", None)  # noqa: B004 - not a test of callability: its kind is asked
-    ):
+    if is_async(observer):
         raise InvalidConfigError(
             f"an observer is called at once and cannot wait, got the async {shown(observer)}; "
             "for async code read the events of subscribe()"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import typing
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
+from dispatch.callables import is_async, is_generator, unwrapped
 from dispatch.checks import shown
 from dispatch.errors import InvalidConfigError, InvalidQueuePayloadError, InvalidTaskHandlerError
 from dispatch.tasks import QueueTask, TaskType
@@ -25,10 +25,8 @@ __all__ = [
     "bind",
     "check_middleware",
     "check_no_result",
-    "is_async",
     "parameters_of",
     "payload_class",
-    "unwrapped",
 ]
 
 P = TypeVar("P")
@@ -66,8 +64,7 @@ def bind(task_type: TaskType[Any, Any], function: object) -> HandlerEntry:
         raise InvalidTaskHandlerError(f"{where}: must be a function of (task) or (task, run), got {function!r}")
     name = _name(function)
     inner = unwrapped(function)
-    called = inner if isinstance(inner, type) else getattr(inner, "__call__", None)  # noqa: B004 - its kind is asked
-    if any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in (inner, called)):
+    if is_generator(function):
         raise InvalidTaskHandlerError(f"{where}: {name} is a generator; a handler must not yield")
     if isinstance(inner, type) and task_type.result is None and not issubclass(inner, Awaitable):
         raise InvalidTaskHandlerError(f"{where}: {name} is a class, of which only an instance would be made; register one")
@@ -110,21 +107,6 @@ def check_middleware(middleware: Iterable[Middleware]) -> tuple[Middleware, ...]
 def _name(function: Callable[..., Any]) -> str:
     inner = unwrapped(function)
     return str(getattr(inner, "__qualname__", None) or type(inner).__qualname__)
-
-
-def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What a `functools.partial` calls in the end; anything else is itself."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function
-
-
-def is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling it gives an awaitable, as far as can be told without calling it."""
-    inner = unwrapped(function)
-    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(
-        getattr(inner, "__call__", None)  # noqa: B004 - not a test of callability: its kind is asked
-    )
 
 
 def parameters_of(function: Callable[..., Any]) -> Sequence[inspect.Parameter]:

@@ -8,7 +8,6 @@ fire and forget inside this process; what must survive is published instead.
 from __future__ import annotations
 
 import contextvars
-import functools
 import inspect
 import logging
 from collections import deque
@@ -20,6 +19,7 @@ from typing import Any, Final, cast
 import attrs
 import trio
 
+from dispatch.callables import is_async, is_generator
 from dispatch.checks import check_within, shown
 from dispatch.errors import ClosedError, InvalidConfigError, InvalidTaskHandlerError, QueueFullError
 from dispatch.failures import (
@@ -53,8 +53,8 @@ class PoolStatus(StrEnum):
 class Task:
     """One function given to the pool.
 
-    `func` is an async function, or a sync one for a thread; `args` are its
-    arguments. Once `status` is `finish`, `error` is what it raised, or None,
+    `func` is an async function, or a sync one for a thread; what that returns is
+    awaited if it can be, as of `lambda: send(mail)`. `args` are its arguments. Once `status` is `finish`, `error` is what it raised, or None,
     and `value` what it returned.
     """
 
@@ -72,6 +72,8 @@ class Task:
             raise InvalidTaskHandlerError(f"pool: func must be callable, got {self.func!r}")
         if not self.name:
             self.name = getattr(self.func, "__qualname__", type(self.func).__qualname__)
+        if is_generator(self.func):
+            raise InvalidTaskHandlerError(f"pool: {self.name} is a generator, of which nothing would run")
 
     async def wait(self) -> None:
         """Wait until it has finished, however it ended; look at `error` then. A checkpoint."""
@@ -255,14 +257,12 @@ class TaskDispatcher:
 
     async def _call(self, task: Task) -> Any:
         function: Callable[..., Any] = task.func
-        inner: Any = function
-        while isinstance(inner, functools.partial):
-            inner = cast("functools.partial[Any]", inner).func
-        if inspect.iscoroutinefunction(inner):
+        if is_async(function):
             return await function(*task.args)
-        return await trio.to_thread.run_sync(
-            functools.partial(function, *task.args), abandon_on_cancel=True, limiter=self._limiter
+        [value] = await trio.to_thread.run_sync(  # in a list: trio refuses a bare coroutine
+            lambda: [function(*task.args)], abandon_on_cancel=True, limiter=self._limiter
         )
+        return await value if inspect.isawaitable(value) else value
 
     def _finish(self, task: Task, value: Any, error: BaseException | None) -> None:
         task.value, task.error, task.status = value, error, PoolStatus.FINISH

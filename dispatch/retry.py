@@ -7,7 +7,6 @@ them with the task: a process that rescues it may not know its queue.
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
@@ -16,6 +15,7 @@ from typing import Any, Final, Literal, TypedDict, Unpack, cast
 
 import attrs
 
+from dispatch.callables import is_async
 from dispatch.checks import check_within, shown
 from dispatch.errors import Cancel, InvalidConfigError, PermanentError, RetryAfter, Snooze
 
@@ -99,7 +99,7 @@ class RetryPolicy:
             ("jitter", 0.0, 1.0),
         ):
             check_within(f"RetryPolicy: {name}", getattr(self, name), low, high, unit="")
-        if self.decide is not None and (not callable(self.decide) or inspect.iscoroutinefunction(self.decide)):
+        if self.decide is not None and (not callable(self.decide) or is_async(self.decide)):
             raise InvalidConfigError(
                 f"RetryPolicy: decide must be a sync function of (exception, attempt), got {shown(self.decide)}"
             )

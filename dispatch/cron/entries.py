@@ -9,12 +9,13 @@ from typing import Any, Unpack, cast
 
 import attrs
 
+from dispatch.callables import is_generator, unwrapped
 from dispatch.checks import shown
 from dispatch.cron.fields import refuse
 from dispatch.cron.policy import CronOptions, CronPolicy, shared
 from dispatch.cron.spec import CronSpec
 from dispatch.errors import CronNameConflictError, InvalidConfigError, InvalidTaskHandlerError
-from dispatch.handlers import parameters_of, unwrapped
+from dispatch.handlers import parameters_of
 from dispatch.tasks import QueueTask, TaskType, check_name
 
 __all__ = [
@@ -200,7 +201,7 @@ def check_function(name: str, function: object) -> None:
             f"cron task {name!r}: got the task type {inner.queue}/{inner.type} itself; call it with its payload, "
             f"as in WELCOME({inner.payload.__name__}(...)), for a task to publish"
         )
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    if is_generator(function):
         raise InvalidTaskHandlerError(f"cron task {name!r}: its function is a generator, of which nothing would run")
     try:
         parameters = parameters_of(function)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import attrs
 import trio
 
+from dispatch.callables import is_async
 from dispatch.cron.entries import CronTask
 from dispatch.cron.policy import Decision, Slots, delay_s
 from dispatch.errors import InvalidTaskHandlerError
@@ -25,7 +26,6 @@ from dispatch.failures import (
     surroundings,
     traceback_text,
 )
-from dispatch.handlers import is_async
 from dispatch.publisher import inside_handler
 from dispatch.records import from_seconds, to_seconds
 from dispatch.tasks import QueueTask

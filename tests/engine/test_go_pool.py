@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextvars import ContextVar
 from typing import Any
 
@@ -186,3 +188,56 @@ async def test_what_is_no_task_is_refused(autojump_clock: object) -> None:
         with pytest.raises(InvalidTaskHandlerError) as caught:
             dispatcher.pool.run_task(nothing)
     assert caught.value.detail == "pool: expected a Task, got None; a function is given to run()"
+
+
+class Sender:
+    """Called like an async function, without being one."""
+
+    def __init__(self) -> None:
+        self.sent: list[int] = []
+
+    async def __call__(self, n: int) -> int:
+        await trio.lowlevel.checkpoint()
+        self.sent.append(n)
+        return n
+
+
+async def test_what_a_function_returns_is_awaited_if_it_can_be() -> None:
+    send = Sender()
+    async with open_dispatcher() as dispatcher:
+        assert await dispatcher.pool.run(send, 1).result() == 1
+        assert await dispatcher.pool.run(lambda: send(2)).result() == 2
+        assert await dispatcher.pool.run(functools.partial(send, 3)).result() == 3
+        assert await dispatcher.pool.run(lambda: 4).result() == 4
+    assert send.sent == [1, 2, 3]
+
+
+def counted() -> Generator[int]:
+    yield 1
+
+
+async def streamed() -> AsyncGenerator[int]:
+    yield 1
+
+
+class Yielding:
+    def __call__(self) -> Generator[int]:
+        yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (counted, "counted"),
+        (streamed, "streamed"),
+        (Yielding(), "Yielding"),
+        (Yielding().__call__, "Yielding.__call__"),
+        (functools.partial(counted), "partial"),
+    ],
+)
+async def test_a_generator_of_which_nothing_would_run_is_refused(function: Callable[..., Any], name: str) -> None:
+    async with open_dispatcher() as dispatcher:
+        with pytest.raises(InvalidTaskHandlerError) as caught:
+            dispatcher.pool.run(function)
+        assert dispatcher.pool.statistics().queued == 0
+    assert caught.value.detail == f"pool: {name} is a generator, of which nothing would run"

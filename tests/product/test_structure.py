@@ -16,7 +16,7 @@ import dispatch
 ROOT = Path(__file__).parents[2] / "dispatch"
 
 ROOMS = """
-    errors bell failures scalars cron.zones cron.timetable storage.limits
+    errors callables bell failures scalars cron.zones cron.timetable storage.limits
     checks threads storage.psycopg_conninfo
     refusals containers cron.fields retry pool storage.psycopg_trio
     shapes jsontext cron.days cron.text tasks
@@ -54,7 +54,7 @@ ROOMS = """
 """Each line may import from the lines above it, not from its own and not from below."""
 
 WITHOUT_TRIO = """
-    errors checks tasks retry lifecycle records codec storage.query
+    errors callables checks tasks retry lifecycle records codec storage.query
     scalars shapes containers refusals admission jsontext
     cron.spec cron.policy cron.timetable cron.fields cron.days cron.text cron.walls cron.zones cron.describe
 """
