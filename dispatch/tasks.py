@@ -30,6 +30,7 @@ from typing import (
 import attrs
 from typing_extensions import TypeAliasType, TypeVar
 
+from dispatch.callables import is_async, is_generator
 from dispatch.checks import (
     MAX_COUNT,
     check_choice,
@@ -601,13 +602,7 @@ class TaskType(Generic[P, R]):
         self.payload = payload
         self.result = cast("builtins.type[R] | None", result)
         self.version = version
-        self.upcasters = MappingProxyType(dict(upcasters or {}))
-        missing = set(range(1, version)) - set(self.upcasters)
-        if self.upcasters and missing:
-            raise InvalidTaskTypeError(
-                f"{where}: version {version} needs an upcaster from each older version, "
-                f"missing {', '.join(map(str, sorted(missing)))}"
-            )
+        self.upcasters = MappingProxyType(_upcasters(where, version, {} if upcasters is None else upcasters))
 
     @property
     def address(self) -> tuple[str, str]:
@@ -644,6 +639,35 @@ class TaskType(Generic[P, R]):
     def __repr__(self) -> str:
         result = "" if self.result is None else f" -> {_type_name(self.result)}"
         return f"<TaskType {self.queue}/{self.type} {self.payload.__name__}{result}>"
+
+
+def _upcasters(where: str, version: int, given: object) -> dict[int, Upcaster]:
+    """A copy, if there is a sync function from each older version to the next and from no other."""
+    if not isinstance(given, Mapping):
+        raise InvalidTaskTypeError(
+            f"{where}: upcasters must be a mapping such as {{1: v1_to_v2}}, of versions to functions, got {shown(given)}"
+        )
+    upcasters = dict(cast("Mapping[Any, Any]", given))
+    for old in upcasters:
+        if isinstance(old, bool) or not isinstance(old, int) or old < 1:
+            raise InvalidTaskTypeError(f"{where}: upcasters are from versions 1, 2, ..., got one from {shown(old)}")
+    newest = max(upcasters, default=0)
+    if newest >= version:  # it would never run: most likely version= was forgotten
+        raise InvalidTaskTypeError(
+            f"{where}: there is an upcaster from version {newest}, but version is {version}; raise it to {newest + 1}"
+        )
+    for old, upcaster in upcasters.items():
+        if not callable(upcaster) or is_async(upcaster) or is_generator(upcaster):
+            raise InvalidTaskTypeError(
+                f"{where}: the upcaster from version {old} must be a sync function of a dict, got {shown(upcaster)}"
+            )
+    missing = set(range(1, version)) - set(upcasters)
+    if upcasters and missing:
+        raise InvalidTaskTypeError(
+            f"{where}: version {version} needs an upcaster from each older version, "
+            f"missing {', '.join(map(str, sorted(missing)))}"
+        )
+    return upcasters
 
 
 def _is_type(given: object) -> bool:

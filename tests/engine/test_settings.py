@@ -21,12 +21,14 @@ from dispatch import (
     InvalidConfigError,
     InvalidQueueTaskError,
     InvalidTaskHandlerError,
+    InvalidTaskTypeError,
     MemoryStorage,
     RateLimit,
     RetryPolicy,
     TaskDispatcher,
     TaskQueueConfig,
     TaskQueueConsumer,
+    TaskType,
     Unique,
     open_dispatcher,
 )
@@ -42,6 +44,13 @@ def refusal(make: Callable[[], object]) -> str:
     with pytest.raises(InvalidConfigError) as caught:
         make()
     return caught.value.detail
+
+
+class Decider:
+    async def __call__(self, exc: BaseException, attempt: int) -> None: ...
+
+
+DECIDER = Decider()
 
 
 @pytest.mark.parametrize("option", ["queues", "tags"])
@@ -99,6 +108,11 @@ def plain(*given: object) -> None:
             lambda: RetryPolicy(decide=wait),
             f"RetryPolicy: decide must be a sync function of (exception, attempt), got {wait!r}",
             id="an async decide",  # an address would be another in each process of the tests
+        ),
+        pytest.param(
+            lambda: RetryPolicy(decide=DECIDER),
+            f"RetryPolicy: decide must be a sync function of (exception, attempt), got {DECIDER!r}",
+            id="an object that is called like an async decide",
         ),
         (lambda: TaskQueueConfig(timeout=inf), "TaskQueueConfig: timeout must be a finite number of seconds, got inf"),
         (lambda: Dispatcher(codec=3), "codec must be a Codec or None, got 3"),
@@ -263,3 +277,44 @@ async def test_a_queue_that_another_process_declared_otherwise_is_changed_with_a
         "queue q: changed for all processes, as it is registered here: keyed from True to False, "
         "max_running from 1 to 3, rate from None to (5, 60.0)"
     ]
+
+
+def upcast(old: dict[str, Any]) -> dict[str, Any]:
+    return old
+
+
+async def upcast_later(old: dict[str, Any]) -> dict[str, Any]:
+    return old
+
+
+@pytest.mark.parametrize(
+    ("version", "upcasters", "why"),
+    [
+        (1, {1: upcast}, "there is an upcaster from version 1, but version is 1; raise it to 2"),
+        (2, {1: upcast, 2: upcast}, "there is an upcaster from version 2, but version is 2; raise it to 3"),
+        (2, {1: 5}, "the upcaster from version 1 must be a sync function of a dict, got 5"),
+        (
+            2,
+            {1: upcast_later},
+            f"the upcaster from version 1 must be a sync function of a dict, got {shown(upcast_later)}",
+        ),
+        (2, 5, "upcasters must be a mapping such as {1: v1_to_v2}, of versions to functions, got 5"),
+        (1, [], "upcasters must be a mapping such as {1: v1_to_v2}, of versions to functions, got []"),
+        (2, {0: upcast}, "upcasters are from versions 1, 2, ..., got one from 0"),
+        (2, {True: upcast}, "upcasters are from versions 1, 2, ..., got one from True"),
+        (2, {1: upcast, "1": upcast}, "upcasters are from versions 1, 2, ..., got one from '1'"),
+        (3, {2: upcast}, "version 3 needs an upcaster from each older version, missing 1"),
+    ],
+    ids=["forgotten", "one_too_many", "no_function", "async", "no_mapping", "a_list", "zero", "true", "text", "missing"],
+)
+def test_upcasters_that_would_never_run_are_refused_with_their_task_type(
+    version: int, upcasters: Any, why: str
+) -> None:
+    with pytest.raises(InvalidTaskTypeError) as caught:
+        TaskType("q", "job", Job, version=version, upcasters=upcasters)
+    assert caught.value.detail == f"task type q/job: {why}"
+
+
+def test_a_task_type_takes_upcasters_of_each_older_version_or_none() -> None:
+    assert TaskType("q", "job", Job, version=3, upcasters={1: upcast, 2: partial(upcast)}).version == 3
+    assert TaskType("q", "job", Job, version=3, upcasters={}) == TaskType("q", "job", Job, version=3)
