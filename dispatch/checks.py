@@ -11,7 +11,7 @@ from typing import Final, cast
 
 from dispatch.errors import InvalidConfigError
 
-__all__ = ["MAX_COUNT", "MAX_DELAY_S", "check_choice", "check_count", "check_duration", "check_flag", "check_names", "check_within", "shown"]
+__all__ = ["MAX_COUNT", "MAX_DELAY_S", "check_choice", "check_count", "check_duration", "check_flag", "check_kind", "check_names", "check_within", "shown"]
 
 MAX_DELAY_S: Final = 10 * 365 * 86_400.0
 """Ten years. A longer delay, timeout or retention is a mistake of units."""
@@ -74,6 +74,13 @@ def check_flag(what: str, value: object) -> None:
     """Refuse anything but True and False: "no" counts as true."""
     if not isinstance(value, bool):
         raise InvalidConfigError(f"{what} must be True or False, got {shown(value)}")
+
+
+def check_kind(what: str, value: object, kind: type) -> None:
+    """Refuse anything that is neither None nor an instance of this class."""
+    if value is not None and not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise InvalidConfigError(f"{what} must be {article} {kind.__name__} or None, got {shown(value)}")
 
 
 def check_names(what: str, value: object) -> frozenset[str]:

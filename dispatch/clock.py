@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from math import inf
-from typing import Final
+from typing import Final, cast
 
 import trio
 
+from dispatch.checks import shown
 from dispatch.errors import InvalidConfigError
 from dispatch.records import from_seconds
 
@@ -37,8 +38,11 @@ class Clock:
     ) -> None:
         if start is not None and wall is not None:
             raise InvalidConfigError("Clock: give either start or wall, got both")
-        if start is not None and start.tzinfo is None:
-            raise InvalidConfigError(f"Clock: start must be an aware datetime, got {start!r}")
+        given = cast("object", start)
+        if given is not None and (not isinstance(given, datetime) or given.tzinfo is None):
+            raise InvalidConfigError(f"Clock: start must be an aware datetime, got {shown(given)}")
+        if wall is not None and not callable(wall):
+            raise InvalidConfigError(f"Clock: wall must be a function of no arguments, such as time.time, got {shown(wall)}")
         self._start = start.timestamp() if start is not None else None
         self._injected = wall is not None
         self._wall: Callable[[], float] = wall if wall is not None else time.time

@@ -23,6 +23,7 @@ from cattrs import Converter
 
 from dispatch import jsontext
 from dispatch.admission import Admission, Limits
+from dispatch.checks import check_kind
 from dispatch.errors import InvalidTaskTypeError, UsageError
 from dispatch.jsontext import UNREAD
 from dispatch.records import UniqueKey
@@ -96,6 +97,7 @@ class Codec:
     """Raise unless the task, its payload aside, may be published; see `Admission.check`."""
 
     def __init__(self, limits: Limits | None = None) -> None:
+        check_kind("Codec: limits", limits, Limits)
         self.limits: Limits = limits if limits is not None else Limits()
         self.check_task = Admission(self.limits).check
         self._converter = Converter(forbid_extra_keys=True, detailed_validation=True)

@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from dispatch.actors import SETTLE_DEADLINE_S, QueueActors, QueueStatistics
-from dispatch.checks import check_names, check_within, shown
+from dispatch.checks import check_kind, check_names, check_within, shown
 from dispatch.codec import Codec
 from dispatch.errors import (
     ClosedError,
@@ -34,7 +34,7 @@ from dispatch.publisher import TaskQueuePublisher, inside_handler
 from dispatch.records import TaskRecord
 from dispatch.registry import Registry
 from dispatch.run import Run
-from dispatch.storage.protocol import Storage
+from dispatch.storage.protocol import Storage, check_storage
 from dispatch.storage.query import PruneSpec
 from dispatch.storage.texts import storable
 from dispatch.tasks import QueueTask, TaskQueueConfig, TaskType, check_name
@@ -107,6 +107,11 @@ class TaskQueueConsumer:
         prune: Sequence[PruneSpec] = (),
         prune_every: float = 600.0,
     ) -> None:
+        check_storage(storage)
+        check_kind("codec", codec, Codec)
+        check_kind("registry", registry, Registry)
+        check_kind("observers", observers, Observers)
+        check_kind("publisher", publisher, TaskQueuePublisher)
         check_within("lease", lease, 0.05, 86_400)
         check_within("grace", grace, 0, 86_400)
         if worker is not None and not (isinstance(worker, str) and worker):

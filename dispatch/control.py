@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, TypeVar, overload
 
 import attrs
 
-from dispatch.checks import MAX_COUNT, check_choice, shown
+from dispatch.checks import MAX_COUNT, check_choice, check_kind, shown
 from dispatch.errors import InvalidConfigError, QueueNotRegisteredError, TaskNotFoundError
 from dispatch.publisher import TaskQueuePublisher
 from dispatch.records import AttemptRecord, TaskRecord, to_seconds
@@ -19,6 +19,7 @@ from dispatch.storage.protocol import (
     QueueRecord,
     Storage,
     WorkerRecord,
+    check_storage,
 )
 from dispatch.storage.query import (
     ENDED,
@@ -69,6 +70,8 @@ class TaskQueueControl:
     """
 
     def __init__(self, storage: Storage, *, publisher: TaskQueuePublisher | None = None) -> None:
+        check_storage(storage)
+        check_kind("publisher", publisher, TaskQueuePublisher)
         self._storage = storage
         self._publisher = publisher if publisher is not None else TaskQueuePublisher(storage)
 

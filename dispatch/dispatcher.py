@@ -19,7 +19,7 @@ import trio
 
 from dispatch.actors import QueueStatistics
 from dispatch.bell import Bell
-from dispatch.checks import shown
+from dispatch.checks import check_kind, shown
 from dispatch.clock import Clock
 from dispatch.codec import Codec
 from dispatch.consumer import ShutdownReport, TaskQueueConsumer
@@ -35,7 +35,7 @@ from dispatch.publisher import TaskQueuePublisher
 from dispatch.registry import Registry
 from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.opening import IN_MEMORY, open_storage
-from dispatch.storage.protocol import Storage, Topic, TopicKind
+from dispatch.storage.protocol import Storage, Topic, TopicKind, check_storage
 from dispatch.storage.query import All, AnyOf, Order, PruneSpec, Queues, Statuses, Types, Where
 from dispatch.tasks import TaskStatus
 from dispatch.threads import check_thread
@@ -147,14 +147,10 @@ class Dispatcher:
         prune: Sequence[PruneSpec] = (),
         prune_every: float = 600.0,
     ) -> None:
-        if storage is not None and not isinstance(storage, Storage):
-            raise InvalidConfigError(
-                f"storage must be a Storage or None for an in-memory one, got {type(storage).__name__}; "
-                "a URL such as 'sqlite:///jobs.db' is for open_dispatcher"
-            )
-        for what, given, kind in (("codec", codec, Codec), ("clock", clock, Clock)):
-            if given is not None and not isinstance(given, kind):
-                raise InvalidConfigError(f"{what} must be a {kind.__name__} or None, got {given!r}")
+        if storage is not None:
+            check_storage(storage, " or None for an in-memory one", "is for open_dispatcher")
+        check_kind("codec", codec, Codec)
+        check_kind("clock", clock, Clock)
         self._owns_storage = storage is None
         self.storage = storage if storage is not None else MemoryStorage(clock or Clock())
         self._registry = Registry()

@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from dispatch.bell import Bell
-from dispatch.checks import shown
+from dispatch.checks import check_kind, shown
 from dispatch.codec import Codec
 from dispatch.errors import (
     ClosedError,
@@ -39,6 +39,7 @@ from dispatch.storage.protocol import (
     Storage,
     Topic,
     TopicKind,
+    check_storage,
     stored_for,
 )
 from dispatch.storage.query import Ids, Queues, Statuses
@@ -89,9 +90,9 @@ class Published:
 class TaskQueuePublisher:
     """Publishes tasks, and waits for their results. Enough for a process that only publishes.
 
-    `TaskQueuePublisher(storage)` is usable at once, alone, over a storage that
+    `TaskQueuePublisher(storage)` is usable at once, alone, over an open storage that
     some consumer's queues were declared in; a dispatcher's is at
-    `dispatcher.publisher`.
+    `dispatcher.publisher`. Raises InvalidConfigError (1012).
     """
 
     def __init__(
@@ -102,6 +103,10 @@ class TaskQueuePublisher:
         registry: Registry | None = None,
         observers: Observers | None = None,
     ) -> None:
+        check_storage(storage)
+        check_kind("codec", codec, Codec)
+        check_kind("registry", registry, Registry)
+        check_kind("observers", observers, Observers)
         self._storage = storage
         self._codec = codec if codec is not None else Codec()
         self._registry = registry if registry is not None else Registry()

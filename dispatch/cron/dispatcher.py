@@ -27,7 +27,7 @@ from typing import Any, Final, Unpack, cast
 import trio
 
 from dispatch.bell import Bell
-from dispatch.checks import check_count, shown
+from dispatch.checks import check_count, check_kind, check_within, shown
 from dispatch.clock import Clock
 from dispatch.cron.entries import (
     CronEntry,
@@ -56,7 +56,7 @@ from dispatch.errors import (
 from dispatch.failures import describe
 from dispatch.publisher import TaskQueuePublisher
 from dispatch.records import NewTask, from_seconds
-from dispatch.storage.protocol import Storage, Topic, TopicKind
+from dispatch.storage.protocol import Storage, Topic, TopicKind, check_storage
 from dispatch.storage.texts import storable
 from dispatch.tasks import QueueTask
 from dispatch.threads import ASKED_S, check_thread
@@ -127,6 +127,10 @@ class CronTaskDispatcher:
         grace: float = 10.0,
         declared: Sequence[CronEntry] = (),
     ) -> None:
+        check_storage(storage)
+        check_kind("publisher", publisher, TaskQueuePublisher)
+        check_kind("clock", clock, Clock)
+        check_within("grace", grace, 0, 86_400)
         self._storage = storage
         self._publisher = publisher if publisher is not None else TaskQueuePublisher(storage)
         self._source: Clock | Storage = storage if clock is None else clock

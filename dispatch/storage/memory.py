@@ -43,8 +43,8 @@ import attrs
 import trio
 
 from dispatch import lifecycle
+from dispatch.checks import check_count, check_kind
 from dispatch.clock import Clock
-from dispatch.errors import InvalidConfigError
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import AttemptRecord, Claim, NewTask, TaskRecord, Transition, UniqueKey
 from dispatch.storage.changes import (
@@ -141,10 +141,8 @@ class MemoryStorage(MemoryRegistry):
     immediate = True
 
     def __init__(self, clock: Clock | None = None, *, keep_finished: int = 1_000) -> None:
-        if keep_finished < 0:
-            raise InvalidConfigError(
-                f"MemoryStorage: keep_finished must be at least 0, got {keep_finished}"
-            )
+        check_kind("MemoryStorage: clock", clock, Clock)
+        check_count("MemoryStorage: keep_finished", keep_finished, 0)
         super().__init__(clock if clock is not None else Clock())
         self._keep_finished = keep_finished
         self._seq = 0

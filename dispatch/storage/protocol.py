@@ -643,3 +643,13 @@ class Storage(TaskStore, ControlStore, CronStore):
         Subscribed on entering, so: enter, look, then wait. Spurious rings are
         allowed, missed ones are not. May only be entered on the trio thread.
         """
+
+
+def check_storage(
+    given: object, or_none: str = "", url: str = "is opened by dispatch.storage.opening.open_storage"
+) -> None:
+    """Raise InvalidConfigError for what is no `Storage`; its class is shown alone, for a URL may hold a password."""
+    if not isinstance(given, Storage):
+        raise InvalidConfigError(
+            f"storage must be a Storage{or_none}, got {type(given).__name__}; a URL such as 'sqlite:///jobs.db' {url}"
+        )

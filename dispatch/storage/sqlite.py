@@ -29,11 +29,12 @@ from math import inf
 from pathlib import Path
 from threading import get_ident
 from types import TracebackType
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import Any, Final, Literal, TypeVar, cast, get_args
 
 import trio
 
 from dispatch.bell import Bell
+from dispatch.checks import check_flag, check_kind, shown
 from dispatch.clock import Clock
 from dispatch.errors import ClosedError, InvalidConfigError, StorageError
 from dispatch.records import AttemptRecord, NewTask, TaskRecord, Transition
@@ -201,6 +202,11 @@ class SqliteStorage(Storage):
             raise InvalidConfigError(
                 f"SqliteStorage: synchronous must be 'full' or 'normal', got {synchronous!r}"
             )
+        given = cast("object", path)
+        if not isinstance(given, str | os.PathLike):
+            raise InvalidConfigError(f"SqliteStorage: path must be a str or a path, got {shown(given)}")
+        check_kind("SqliteStorage: clock", clock, Clock)
+        check_flag("SqliteStorage: inline", inline)
         if not os.fspath(path) or str(path) == ":memory:":
             raise InvalidConfigError(
                 f"SqliteStorage: path must name a file, got {str(path)!r}; "

@@ -16,7 +16,10 @@ import pytest
 
 import dispatch
 from dispatch import (
+    Clock,
+    Codec,
     CronEntry,
+    CronTaskDispatcher,
     Dispatcher,
     InvalidConfigError,
     InvalidQueueTaskError,
@@ -28,6 +31,8 @@ from dispatch import (
     TaskDispatcher,
     TaskQueueConfig,
     TaskQueueConsumer,
+    TaskQueueControl,
+    TaskQueuePublisher,
     TaskType,
     Unique,
     open_dispatcher,
@@ -318,3 +323,48 @@ def test_upcasters_that_would_never_run_are_refused_with_their_task_type(
 def test_a_task_type_takes_upcasters_of_each_older_version_or_none() -> None:
     assert TaskType("q", "job", Job, version=3, upcasters={1: upcast, 2: partial(upcast)}).version == 3
     assert TaskType("q", "job", Job, version=3, upcasters={}) == TaskType("q", "job", Job, version=3)
+
+
+NO_STORAGE = (
+    "storage must be a Storage, got str; a URL such as 'sqlite:///jobs.db' is opened by "
+    "dispatch.storage.opening.open_storage"
+)
+
+
+@pytest.mark.parametrize("part", [TaskQueuePublisher, TaskQueueConsumer, TaskQueueControl, CronTaskDispatcher])
+def test_a_part_alone_takes_a_storage_and_says_what_opens_one(part: Callable[[Any], object]) -> None:
+    assert refusal(lambda: part("sqlite:///jobs.db")) == NO_STORAGE
+    assert refusal(lambda: part(None)) == NO_STORAGE.replace("got str", "got NoneType")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TaskQueuePublisher(MemoryStorage(), codec=5), "codec must be a Codec or None, got 5"),
+        (lambda: TaskQueuePublisher(MemoryStorage(), observers=[]), "observers must be an Observers or None, got []"),
+        (lambda: TaskQueueConsumer(MemoryStorage(), codec=5), "codec must be a Codec or None, got 5"),
+        (
+            lambda: TaskQueueConsumer(MemoryStorage(), publisher=5),
+            "publisher must be a TaskQueuePublisher or None, got 5",
+        ),
+        (
+            lambda: TaskQueueControl(MemoryStorage(), publisher=5),
+            "publisher must be a TaskQueuePublisher or None, got 5",
+        ),
+        (lambda: CronTaskDispatcher(MemoryStorage(), clock=5), "clock must be a Clock or None, got 5"),
+        (lambda: CronTaskDispatcher(MemoryStorage(), grace=-5), "grace must be within 0 and 86400 seconds, got -5"),
+        (lambda: Codec(5), "Codec: limits must be a Limits or None, got 5"),
+        (lambda: Clock("x"), "Clock: start must be an aware datetime, got 'x'"),
+        (
+            lambda: Clock(wall=5),
+            "Clock: wall must be a function of no arguments, such as time.time, got 5",
+        ),
+        (lambda: MemoryStorage("x"), "MemoryStorage: clock must be a Clock or None, got 'x'"),
+        (lambda: MemoryStorage(keep_finished=1.5), "MemoryStorage: keep_finished must be a whole number, got 1.5"),
+        (lambda: SqliteStorage(None), "SqliteStorage: path must be a str or a path, got None"),
+        (lambda: SqliteStorage("jobs.db", clock=5), "SqliteStorage: clock must be a Clock or None, got 5"),
+        (lambda: SqliteStorage("jobs.db", inline="no"), "SqliteStorage: inline must be True or False, got 'no'"),
+    ],
+)
+def test_what_a_part_alone_is_made_of_is_checked_when_it_is_made(make: Callable[[], object], message: str) -> None:
+    assert refusal(make) == message
