@@ -35,6 +35,7 @@ import trio
 import trio.testing
 from typing_extensions import TypeVar
 
+from dispatch.checks import check_count, check_kind
 from dispatch.clock import Clock
 from dispatch.codec import Codec
 from dispatch.dispatcher import Dispatcher
@@ -360,6 +361,7 @@ class Performed(Generic[R]):
     """One attempt made by `perform`: what the handler returned, and what it did through `run`."""
 
     result: R
+    """As it would be stored: None for a type without a result class, whatever the handler returned."""
     published: Sequence[QueueTask[Any, Any]] = ()
     """What `run.publish` was given; it would have been stored with the success."""
     progress: Sequence[dict[str, Any]] = ()
@@ -379,14 +381,16 @@ async def perform(
     The payload passes through its stored form and back, the result is checked
     as it would be; there is no queue, no retry and no timeout but the task's
     own, which raises trio.TooSlowError. It needs no virtual time. A sync
-    handler runs in a thread, as it would. `attempt` and `last_error` are what
-    the task is to carry; it was created and is started at this moment of the
+    handler runs in a thread, as it would. `attempt`, 1 for the first, and `last_error`
+    are what the task is to carry; it was created and is started at this moment of the
     machine's. A checkpoint. Raises what publishing the task would raise for a
-    bad one.
+    bad one, and InvalidConfigError for an `attempt` that there cannot be.
     """
     declared = task.declared if isinstance(task, QueueTask) else None  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
     if declared is None:
         raise InvalidConfigError("perform: make the task by calling its TaskType")
+    check_count("perform: attempt", attempt, 1)
+    check_kind("codec", codec, Codec)
     codec = codec if codec is not None else Codec()
     codec.check_task(task)
     where = f"task {task.queue}/{task.type}"
@@ -451,6 +455,7 @@ async def perform(
         )
     elif value is not None:
         check_no_result(value, f"result of {where}")
+        value = None  # as it is stored
     return Performed(cast("R", value), published, progress)
 
 

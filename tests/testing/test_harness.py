@@ -359,6 +359,28 @@ async def test_one_attempt_refuses_what_publishing_would() -> None:
         await perform(Scripted(Receipt("one")), ASK(Note("a")))  # type: ignore[arg-type]
 
 
+async def test_perform_drops_a_result_that_production_would_drop() -> None:
+    assert (await perform(Scripted(5), NOTE(Note("a")))).result is None
+
+
+@pytest.mark.parametrize(
+    ("attempt", "why"),
+    [
+        (0, "must be at least 1, got 0"),
+        (-1, "must be at least 1, got -1"),
+        ("x", "must be a whole number, got 'x'"),
+        (None, "must be a whole number, got None"),
+        (True, "must be a whole number, got True"),
+    ],
+)
+async def test_perform_makes_no_attempt_that_there_cannot_be(attempt: Any, why: str) -> None:
+    handler = Scripted(None)
+    with pytest.raises(InvalidConfigError) as caught:
+        await perform(handler, NOTE(Note("a")), attempt=attempt)
+    assert caught.value.detail == f"perform: attempt {why}"
+    assert handler.seen == []
+
+
 async def test_one_attempt_keeps_its_time_limit(autojump_clock: trio.testing.MockClock) -> None:
     with pytest.raises(trio.TooSlowError):
         await perform(Scripted(lambda task: trio.sleep(100)), NOTE(Note("a"), timeout=5.0))
