@@ -594,12 +594,13 @@ def _checked(declared: Sequence[CronEntry]) -> tuple[CronEntry, ...]:
     if isinstance(given, CronEntry) or not isinstance(given, Iterable):
         hint = "; write it in brackets" if isinstance(given, CronEntry) else ""
         raise InvalidConfigError(f"cron must be a collection of CronEntry values, got {shown(given, 200)}{hint}")
-    for entry in declared:
+    entries = tuple(declared)  # an iterator is read once
+    for entry in entries:
         if not isinstance(entry, CronEntry):
             raise InvalidConfigError(
                 f"cron: declared are CronEntry values, such as CronEntry('@daily', 'tidy', TIDY(...)); got {entry!r}"
             )
         if entry.name in names:
-            raise CronNameConflictError(f"two different entries named {entry.name!r} are declared")
+            raise CronNameConflictError(f"two entries named {entry.name!r} are declared")
         names.add(entry.name)
-    return tuple(declared)
+    return entries

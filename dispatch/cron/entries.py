@@ -80,15 +80,19 @@ class CronEntry:
 
         CronEntry("30 2 * * *", "nightly", NIGHTLY(Report("sales")), zone="Europe/Berlin")
 
-    It takes what `add_with_name` takes, with the same options, and is checked
-    at once. Immutable. A function is added to each process that declares it. A
+    It takes what `add_with_name` takes, with the same options. Its plan, its
+    policies, its function and whether its task may be one of many are checked at
+    once; the task itself, as `publish` checks one, when the dispatcher is opened.
+    Immutable. A function is added to each process that declares it. A
     queue task becomes a stored entry that belongs to the code: a new
     definition replaces the stored one when a process with it starts, living
     processes renew it, and one that none has declared for an hour is paused.
     One whose `end` has passed is kept, and does not fire: no deploy fails for it.
 
     Raises InvalidCronSpecError (1014), InvalidTaskHandlerError (1009) and
-    InvalidConfigError (1012).
+    InvalidConfigError (1012); opening raises InvalidQueueTaskError (1003),
+    InvalidQueueNameError (1006), InvalidTaskTypeError (1008), InvalidQueuePayloadError
+    (1010), and CronNameConflictError (1015) for a name that is taken.
     """
 
     __slots__ = ("description", "name", "policy", "spec", "what")

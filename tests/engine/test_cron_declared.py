@@ -20,10 +20,12 @@ from dispatch import (
     CronTask,
     CronTaskNotFoundError,
     Dispatcher,
+    DispatchError,
     InvalidConfigError,
     InvalidCronSpecError,
     InvalidTaskHandlerError,
     MemoryStorage,
+    QueueTask,
     Unique,
     open_dispatcher,
 )
@@ -270,9 +272,10 @@ async def test_what_is_declared_is_checked_at_once() -> None:
         CronEntry("@daily", "daily", 3)  # type: ignore[arg-type]
     with pytest.raises(AttributeError, match="a CronEntry is immutable"):
         entry().name = "other"
-    with pytest.raises(CronNameConflictError, match="two different entries named 'hourly' are declared"):
-        async with open_dispatcher(cron=[entry(), entry("5 * * * *")]):
-            pass
+    for second in (entry("5 * * * *"), entry()):
+        with pytest.raises(CronNameConflictError, match=r"^\[1015\] two entries named 'hourly' are declared$"):
+            async with open_dispatcher(cron=[entry(), second]):
+                pass
     with pytest.raises(InvalidConfigError, match="declared are CronEntry values, such as"):
         async with open_dispatcher(cron=["@daily"]):
             pass
@@ -481,3 +484,27 @@ async def test_entries_may_be_declared_before_it_runs(autojump_clock: object, st
             with pytest.raises(ClosedError, match="it runs already; add_with_name adds to one that runs"):
                 dispatcher.cron.declare(entry(name="late"))
             dispatcher.close()
+
+
+async def test_entries_may_come_from_a_generator(autojump_clock: object) -> None:
+    async with open_dispatcher(cron=(each for each in [entry()])) as dispatcher:  # type: ignore[arg-type]
+        assert [task.name for task in await dispatcher.cron.tasks()] == ["hourly"]
+
+
+@pytest.mark.parametrize(
+    ("task", "code"),
+    [
+        (JOB(5), 1010),  # type: ignore[arg-type]
+        (JOB(Job(), attempt=3), 1003),  # type: ignore[call-arg]
+        (QueueTask(queue="", type="job", payload=1), 1006),
+        (QueueTask(queue="q", type="", payload=1), 1008),
+    ],
+)
+async def test_the_task_of_an_entry_is_checked_when_the_dispatcher_is_opened(
+    autojump_clock: object, task: QueueTask[Any], code: int
+) -> None:
+    bad = CronEntry("@daily", "bad", task)
+    with pytest.raises(DispatchError) as caught:
+        async with open_dispatcher(cron=[bad]):
+            pass
+    assert caught.value.code == code
