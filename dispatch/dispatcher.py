@@ -65,7 +65,8 @@ class EventStream:
 
     A reader that falls behind by more than 1,024 events loses the oldest, and
     `lost` counts them: the dispatcher never waits for a reader. The iteration
-    ends when the dispatcher has ended and the last event was read.
+    ends when the dispatcher has ended and the last event was read. One reader at a
+    time: for a second one, subscribe again.
     """
 
     def __init__(self, size: int = STREAM_BUFFER) -> None:

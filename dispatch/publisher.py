@@ -183,8 +183,9 @@ class TaskQueuePublisher:
         Waits for room as `publish` does; where the queue raises instead, the
         items beyond the bound carry QueueFullError.
         A checkpoint, and amid a large batch others run while it is prepared.
-        Cancelled while it waits for room, what found room before stays stored:
-        publish again with the same ids to learn which.
+        It goes in steps of 1,000 (`Limits.batch`). Cancelled, or at a StorageError,
+        the steps done stay stored, and so does what found room before the rest waited
+        for it: publish again with the same ids to learn which.
         """
         if not isinstance(tasks, Iterable):
             raise InvalidQueueTaskError(f"publish_many takes several tasks, got {type(tasks).__name__}; publish takes one")

@@ -76,6 +76,7 @@ class Run:
     async def publish(self, task: QueueTask[Any, Any]) -> str:
         """Publish `task` if and only if this attempt succeeds; its id.
 
+        With `unique`, a match keeps its own id, and this one is nobody's.
         It is checked now, and stored in the same step as the success, so a
         retry never publishes twice. To publish at once, whatever becomes of
         this attempt, use the publisher. Never waits for room.
