@@ -9,23 +9,13 @@ from collections.abc import Collection, Iterable
 from math import isfinite
 from typing import Final, cast
 
-from dispatch.errors import InvalidConfigError
+from dispatch.errors import LONGEST_S, InvalidConfigError, shown
 
 __all__ = ["MAX_COUNT", "MAX_DELAY_S", "check_choice", "check_count", "check_duration", "check_flag", "check_kind", "check_names", "check_within", "shown"]
 
-MAX_DELAY_S: Final = 10 * 365 * 86_400.0
-"""Ten years. A longer delay, timeout or retention is a mistake of units."""
+MAX_DELAY_S: Final = LONGEST_S
 MAX_COUNT: Final = 2**31 - 1
 """Beyond it lies nothing that is counted here, and a sum of some of them still fits into 64 bits."""
-
-
-def shown(value: object, limit: int = 60) -> str:
-    """The value in a message: its repr, bounded; its class alone where the repr fails."""
-    try:
-        text = repr(value)
-    except Exception:  # noqa: BLE001 - a user's __repr__
-        return f"a {type(value).__qualname__}"
-    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 
 
 def check_duration(

@@ -18,7 +18,7 @@
     │   └── DuplicateTaskError         1011
     ├── LookupFailedError              what was asked for is not there
     │   ├── TaskNotFoundError          1002
-    │   ├── TaskHandlerNotFoundError   1004
+    │   ├── TaskHandlerNotFoundError   1004  Go's, reserved: raised nowhere
     │   └── CronTaskNotFoundError      1017
     ├── OutcomeError                   the awaited task ended, but not with a result
     │   ├── TaskFailedError            1018
@@ -37,8 +37,7 @@ end its own attempt: `Snooze`, `Cancel`, `RetryAfter` and `PermanentError`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 __all__ = [
     "Cancel",
@@ -75,6 +74,10 @@ __all__ = [
     "UsageError",
     "WorldError",
 ]
+
+
+LONGEST_S: Final = 10 * 365 * 86_400.0
+"""Ten years. A longer delay, timeout or retention is a mistake of units."""
 
 
 class DispatchError(Exception):
@@ -144,7 +147,10 @@ class InvalidQueueTaskError(DataError):
 
 
 class TaskHandlerNotFoundError(LookupFailedError):
-    """Nothing here handles this queue and type."""
+    """Nothing here handles this queue and type. Raised nowhere: the number is Go's, and reserved.
+
+    Here such a task waits for its handler, and the log names it (`dispatch.unhandled`).
+    """
 
     code = 1004
 
@@ -304,18 +310,21 @@ class HandlerSignal(Exception):  # noqa: N818 - a handler's verdict, not an erro
     """
 
 
-def _seconds(what: str, delay: object) -> float:
-    if isinstance(delay, bool) or not isinstance(delay, int | float) or not 0 <= delay < inf:
-        raise InvalidConfigError(f"{what}: delay must be a finite number of seconds of at least 0, got {delay!r}")
-    return delay
+def check_wait(what: str, delay: object) -> float:
+    """The seconds of a signal, as a float. Raises InvalidConfigError for what is no wait of at most ten years."""
+    if isinstance(delay, bool) or not isinstance(delay, int | float) or not 0 <= delay <= LONGEST_S:
+        raise InvalidConfigError(
+            f"{what}: delay must be a number of seconds within 0 and {LONGEST_S:g} (ten years), got {shown(delay)}"
+        )
+    return float(delay)
 
 
 class Snooze(HandlerSignal):
-    """Run me again in `delay` seconds; this attempt is given back, not counted."""
+    """Run me again in `delay` seconds, at most ten years; this attempt is given back, not counted."""
 
     def __init__(self, delay: float) -> None:
         super().__init__(delay)
-        self.delay: float = _seconds("Snooze", delay)
+        self.delay: float = check_wait("Snooze", delay)
 
 
 class Cancel(HandlerSignal):
@@ -330,7 +339,7 @@ class Cancel(HandlerSignal):
 
 
 class RetryAfter(HandlerSignal):
-    """This attempt failed; if one is left, make the next in `delay` seconds.
+    """This attempt failed; if one is left, make the next in `delay` seconds, at most ten years.
 
     Takes the place of the queue's back-off for this one failure. Raise it
     `from` the error that caused it, so that both are recorded.
@@ -338,7 +347,7 @@ class RetryAfter(HandlerSignal):
 
     def __init__(self, delay: float, reason: str = "the handler asked to be retried later") -> None:
         super().__init__(delay, reason)
-        self.delay: float = _seconds("RetryAfter", delay)
+        self.delay: float = check_wait("RetryAfter", delay)
         self.reason = reason
 
     def __str__(self) -> str:
@@ -347,6 +356,16 @@ class RetryAfter(HandlerSignal):
 
 class PermanentError(HandlerSignal):
     """This attempt failed and no retry can help: go to the dead letters at once."""
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """The value in a message: its repr, bounded; its class alone where the repr fails."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a user's __repr__
+        name = type(value).__qualname__
+        return f"{'an' if name[0] in 'aeiouAEIO' else 'a'} {name}"
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 
 
 def described(errors: Sequence[str]) -> str:

@@ -10,21 +10,27 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
-from math import inf
-from typing import Any, Final, Literal, TypedDict, Unpack, cast
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 import attrs
 
 from dispatch.callables import is_async
 from dispatch.checks import check_within, shown
-from dispatch.errors import Cancel, InvalidConfigError, PermanentError, RetryAfter, Snooze
+from dispatch.errors import (
+    LONGEST_S,
+    Cancel,
+    InvalidConfigError,
+    PermanentError,
+    RetryAfter,
+    Snooze,
+    check_wait,
+)
 
 __all__ = ["RetryPolicy", "Verdict", "VerdictKind", "judge"]
 
 Growth = Literal["fixed", "linear", "exponential"]
 _Classes = type[BaseException] | Iterable[type[BaseException]]
 _Decide = Callable[[BaseException, int], float | Literal[False] | None]
-LONGEST_S: Final = 10 * 365 * 86_400.0
 
 
 def _classes(what: str, given: object) -> tuple[type[BaseException], ...]:
@@ -67,9 +73,12 @@ class RetryPolicy:
         exponential  wait = min(max_delay, delay * factor ** (attempt - 1))
 
     and then, with `jitter` j in [0, 1], wait is drawn evenly from
-    [wait * (1 - j), wait * (1 + j)] and capped again. The defaults of
-    `RetryPolicy.exponential()` give 1, 2, 4, 8, ... 3600 s, each up to a tenth
-    shorter or longer.
+    [wait * (1 - j), wait * (1 + j)] and capped again: at the cap only ever shorter,
+    in half of the draws not at all. The defaults of `RetryPolicy.exponential()` give
+    1, 2, 4, 8, ... 3600 s, each up to a tenth shorter or longer.
+
+    `fixed`, `linear` and `exponential` raise the default of `max_delay`, an hour, to
+    a longer `delay`; given by hand, and in `RetryPolicy(delay=...)`, it caps that too.
 
     `permanent` are exception classes that are never retried. `retry_on`, if
     given, are the only ones that are; either may be any collection. `decide`, if given, is asked first: it
@@ -107,17 +116,19 @@ class RetryPolicy:
     @classmethod
     def fixed(cls, delay: float = 1.0, **rest: Unpack[_RestWithJitter]) -> RetryPolicy:
         """The same wait each time."""
-        rest.setdefault("max_delay", max(delay, 3_600.0) if isinstance(delay, int | float) else 3_600.0)
+        rest.setdefault("max_delay", _cap(delay))
         return cls(growth="fixed", delay=delay, **rest)
 
     @classmethod
     def linear(cls, delay: float = 1.0, **rest: Unpack[_RestWithJitter]) -> RetryPolicy:
         """One `delay` more each time: 1, 2, 3, ... by default."""
+        rest.setdefault("max_delay", _cap(delay))
         return cls(growth="linear", delay=delay, **rest)
 
     @classmethod
     def exponential(cls, delay: float = 1.0, *, jitter: float = 0.1, **rest: Unpack[_Rest]) -> RetryPolicy:
         """`factor` times more each time: 1, 2, 4, ... 3600 s by default, with a tenth of jitter."""
+        rest.setdefault("max_delay", _cap(delay))
         return cls(growth="exponential", delay=delay, jitter=jitter, **rest)
 
     def wait_s(self, attempt: int, random: Callable[[], float]) -> float:
@@ -145,6 +156,11 @@ class RetryPolicy:
         """The delays that `to_text` wrote."""
         growth, delay, factor, max_delay, jitter = json.loads(text)
         return cls(growth=growth, delay=delay, factor=factor, max_delay=max_delay, jitter=jitter)
+
+
+def _cap(delay: object) -> float:
+    """The cap where none is given: an hour, and never less than the first wait."""
+    return max(delay, 3_600.0) if isinstance(delay, int | float) else 3_600.0
 
 
 class VerdictKind(IntEnum):
@@ -193,13 +209,13 @@ def _judge_leaf(
     # A class derived from a signal, and who changes one, may have put anything into it. What
     # cannot be a wait or a reason fails here, inside the attempt, and not on its way to a row.
     if isinstance(error, Snooze):
-        return Verdict(VerdictKind.SNOOZE, _wait("Snooze", error.delay))
+        return Verdict(VerdictKind.SNOOZE, check_wait("Snooze", error.delay))
     if isinstance(error, Cancel):
         return Verdict(VerdictKind.CANCEL, reason=str(error.reason))
     if isinstance(error, PermanentError):
         return Verdict(VerdictKind.PERMANENT)
     if isinstance(error, RetryAfter):
-        return Verdict(VerdictKind.RETRY, _wait("RetryAfter", error.delay))
+        return Verdict(VerdictKind.RETRY, check_wait("RetryAfter", error.delay))
     if policy.decide is not None:
         decided = policy.decide(error, attempt)
         if decided is False:
@@ -215,10 +231,3 @@ def _judge_leaf(
     if policy.retry_on is not None and not isinstance(error, policy.retry_on):
         return Verdict(VerdictKind.PERMANENT)
     return Verdict(VerdictKind.RETRY, policy.wait_s(attempt, random))
-
-
-def _wait(what: str, given: float) -> float:
-    wait = float(given)
-    if not 0 <= wait < inf:
-        raise InvalidConfigError(f"{what}: delay must be a finite number of seconds of at least 0, got {given!r}")
-    return wait

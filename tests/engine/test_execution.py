@@ -19,6 +19,7 @@ from dispatch import (
     ClaimLostError,
     EventKind,
     FailureReason,
+    InvalidConfigError,
     InvalidQueuePayloadError,
     MemoryStorage,
     PermanentError,
@@ -188,6 +189,8 @@ def changed(signal: Any, delay: object) -> Any:
         lambda: changed(Snooze(1), nan),
         lambda: changed(RetryAfter(1), inf),
         lambda: changed(RetryAfter(1), timedelta(1)),
+        lambda: changed(Snooze(1), 10**400),
+        lambda: changed(RetryAfter(1), 1e300),
         OwnCancel,
         OwnSnooze,
     ],
@@ -203,14 +206,26 @@ async def test_a_signal_that_means_nothing_is_a_failed_attempt(make: Any, autoju
     assert (task.status, task.attempt, len(seen)) == (TaskStatus.SUCCEEDED, 2, 2)
 
 
-async def test_a_refused_delay_says_what_it_wanted(autojump_clock: object) -> None:
+@pytest.mark.parametrize(
+    ("delay", "got"),
+    [
+        (timedelta(seconds=5), "datetime.timedelta(seconds=5)"),
+        (-1, "-1"),
+        (1e300, "1e+300"),
+        (10**400, f"1{'0' * 59}... (401 characters)"),
+        (10**5_000, "an int"),
+    ],
+    ids=["timedelta", "negative", "long", "an_int_that_is_no_float", "an_int_that_is_not_shown"],
+)
+async def test_a_refused_delay_says_what_it_wanted(delay: Any, got: str, autojump_clock: object) -> None:
     async def handler(task: object) -> None:
-        raise Snooze(timedelta(seconds=5))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        raise Snooze(delay)
 
-    assert (await ended(handler, CONFIG)).last_error == (
-        "InvalidConfigError: [1012] Snooze: delay must be a finite number of seconds of at least 0, "
-        "got datetime.timedelta(seconds=5)"
-    )
+    wanted = f"delay must be a number of seconds within 0 and 3.1536e+08 (ten years), got {got}"
+    assert (await ended(handler, CONFIG)).last_error == f"InvalidConfigError: [1012] Snooze: {wanted}"
+    with pytest.raises(InvalidConfigError) as caught:
+        RetryAfter(delay)
+    assert caught.value.detail == f"RetryAfter: {wanted}"
 
 
 async def test_retry_after_takes_the_place_of_the_back_off_once(autojump_clock: object) -> None:

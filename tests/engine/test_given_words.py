@@ -340,6 +340,19 @@ def test_a_fixed_wait_has_the_cap_of_the_others() -> None:
     assert RetryPolicy.fixed(7_200.0).wait_s(1, lambda: 0.5) == 7_200.0
 
 
+def test_a_delay_beyond_the_default_cap_raises_it_and_one_given_by_hand_stays() -> None:
+    for make in (RetryPolicy.fixed, RetryPolicy.linear, RetryPolicy.exponential):
+        waits = [make(7_200.0, jitter=0.0).wait_s(attempt, lambda: 0.5) for attempt in (1, 2)]
+        assert waits == [7_200.0, 7_200.0]
+        assert make(7_200.0, jitter=0.0, max_delay=60.0).wait_s(1, lambda: 0.5) == 60.0
+        assert make().max_delay == 3_600.0
+
+
+def test_at_the_cap_jitter_only_shortens() -> None:
+    waits = [RetryPolicy.exponential().wait_s(15, lambda draw=draw: draw) for draw in (0.0, 0.25, 0.5, 0.99)]
+    assert waits == pytest.approx([3_240.0, 3_420.0, 3_600.0, 3_600.0])
+
+
 @pytest.mark.parametrize(
     "error",
     [
