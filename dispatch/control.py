@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, Literal, TypeVar, overload
+from typing import Any, Final, Literal, TypeVar, cast, overload
 
 import attrs
 
-from dispatch.checks import MAX_COUNT, check_choice, check_kind, shown
-from dispatch.errors import InvalidConfigError, QueueNotRegisteredError, TaskNotFoundError
+from dispatch.checks import MAX_COUNT, check_choice, check_count, check_flag, check_kind, shown
+from dispatch.errors import (
+    InvalidConfigError,
+    InvalidQueueNameError,
+    QueueNotRegisteredError,
+    TaskNotFoundError,
+)
 from dispatch.publisher import TaskQueuePublisher
 from dispatch.records import AttemptRecord, TaskRecord, to_seconds
 from dispatch.storage.protocol import (
@@ -37,7 +42,7 @@ from dispatch.storage.query import (
     Where,
     dead_letters,
 )
-from dispatch.tasks import Priority, QueueTask, TaskStatus
+from dispatch.tasks import Priority, QueueTask, TaskStatus, id_of
 from dispatch.waiting import Facts, Waiting, explain, in_line
 
 __all__ = ["TaskPage", "TaskQueueControl"]
@@ -65,8 +70,10 @@ class TaskQueueControl:
     Every method is one step on the storage, and a checkpoint on all but the
     in-memory one; what it changes, it changes for every process on that storage. `where` takes a query tree of
     `dispatch.storage.query`; a task or its id stands for `Ids(id)`. Methods on
-    many tasks answer the ids they really changed; with `dry_run=True` they
-    answer the same and change nothing.
+    many tasks answer the ids they really changed, of at most `limit` tasks; with
+    `dry_run=True` they answer the same and change nothing. A `limit` or `dry_run` of
+    another kind is InvalidConfigError (1012), a task that was never published
+    InvalidQueueTaskError (1003), a query that is none InvalidConfigError.
     """
 
     def __init__(self, storage: Storage, *, publisher: TaskQueuePublisher | None = None) -> None:
@@ -84,12 +91,15 @@ class TaskQueueControl:
     async def get(self, task: str) -> QueueTask[Any, Any]: ...
 
     async def get(self, task: QueueTask[Any, Any] | str) -> QueueTask[Any, Any]:
-        """The task as it stands now. Raises TaskNotFoundError (1002)."""
-        like = None if isinstance(task, str) else task
-        return self._publisher.snapshot(await self._record(task), like)
+        """The task as it stands now. Raises TaskNotFoundError (1002), InvalidQueueTaskError (1003: never published)."""
+        return await self._get("get", task)
 
-    async def _record(self, task: QueueTask[Any, Any] | str) -> TaskRecord:
-        task_id = task if isinstance(task, str) else task.id
+    async def _get(self, what: str, task: QueueTask[Any, Any] | str) -> QueueTask[Any, Any]:
+        like = None if isinstance(task, str) else task
+        return self._publisher.snapshot(await self._record(what, task), like)
+
+    async def _record(self, what: str, task: QueueTask[Any, Any] | str) -> TaskRecord:
+        task_id = id_of(what, task)
         page = await self._storage.find(Ids(task_id), limit=1)
         if not page.records:
             raise TaskNotFoundError(f"no task has the id {task_id!r}; it may have been pruned")
@@ -124,13 +134,18 @@ class TaskQueueControl:
     ) -> dict[tuple[str, ...], int]:
         """Counts by the values of `by`; `()` is the one key without it. Due pending tasks
         count as `pending`, the others as `later`. `bound` makes a large count cheap.
-        Raises InvalidConfigError for a `by` of other names.
+        Raises InvalidConfigError for a `by` of other names, and for a `bound` below 1.
         """
+        if bound is not None:
+            check_count("count: bound", bound, 1)
         return await self._storage.count(All() if where is None else where, by=by, bound=bound)
 
     async def history(self, task: QueueTask[Any, Any] | str) -> list[AttemptRecord]:
-        """One record per run, oldest first, the running one last; empty for an unknown task."""
-        return await self._storage.history(task if isinstance(task, str) else task.id)
+        """One record per run, oldest first, the running one last; empty for an unknown task.
+
+        Raises InvalidQueueTaskError (1003) for one that was never published.
+        """
+        return await self._storage.history(id_of("history", task))
 
     async def why(self, task: QueueTask[Any, Any] | str) -> Waiting:
         """Why a pending or held task waits: the causes, in the order in which they must go.
@@ -140,9 +155,9 @@ class TaskQueueControl:
         changes between them may show. Handlers, tags and free slots of workers are
         not stored; where no run of its kind was seen, the answer asks after them. Of
         a rate it tells what was seen to start, which may be less than what did.
-        Raises TaskNotFoundError (1002).
+        Raises TaskNotFoundError (1002), InvalidQueueTaskError (1003: never published).
         """
-        record = await self._record(task)
+        record = await self._record("why", task)
         if record.status not in (TaskStatus.PENDING, TaskStatus.HELD):
             return explain(record, Facts(now=self._storage.now(), queue=QueueRecord(name=record.queue)))
         return explain(record, await self._facts(record))
@@ -282,9 +297,10 @@ class TaskQueueControl:
         one sees the change; a dead letter is edited before it is rerun. Of these
         two `available_at` stays. A task that is unique `by_payload` is so no more
         with another payload: publishing either again stores another task. Raises
-        TaskNotFoundError (1002) for an unknown task.
+        TaskNotFoundError (1002) for an unknown task, InvalidQueueTaskError (1003) for
+        one that was never published, and what `publish` raises for the fields.
         """
-        current = await self.get(task)
+        current = await self._get("edit", task)
         changed = attrs.evolve(
             current.again(),
             payload=current.payload if payload is KEEP else payload,
@@ -319,6 +335,7 @@ class TaskQueueControl:
 
     async def prune(self, spec: PruneSpec, *, dry_run: bool = False) -> int:
         """Delete ended tasks and their history as `spec` says, in batches; how many."""
+        check_flag("prune: dry_run", dry_run)
         if not isinstance(spec, PruneSpec):
             raise InvalidConfigError(
                 f"prune takes a PruneSpec, such as PruneSpec(age_s=86_400, where=Queues('email')); got {shown(spec)}"
@@ -333,10 +350,11 @@ class TaskQueueControl:
     async def _alter(
         self, where: Where | QueueTask[Any, Any] | str, change: Change, limit: int | None, dry_run: bool
     ) -> list[str]:
-        if isinstance(where, QueueTask):
-            where = where.id
-        if isinstance(where, str):
-            where = Ids(where)
+        if isinstance(where, str | QueueTask):
+            where = Ids(id_of(change.action, where))
+        if limit is not None:
+            check_count(f"{change.action}: limit", limit, 0)
+        check_flag(f"{change.action}: dry_run", dry_run)
         return await self._storage.alter(where, change, limit=limit, dry_run=dry_run)
 
     # -- changing queues ------------------------------------------------------
@@ -365,6 +383,9 @@ class TaskQueueControl:
         await self._alter_queue(name, concurrency=concurrency)
 
     async def _alter_queue(self, name: str, **change: Any) -> None:
+        given = cast("object", name)
+        if not isinstance(given, str):
+            raise InvalidQueueNameError(f"queue name must be a str, got {shown(given)}")
         await self._publisher.declare()
         if not await self._storage.alter_queue(name, **change):
             known = ", ".join(record.name for record in await self._storage.queues()) or "none"

@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from dispatch.bell import Bell
-from dispatch.checks import check_kind, shown
+from dispatch.checks import check_kind
 from dispatch.codec import Codec
 from dispatch.errors import (
     ClosedError,
@@ -43,7 +43,7 @@ from dispatch.storage.protocol import (
     stored_for,
 )
 from dispatch.storage.query import Ids, Queues, Statuses
-from dispatch.tasks import OnClash, Priority, QueueTask, TaskStatus, TaskType, task_of
+from dispatch.tasks import OnClash, Priority, QueueTask, TaskStatus, TaskType, id_of, task_of
 from dispatch.threads import check_thread
 
 __all__ = ["Published", "TaskQueuePublisher"]
@@ -300,12 +300,7 @@ class TaskQueuePublisher:
         return ended
 
     async def _end_of(self, task: QueueTask[Any, Any] | str) -> tuple[TaskRecord, QueueTask[Any, Any]]:
-        given = cast("object", task)
-        if not isinstance(given, str | QueueTask):
-            raise InvalidQueueTaskError(f"wait: expected a task or its id, got {shown(given)}")
-        task_id = task if isinstance(task, str) else task.id
-        if not task_id:
-            raise InvalidQueueTaskError("wait: this task was never published; wait for what publish() returned")
+        task_id = id_of("wait", task)
         bell = Bell()
         self._thread = get_ident()
         self._waiting.add(bell)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import attrs
 import trio
 
+from dispatch.checks import check_within, shown
 from dispatch.errors import ClaimLostError, InvalidConfigError
 from dispatch.records import Claim, NewTask, Transition
 from dispatch.tasks import QueueTask
@@ -96,11 +97,15 @@ class Run:
     async def progress(self, fraction: float | None = None, message: str = "") -> None:
         """Keep how far this attempt has come, for people who watch; throttled to one a second.
 
-        `fraction` is within 0 and 1. Raises ClaimLostError if the run is no
+        `fraction` is within 0 and 1, of `message` the first 500 characters are kept.
+        Raises InvalidConfigError for others, and ClaimLostError if the run is no
         longer ours. A checkpoint.
         """
-        if fraction is not None and not 0 <= fraction <= 1:
-            raise InvalidConfigError(f"progress: fraction must be within 0 and 1, got {fraction!r}")
+        if fraction is not None:
+            check_within("progress: fraction", fraction, 0, 1, unit="")
+        told = cast("object", message)
+        if not isinstance(told, str):
+            raise InvalidConfigError(f"progress: message must be a str, got {shown(told)}")
         now = trio.current_time()
         due = self._reported_at is None or now - self._reported_at >= PROGRESS_EVERY_S
         if not due and fraction != 1:

@@ -43,6 +43,7 @@ from dispatch.checks import (
 from dispatch.errors import (
     InvalidConfigError,
     InvalidQueueNameError,
+    InvalidQueueTaskError,
     InvalidTaskTypeError,
 )
 from dispatch.retry import RetryPolicy
@@ -59,6 +60,7 @@ __all__ = [
     "TaskType",
     "Unique",
     "check_name",
+    "id_of",
     "task_of",
 ]
 
@@ -496,6 +498,16 @@ def task_of(fields: dict[str, Any]) -> QueueTask[Any, Any]:
     task = _new(QueueTask)
     _fill(task, "__dict__", fields)
     return task
+
+
+def id_of(what: str, task: object) -> str:
+    """The id of a task, or the id given. Raises InvalidQueueTaskError for anything else, and for none."""
+    if not isinstance(task, str | QueueTask):
+        raise InvalidQueueTaskError(f"{what}: expected a task or its id, got {shown(task)}")
+    found = task if isinstance(task, str) else task.id
+    if not found:
+        raise InvalidQueueTaskError(f"{what}: this task was never published; give what publish() returned")
+    return found
 
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]

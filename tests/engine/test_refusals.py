@@ -1,9 +1,15 @@
 """What is refused at once, and leaves nothing behind: the wrong thread, two at once, things of another kind."""
 
+# mypy: disable-error-code="arg-type"
+# pyright: reportArgumentType=false
+# What a type checker refuses is what is handed in here.
+
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,16 +21,21 @@ from dispatch import (
     CronTaskDispatcher,
     Dispatcher,
     InvalidConfigError,
+    InvalidQueueNameError,
+    InvalidQueueTaskError,
     MemoryStorage,
     QueueTask,
+    Run,
     Task,
     TaskDispatcher,
     TaskQueueConsumer,
+    TaskQueueControl,
     TaskQueuePublisher,
     TaskStatus,
     TaskType,
     open_dispatcher,
 )
+from dispatch.storage.query import All, PruneSpec
 
 from .work import JOB, Job, nothing, working
 
@@ -183,3 +194,98 @@ async def test_the_first_of_two_consumers_still_works(autojump_clock: object) ->
             task = await publisher.publish(JOB(Job()))
             assert (await publisher.wait(task)).status is TaskStatus.SUCCEEDED
             consumer.close()
+
+
+# ---- what control and run are given -----------------------------------------------
+
+BY_ID: list[tuple[str, Callable[[Dispatcher, Any], Awaitable[object]]]] = [
+    ("get", lambda d, task: d.control.get(task)),
+    ("history", lambda d, task: d.control.history(task)),
+    ("edit", lambda d, task: d.control.edit(task)),
+    ("wait", lambda d, task: d.publisher.wait(task)),
+    ("cancel", lambda d, task: d.control.cancel(task)),
+    ("hold", lambda d, task: d.control.hold(task)),
+    ("resume", lambda d, task: d.control.resume(task)),
+    ("rerun", lambda d, task: d.control.rerun(task)),
+]
+
+
+@pytest.mark.parametrize(("what", "call"), BY_ID, ids=[each[0] for each in BY_ID])
+async def test_a_task_that_was_never_published_is_named_and_not_quietly_passed_over(
+    what: str, call: Callable[[Dispatcher, Any], Awaitable[object]]
+) -> None:
+    async with working() as dispatcher:
+        for never in (JOB(Job()), ""):
+            with pytest.raises(InvalidQueueTaskError) as caught:
+                await call(dispatcher, never)
+            assert caught.value.detail == f"{what}: this task was never published; give what publish() returned"
+
+
+@pytest.mark.parametrize(("what", "call"), BY_ID[:4], ids=[each[0] for each in BY_ID[:4]])
+@pytest.mark.parametrize("given", [None, 5, ["x"]])
+async def test_a_task_is_given_itself_or_by_its_id(
+    what: str, call: Callable[[Dispatcher, Any], Awaitable[object]], given: Any
+) -> None:
+    async with working() as dispatcher:
+        with pytest.raises(InvalidQueueTaskError) as caught:
+            await call(dispatcher, given)
+        assert caught.value.detail == f"{what}: expected a task or its id, got {given!r}"
+
+
+NUMBERS: list[tuple[Callable[[TaskQueueControl], Awaitable[object]], str]] = [
+    (lambda c: c.cancel(All(), limit="2"), "cancel: limit must be a whole number, got '2'"),
+    (lambda c: c.hold(All(), limit=1.5), "hold: limit must be a whole number, got 1.5"),
+    (lambda c: c.rerun(All(), limit=-1), "rerun: limit must be at least 0, got -1"),
+    (lambda c: c.resume(All(), limit=True), "resume: limit must be a whole number, got True"),
+    (lambda c: c.cancel(All(), dry_run="no"), "cancel: dry_run must be True or False, got 'no'"),
+    (lambda c: c.hold(All(), dry_run=None), "hold: dry_run must be True or False, got None"),
+    (lambda c: c.prune(PruneSpec(age_s=0.0), dry_run="no"), "prune: dry_run must be True or False, got 'no'"),
+    (lambda c: c.count(bound=1.5), "count: bound must be a whole number, got 1.5"),
+    (lambda c: c.count(bound="x"), "count: bound must be a whole number, got 'x'"),
+    (lambda c: c.count(bound=0), "count: bound must be at least 1, got 0"),
+]
+
+
+@pytest.mark.parametrize(("call", "why"), NUMBERS, ids=[each[1] for each in NUMBERS])
+async def test_a_bound_or_a_flag_of_another_kind_is_refused_alike_over_every_storage(
+    call: Callable[[TaskQueueControl], Awaitable[object]], why: str, tmp_path: Path
+) -> None:
+    for url in ("memory:", f"sqlite:///{tmp_path / 'jobs.db'}"):
+        async with open_dispatcher(url) as dispatcher:
+            dispatcher.consumer.register_queue("q")
+            task = await dispatcher.publisher.publish(JOB(Job()))
+            with pytest.raises(InvalidConfigError) as caught:
+                await call(dispatcher.control)
+            assert caught.value.detail == why
+            assert await dispatcher.control.cancel(All(), limit=0) == []
+            assert (await dispatcher.control.get(task)).status is TaskStatus.PENDING
+
+
+@pytest.mark.parametrize("name", [5, None, ["x"]])
+async def test_a_queue_is_named_by_a_str(name: Any, tmp_path: Path) -> None:
+    for url in ("memory:", f"sqlite:///{tmp_path / 'jobs.db'}"):
+        async with open_dispatcher(url) as dispatcher:
+            control = dispatcher.control
+            for call in (control.pause_queue, control.resume_queue, partial(control.set_concurrency, concurrency=1)):
+                with pytest.raises(InvalidQueueNameError) as caught:
+                    await call(name)
+                assert caught.value.detail == f"queue name must be a str, got {name!r}"
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (("x",), "fraction must be within 0 and 1, got 'x'"),
+        ((True,), "fraction must be within 0 and 1, got True"),
+        ((1.5,), "fraction must be within 0 and 1, got 1.5"),
+        ((0.5, 5), "message must be a str, got 5"),
+        ((None, None), "message must be a str, got None"),
+    ],
+)
+async def test_progress_is_a_fraction_and_words(given: tuple[Any, ...], why: str) -> None:
+    async def handler(_: QueueTask[Job], run: Run) -> None:
+        await run.progress(*given)
+
+    async with working(handler) as dispatcher:
+        ended = await dispatcher.publisher.wait(await dispatcher.publisher.publish(JOB(Job())))
+    assert ended.last_error == f"InvalidConfigError: [1012] progress: {why}"
