@@ -429,7 +429,7 @@ class TaskQueuePublisher:
         """
         declared = like.declared if like is not None else None
         if declared is None or declared.queue != record.queue or declared.type != record.type:
-            declared = self._known((record.queue, record.type))
+            declared = self.known((record.queue, record.type))
         status = record.status
         if status is TaskStatus.PENDING and record.attempt:
             status = TaskStatus.RETRYING
@@ -461,6 +461,27 @@ class TaskQueuePublisher:
             declared=declared,
         )
 
+    def template(self, new: NewTask) -> QueueTask[Any, Any]:
+        """What a cron entry publishes at each tick, unpublished, and decoded as `snapshot` does."""
+        declared = self.known((new.queue, new.type))
+        return QueueTask(
+            queue=new.queue,
+            type=new.type,
+            payload=self._decoded(new.payload, declared.payload if declared else None, new.version, declared),
+            key=new.key,
+            headers=new.headers,
+            delay=new.delay,
+            timeout=new.timeout,
+            max_retry=new.max_retry,
+            priority=Priority(new.priority),
+            tags=new.tags,
+            declared=declared,
+        )
+
+    def known(self, address: tuple[str, str]) -> TaskType[Any, Any] | None:
+        """The task type of this address that is handled here, or else was published here."""
+        return self._registry.types.get(address) or self._met.get(address)
+
     # -- inside ---------------------------------------------------------------
 
     def _decoded(
@@ -483,9 +504,6 @@ class TaskQueuePublisher:
         except DispatchError:
             return self._codec.decode_plain(data)
 
-    def _known(self, address: tuple[str, str]) -> TaskType[Any, Any] | None:
-        return self._registry.types.get(address) or self._met.get(address)
-
     def _prepare(self, task: QueueTask[Any, Any]) -> tuple[NewTask, object]:
         """Check and encode; the decoded copy of the payload comes back beside it."""
         if self._closed:
@@ -498,7 +516,7 @@ class TaskQueuePublisher:
         address = (task.queue, task.type)
         declared: TaskType[Any, Any] | None = task.declared
         if declared is None or declared.queue != task.queue or declared.type != task.type:
-            declared = self._known(address)
+            declared = self.known(address)
         payload: Any = task.payload
         cls: Any = declared.payload if declared is not None else payload.__class__
         where = f"payload of {task.queue}/{task.type}"

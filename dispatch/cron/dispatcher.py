@@ -33,10 +33,8 @@ from dispatch.cron.entries import (
     CronEntry,
     CronTask,
     What,
-    check_cron_name,
-    check_function,
+    check_made,
     check_not_over,
-    check_template,
     made_spec,
     made_task,
     taken,
@@ -44,7 +42,14 @@ from dispatch.cron.entries import (
 from dispatch.cron.functions import FunctionEntry, Functions
 from dispatch.cron.policy import CronOptions, CronPolicy, write_definition
 from dispatch.cron.spec import CronSpec
-from dispatch.cron.stored import AT_ONCE, RENEW_S, StoredEntries, StoredEntry, say_decided
+from dispatch.cron.stored import (
+    AT_ONCE,
+    READ_AT_ONCE,
+    RENEW_S,
+    StoredEntries,
+    StoredEntry,
+    say_decided,
+)
 from dispatch.cron.timetable import Timetable
 from dispatch.errors import (
     ClosedError,
@@ -190,16 +195,15 @@ class CronTaskDispatcher:
         return await self._add(made_task(spec, name, what, options), replace=replace)
 
     async def add_task(self, spec: str | CronSpec, task: CronTask, *, replace: bool = False) -> CronTask:
-        """Add a `CronTask` made by hand, with its `func` or `task`; without a name it gets a UUID."""
-        if task.spec is not None:
-            raise InvalidConfigError(f"cron: {task!r} was added already; make another CronTask")
+        """Add a `CronTask` made by hand, with its `func` or `task`; without a name it gets a UUID.
+
+        Use what this answers, which is the live one. With a function that is the one
+        given; with a task it is the stored entry's, and the one given stays as it is.
+        Raises as `add_with_name` does.
+        """
+        check_made(task)
         if not task.name:
             task.name = str(uuid.uuid4())
-        check_cron_name(task.name)
-        if task.task is None:
-            check_function(task.name, task.func)
-        else:
-            check_template(task.name, task.task)
         task.spec = made_spec(spec, task.name, {})
         try:
             return await self._add(task, replace=replace)
@@ -265,7 +269,8 @@ class CronTaskDispatcher:
 
     async def get_task(self, name: str) -> CronTask:
         """The cron task of this name. Raises CronTaskNotFoundError (1017). A checkpoint."""
-        return (await self._entry(name)).task
+        entry = await self._entry(name)
+        return entry.task if isinstance(entry, FunctionEntry) else self._stored.live(entry)
 
     async def _entry(self, name: str) -> FunctionEntry | StoredEntry:
         _check_named(name)
@@ -285,7 +290,10 @@ class CronTaskDispatcher:
         await self._stored.reload()
         await trio.lowlevel.checkpoint()
         found = [entry.task for entry in self._functions.entries.values()]
-        found += [entry.task for entry in self._stored.entries.values()]
+        for number, entry in enumerate(list(self._stored.entries.values()), 1):
+            found.append(self._stored.live(entry))
+            if number % READ_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
         return sorted(found, key=lambda task: task.name)
 
     async def preview(self, name: str, n: int = 10, *, after: datetime | None = None) -> list[datetime]:

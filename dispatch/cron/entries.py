@@ -24,6 +24,7 @@ __all__ = [
     "What",
     "check_cron_name",
     "check_function",
+    "check_made",
     "check_not_over",
     "check_template",
     "made_spec",
@@ -38,6 +39,11 @@ What = Callable[[], Awaitable[object]] | Callable[[], object] | QueueTask[Any, A
 @attrs.define(eq=False)
 class CronTask:
     """A named cron task, live: `func` may be replaced, and its next run uses the new one.
+
+    It has either a function, `func`, or what each tick publishes, `task`; of an entry
+    that was read from the storage that is a copy without `unique`, of which only a
+    hash is kept, and changing it changes nothing. Live is the one that `add`,
+    `add_task`, `get_task` and `tasks` answer, until another definition takes its place.
 
     `total` counts the runs begun here, for a stored entry the tasks published
     anywhere. `err_count` counts the runs that raised, for a stored entry the
@@ -191,6 +197,29 @@ def taken(name: str) -> CronNameConflictError:
 def check_cron_name(name: object) -> None:
     """Raise InvalidConfigError for what cannot be the name of a cron task."""
     check_name(name, "cron task name", cast("Any", InvalidConfigError))
+
+
+def check_made(task: object) -> None:
+    """Raise unless it is a `CronTask`, not added yet, with a function or a task to publish that will do."""
+    if not isinstance(task, CronTask):
+        raise InvalidTaskHandlerError(
+            f"cron: add_task takes a CronTask, got {shown(task)}; add and add_with_name take a function or a task itself"
+        )
+    if task.spec is not None:
+        raise InvalidConfigError(f"cron: {task!r} was added already; make another CronTask")
+    if task.name:
+        check_cron_name(task.name)
+    if task.func is not None and task.task is not None:
+        raise InvalidTaskHandlerError(
+            f"cron task {task.name!r}: has both a function and a task to publish; make a CronTask of each"
+        )
+    if not isinstance(task.description, str):
+        raise InvalidConfigError(f"cron task {task.name!r}: description must be a str, got {shown(task.description)}")
+    given = cast("object", task.task)
+    if isinstance(given, QueueTask):
+        check_template(task.name, cast("QueueTask[Any, Any]", given))
+    else:
+        check_function(task.name, task.func if given is None else given)
 
 
 def check_function(name: str, function: object) -> None:

@@ -60,7 +60,7 @@ from dispatch.storage.protocol import (
 from dispatch.storage.query import All, Crons, Ids, Statuses
 from dispatch.tasks import QueueTask
 
-__all__ = ["ABANDONED", "ABANDONED_S", "RENEW_S", "StoredEntries", "StoredEntry"]
+__all__ = ["ABANDONED", "ABANDONED_S", "AT_ONCE", "READ_AT_ONCE", "RENEW_S", "StoredEntries", "StoredEntry"]
 
 log: Final = logging.getLogger("dispatch.cron")
 
@@ -248,6 +248,13 @@ class StoredEntries:
         last = record.last_slot if record.last_slot is not None else record.created_at
         return StoredEntry(record, task, Slots(last))
 
+    def live(self, entry: StoredEntry) -> CronTask:
+        """Its `CronTask`, with the task it publishes: read when asked for, by the type known here by then."""
+        shown, template = entry.task.task, entry.record.template
+        if shown is None or shown.declared is not self._publisher.known((template.queue, template.type)):
+            entry.task.task = self._publisher.template(template)
+        return entry.task
+
     def _forget(self, name: str) -> None:
         entry = self.entries.pop(name, None)
         if entry is not None:
@@ -305,7 +312,7 @@ class StoredEntries:
         entry = await self.read(name, like)
         if entry is None:
             raise CronTaskNotFoundError(f"cron task {name!r} was cancelled as soon as it was added")
-        return entry.task
+        return self.live(entry)
 
     async def _row(self, task: CronTask, *, known: bool) -> CronRecord:
         """The row of a cron task, whose queue has to be `known`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import attrs
 import pytest
 import trio
 
@@ -16,11 +17,15 @@ from dispatch import (
     InvalidConfigError,
     InvalidCronSpecError,
     InvalidTaskHandlerError,
+    MemoryStorage,
+    Unique,
     open_dispatcher,
 )
+from dispatch.checks import shown
 from dispatch.cron.dispatcher import CronTaskDispatcher
+from dispatch.errors import UsageError
 
-from .work import JOB, Job, Script, working
+from .work import JOB, Job, Script, nothing, working
 
 
 class Ticks:
@@ -63,6 +68,53 @@ async def test_add_task_takes_a_cron_task_made_by_hand(autojump_clock: object) -
             await dispatcher.cron.add_task("@every 5s", made)
         await trio.sleep(12)
         assert entry.total == 2
+
+
+async def test_of_a_stored_task_the_answer_is_live_and_says_what_it_publishes(autojump_clock: object) -> None:
+    template = JOB(Job(4), key="k", tags=("t",), headers={"h": "1"}, delay=1.0, max_retry=2, unique=Unique(key="u"))
+    async with working(Script()) as dispatcher:
+        made = CronTask("stored", task=template)
+        live = await dispatcher.cron.add_task("@every 10s", made)
+        await trio.sleep(25)
+        assert (live.total, made.total) == (2, 0)
+        assert live is await dispatcher.cron.get_task("stored")
+        assert [live] == await dispatcher.cron.tasks()
+        assert live.task == attrs.evolve(template, unique=None)
+        assert live.task.declared is JOB
+        with pytest.raises(InvalidConfigError, match=r"^\[1012\] cron: <CronTask 'stored' .*> was added already"):
+            await dispatcher.cron.add_task("@every 10s", live)
+
+
+async def test_the_task_of_an_entry_is_read_by_the_type_that_is_known_by_then(autojump_clock: object) -> None:
+    storage = MemoryStorage()
+    async with working(nothing, storage=storage) as dispatcher:
+        await dispatcher.cron.add_with_name("@daily", "stored", JOB(Job(4)))
+    async with working(storage=storage) as dispatcher:
+        entry = await dispatcher.cron.get_task("stored")
+        assert entry.task is not None
+        assert entry.task.payload == {"n": 4}
+        dispatcher.consumer.register_handler(JOB, nothing)
+        assert await dispatcher.cron.get_task("stored") is entry
+        assert entry.task.payload == Job(4)
+
+
+@pytest.mark.parametrize(
+    ("task", "why"),
+    [
+        (nothing, f"cron: add_task takes a CronTask, got {shown(nothing)}; add and add_with_name take a function or a task itself"),
+        (CronTask("a", Ticks(), task=JOB(Job())), "cron task 'a': has both a function and a task to publish; make a CronTask of each"),
+        (CronTask("a"), "cron task 'a': needs a function of no arguments or a QueueTask, got None"),
+        (CronTask("a", task=5), "cron task 'a': needs a function of no arguments or a QueueTask, got 5"),
+        (CronTask("a", Ticks(), 5), "cron task 'a': description must be a str, got 5"),
+    ],
+    ids=["a_function", "both", "neither", "no_task", "no_description"],
+)
+async def test_add_task_takes_a_cron_task_with_one_thing_to_do(task: Any, why: str) -> None:
+    async with open_dispatcher() as dispatcher:
+        with pytest.raises(UsageError) as caught:
+            await dispatcher.cron.add_task("@daily", task)
+        assert caught.value.detail == why
+        assert await dispatcher.cron.tasks() == []
 
 
 async def test_a_queue_task_is_published_at_each_tick(autojump_clock: object) -> None:
