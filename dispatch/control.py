@@ -67,8 +67,8 @@ class TaskPage:
 class TaskQueueControl:
     """List, count and inspect tasks; cancel, hold, edit and rerun them; pause and resize queues.
 
-    Every method is one step on the storage, and a checkpoint on all but the
-    in-memory one; what it changes, it changes for every process on that storage. `where` takes a query tree of
+    Every method is one step on the storage, and a checkpoint; what it changes, it
+    changes for every process on that storage. `where` takes a query tree of
     `dispatch.storage.query`; a task or its id stands for `Ids(id)`. Methods on
     many tasks answer the ids they really changed, of at most `limit` tasks; with
     `dry_run=True` they answer the same and change nothing. A `limit` or `dry_run` of
@@ -100,6 +100,7 @@ class TaskQueueControl:
 
     async def _record(self, what: str, task: QueueTask[Any, Any] | str) -> TaskRecord:
         task_id = id_of(what, task)
+        await self._storage.rest()
         page = await self._storage.find(Ids(task_id), limit=1)
         if not page.records:
             raise TaskNotFoundError(f"no task has the id {task_id!r}; it may have been pruned")
@@ -120,6 +121,7 @@ class TaskQueueControl:
         check_choice("find: order", order, tuple(Order))
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= 10_000:
             raise InvalidConfigError(f"find: limit must be within 1 and 10000, got {shown(limit)}")
+        await self._storage.rest()
         page = await self._storage.find(
             All() if where is None else where, order=Order(order), limit=limit, after=after
         )
@@ -138,6 +140,7 @@ class TaskQueueControl:
         """
         if bound is not None:
             check_count("count: bound", bound, 1)
+        await self._storage.rest()
         return await self._storage.count(All() if where is None else where, by=by, bound=bound)
 
     async def history(self, task: QueueTask[Any, Any] | str) -> list[AttemptRecord]:
@@ -145,7 +148,9 @@ class TaskQueueControl:
 
         Raises InvalidQueueTaskError (1003) for one that was never published.
         """
-        return await self._storage.history(id_of("history", task))
+        task_id = id_of("history", task)
+        await self._storage.rest()
+        return await self._storage.history(task_id)
 
     async def why(self, task: QueueTask[Any, Any] | str) -> Waiting:
         """Why a pending or held task waits: the causes, in the order in which they must go.
@@ -232,10 +237,12 @@ class TaskQueueControl:
     async def queues(self) -> list[QueueRecord]:
         """Every queue declared in the storage, and what was set on it by hand."""
         await self._publisher.declare()
+        await self._storage.rest()
         return await self._storage.queues()
 
     async def workers(self) -> list[WorkerRecord]:
         """The live workers: who they are, and what each runs."""
+        await self._storage.rest()
         return await self._storage.workers()
 
     # -- changing tasks -------------------------------------------------------
@@ -340,6 +347,7 @@ class TaskQueueControl:
             raise InvalidConfigError(
                 f"prune takes a PruneSpec, such as PruneSpec(age_s=86_400, where=Queues('email')); got {shown(spec)}"
             )
+        await self._storage.rest()
         if dry_run:
             return await self._storage.prune(attrs.evolve(spec, limit=MAX_COUNT), dry_run=True)
         total = 0
@@ -355,6 +363,7 @@ class TaskQueueControl:
         if limit is not None:
             check_count(f"{change.action}: limit", limit, 0)
         check_flag(f"{change.action}: dry_run", dry_run)
+        await self._storage.rest()
         return await self._storage.alter(where, change, limit=limit, dry_run=dry_run)
 
     # -- changing queues ------------------------------------------------------
@@ -387,6 +396,7 @@ class TaskQueueControl:
         if not isinstance(given, str):
             raise InvalidQueueNameError(f"queue name must be a str, got {shown(given)}")
         await self._publisher.declare()
+        await self._storage.rest()
         if not await self._storage.alter_queue(name, **change):
             known = ", ".join(record.name for record in await self._storage.queues()) or "none"
             raise QueueNotRegisteredError(f"queue {name!r} is not registered; registered: {known}")

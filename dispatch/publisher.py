@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from math import inf
 from threading import get_ident
@@ -43,7 +43,7 @@ from dispatch.storage.protocol import (
     stored_for,
 )
 from dispatch.storage.query import Ids, Queues, Statuses
-from dispatch.tasks import OnClash, Priority, QueueTask, TaskStatus, TaskType, id_of, task_of
+from dispatch.tasks import OnClash, Priority, QueueTask, TaskStatus, TaskType, id_of, plain, task_of
 from dispatch.threads import check_thread
 
 __all__ = ["Published", "TaskQueuePublisher"]
@@ -182,7 +182,7 @@ class TaskQueuePublisher:
         A bad item has its error in its answer and does not spoil the others.
         Waits for room as `publish` does; where the queue raises instead, the
         items beyond the bound carry QueueFullError.
-        A checkpoint, and amid a large batch others run while it is prepared.
+        A checkpoint (in memory as `publish`), and amid a large batch others run while it is prepared.
         It goes in steps of 1,000 (`Limits.batch`). Cancelled, or at a StorageError,
         the steps done stay stored, and so does what found room before the rest waited
         for it: publish again with the same ids to learn which.
@@ -531,19 +531,19 @@ class TaskQueuePublisher:
                 self._check_handled(data, declared, handled)
         return (
             NewTask(
-                id=task.id or new_id(self._storage.now()),
-                queue=task.queue,
-                type=task.type,
+                id=plain(task.id) or new_id(self._storage.now()),
+                queue=plain(task.queue),
+                type=plain(task.type),
                 payload=data,
                 version=declared.version if declared is not None else 1,
-                key=task.key,
-                headers=task.headers,
+                key=None if task.key is None else plain(task.key),
+                headers=_plain(task.headers) if task.headers else task.headers,
                 delay=float(task.delay) if task.delay else 0.0,
                 available_at=None if task.available_at is None else to_seconds(task.available_at),
                 timeout=None if task.timeout is None else float(task.timeout),
                 max_retry=task.max_retry,
                 priority=int(task.priority),
-                tags=task.tags,
+                tags=tuple(map(plain, task.tags)) if task.tags else (),
                 unique=None if task.unique is None else self._codec.unique_key(task, data),
             ),
             copy,
@@ -717,6 +717,10 @@ class TaskQueuePublisher:
         if not page.records:
             raise TaskNotFoundError(f"no task has the id {task_id!r}; it may have been pruned")
         return page.records[0]
+
+
+def _plain(headers: Mapping[str, str]) -> Mapping[str, str]:
+    return {plain(name): plain(value) for name, value in headers.items()}
 
 
 def _stored(

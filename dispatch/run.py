@@ -106,10 +106,10 @@ class Run:
         told = cast("object", message)
         if not isinstance(told, str):
             raise InvalidConfigError(f"progress: message must be a str, got {shown(told)}")
+        await trio.lowlevel.checkpoint()
         now = trio.current_time()
         due = self._reported_at is None or now - self._reported_at >= PROGRESS_EVERY_S
         if not due and fraction != 1:
-            await trio.lowlevel.checkpoint()
             return
         self._reported_at = now
         data = json.dumps({"fraction": fraction, "message": message[:500]}).encode()

@@ -61,6 +61,7 @@ __all__ = [
     "Unique",
     "check_name",
     "id_of",
+    "plain",
     "task_of",
 ]
 
@@ -136,13 +137,21 @@ class OnClash(StrEnum):
 
 
 def check_name(value: object, what: str, error: type[InvalidQueueNameError | InvalidTaskTypeError]) -> str:
-    """Return `value` if it is a legal name, else raise `error` saying what is wrong with it."""
+    """Return `value` as a plain str if it is a legal name, else raise `error` saying what is wrong with it."""
     if not isinstance(value, str):
         raise error(f"{what} must be a str, got {value!r}")
     if not NAME.fullmatch(value):
         hint = "it is empty" if not value else f"got {shown(value)}"
         raise error(f"{what} must be 1 to 128 characters of A-Z a-z 0-9 _ . : - ({hint})")
-    return value
+    return plain(value)
+
+
+def plain(text: str) -> str:
+    """The text itself where it is of a subclass, as a member of a StrEnum is: databases give no other back.
+
+    Not by `str()`, which may say something else.
+    """
+    return str.__str__(text)
 
 
 def _statuses(given: Iterable[str]) -> frozenset[TaskStatus]:

@@ -274,6 +274,7 @@ class CronTaskDispatcher:
 
     async def _entry(self, name: str) -> FunctionEntry | StoredEntry:
         _check_named(name)
+        await self._storage.rest()
         function = self._functions.entries.get(name)
         if function is not None:
             await trio.lowlevel.checkpoint()
@@ -315,6 +316,7 @@ class CronTaskDispatcher:
         starts; to stop it for longer, pause it.
         """
         _check_named(name)
+        await self._storage.rest()
         if self._functions.remove(name, running=running):
             await trio.lowlevel.checkpoint()
             return True

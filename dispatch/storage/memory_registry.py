@@ -72,6 +72,11 @@ class MemoryRegistry(Storage):
         check_thread(self, self._thread)
         return trio.lowlevel.checkpoint_if_cancelled()  # noqa: ASYNC105 - awaited by the caller
 
+    async def rest(self) -> None:
+        """Let others run."""
+        check_thread(self, self._thread)
+        await trio.lowlevel.checkpoint()
+
     # ---- bells -----------------------------------------------------------
 
     @contextmanager

@@ -574,6 +574,12 @@ class Storage(TaskStore, ControlStore, CronStore):
         Not cancellable, since what was stored must not be reported as cancelled. Nothing by default.
         """
 
+    async def rest(self) -> None:
+        """Called before what people ask and change: where steps let nobody run, here others may.
+
+        Who asks in a loop until something is so would hold them up otherwise. Nothing by default.
+        """
+
     async def turn(
         self,
         transitions: Sequence[Transition],

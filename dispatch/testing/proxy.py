@@ -57,6 +57,9 @@ class StorageProxy(Storage):
     ) -> list[EnqueueResult]:
         return await self.around("enqueue", lambda: self.inner.enqueue(tasks, bounded=bounded, by=by))
 
+    async def rest(self) -> None:
+        await self.inner.rest()
+
     async def breathe(self) -> None:
         await self.inner.breathe()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from dispatch import (
     InvalidConfigError,
@@ -28,7 +29,7 @@ from dispatch import (
 )
 from dispatch.bell import Bell
 from dispatch.storage.protocol import Page, Topic, TopicKind
-from dispatch.storage.query import Queues, dead_letters
+from dispatch.storage.query import PruneSpec, Queues, dead_letters
 from dispatch.tasks import LATEST
 
 from .work import ASK, JOB, Answer, Job, Script, nothing, working
@@ -467,3 +468,38 @@ async def test_a_worker_says_what_was_changed_by_hand(autojump_clock: object, ca
         "queue q: goes on, by hand",
         "queue q: runs 2 at once instead of 5, by hand",
     ]
+
+
+async def test_who_asks_in_a_loop_lets_others_run(autojump_clock: object) -> None:
+    async with working(config=TaskQueueConfig(buffer_size=10)) as dispatcher:
+        control, cron = dispatcher.control, dispatcher.cron
+        task = await dispatcher.publisher.publish(JOB(Job(), delay=60.0))
+        await cron.add_with_name("@daily", "stored", JOB(Job()))
+        for ask in (
+            partial(control.get, task),
+            partial(control.why, task),
+            control.find,
+            control.count,
+            partial(control.history, task),
+            control.queues,
+            control.workers,
+            partial(control.edit, task, priority=Priority.HIGH),
+            partial(control.hold, task),
+            partial(control.resume, task),
+            partial(control.rerun, task),
+            partial(control.prune, PruneSpec(age_s=1.0)),
+            partial(control.pause_queue, "q"),
+            partial(control.resume_queue, "q"),
+            partial(control.set_concurrency, "q", 3),
+            partial(control.cancel, task),
+            partial(cron.get_task, "stored"),
+            partial(cron.preview, "stored"),
+            partial(cron.pause, "stored"),
+            partial(cron.resume, "stored"),
+            partial(cron.trigger, "stored"),
+            partial(cron.backfill, "stored", datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)),
+            partial(cron.cancel, "stored"),
+            partial(cron.cancel, "stored"),
+        ):
+            with trio.testing.assert_checkpoints():
+                await ask()

@@ -9,6 +9,7 @@ import pickle
 import re
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -38,10 +39,10 @@ from dispatch import (
 )
 from dispatch.errors import InvalidQueuePayloadError
 from dispatch.handlers import payload_class
-from dispatch.storage.query import PruneSpec
+from dispatch.storage.query import PruneSpec, Queues
 from dispatch.tasks import Priority
 
-from .work import JOB, Job, nothing, working
+from .work import JOB, Job, Script, nothing, working
 
 
 @frozen
@@ -377,3 +378,21 @@ def test_a_cron_entry_can_be_copied() -> None:
     )  # fmt: skip
     with pytest.raises(AttributeError, match="immutable"):
         again.name = "b"
+
+
+class Level(str, Enum):  # noqa: UP042 - its own str() says "Level.VIP"
+    VIP = "vip"
+
+
+async def test_a_member_of_a_str_enum_is_its_text_in_memory_as_in_a_database(autojump_clock: object) -> None:
+    handler = Script()
+    async with working(handler) as dispatcher:
+        task = JOB(Job(), id=Level.VIP, key=Level.VIP, tags=(Level.VIP,), headers={Level.VIP: Level.VIP})
+        await dispatcher.publisher.publish(task)
+        dispatcher.consumer.register_queue(Level.VIP)
+        await dispatcher.publisher.publish(TaskType(Level.VIP, Level.VIP, Job)(Job()))
+        await dispatcher.drain()
+        [other] = (await dispatcher.control.find(Queues("vip"))).tasks
+    [seen] = handler.seen
+    told = f"{seen.id} {seen.key} {seen.tags[0]} {dict(seen.headers)} {other.queue} {other.type}"
+    assert told == "vip vip vip {'vip': 'vip'} vip vip"
