@@ -22,7 +22,7 @@ from dispatch.cli.selection import (
     unknown_task,
 )
 from dispatch.cli.shell import CommandError, JsonOption, Opened, Shell, ShellArgument, StoreOption
-from dispatch.cli.task_change import cancel, retry, rm
+from dispatch.cli.task_change import cancel, hold, resume, retry, rm
 from dispatch.cli.task_push import push
 from dispatch.cli.tasks_json import run_object, shown_status, task_line, task_object
 from dispatch.codec import Codec
@@ -35,8 +35,10 @@ from dispatch.waiting import WaitCause
 
 __all__ = ["app"]
 
-app: Final = App(name="task", help="List, inspect, publish, retry, cancel and delete tasks.")
+app: Final = App(name="task", help="List, inspect, publish, retry, hold, cancel and delete tasks.")
 app.command(retry)
+app.command(hold)
+app.command(resume)
 app.command(cancel)
 app.command(rm)
 app.command(push)

@@ -1,4 +1,4 @@
-"""`dispatch task retry`, `cancel` and `rm`: one task, some, or all that filters mean."""
+"""`dispatch task retry`, `hold`, `resume`, `cancel` and `rm`: one task, some, or all that filters mean."""
 
 from __future__ import annotations
 
@@ -24,14 +24,22 @@ from dispatch.cli.shell import CommandError, Opened, Shell, ShellArgument, Store
 from dispatch.records import TaskRecord
 from dispatch.storage.protocol import Change
 from dispatch.storage.query import All, Ids, PruneSpec, Statuses, Time, Where
+from dispatch.tasks import TaskStatus
 
-__all__ = ["DryRunOption", "cancel", "prune_all", "retry", "rm"]
+__all__ = ["DryRunOption", "cancel", "hold", "prune_all", "resume", "retry", "rm"]
 
 DryRunOption = Annotated[
     bool, Parameter(negative=(), show_default=False, help="Only say what would be done.")
 ]
 
 _ENDED: Final = ("succeeded", "failed", "cancelled")
+_WORDS: Final = {
+    "rerun": ("retry", "retried", "only ended tasks can be retried"),
+    "cancel": ("cancel", "cancelled", "it has ended"),
+    "hold": ("hold", "held", "only a waiting task can be held"),
+    "resume": ("resume", "resumed", "only a held task can be resumed"),
+}
+"""What is said of an action: to do it, that it was done, why it was not."""
 _REASONS_SHOWN: Final = 20
 _NOW_S: Final = 0.001
 """Added to the present so that what happened at this very moment lies before it."""
@@ -58,6 +66,41 @@ async def retry(
         # One that fails again while this goes on is not run a third time.
         before = Time("finished_at", until=opened.storage.now() + _NOW_S)
         return await _change_matching(shell, opened, chosen.where(before), change, dry_run=dry_run)
+
+
+async def hold(
+    *ids: IdsArgument,
+    filters: Filters = NO_FILTERS,
+    dry_run: DryRunOption = False,
+    store: StoreOption = None,
+    shell: ShellArgument,
+) -> int:
+    """Park waiting tasks until they are resumed; a running one is left alone."""
+    change = Change(action="hold")
+    named = _named(shell, ids, filters)
+    async with shell.open(store) as opened:
+        if named is not None:
+            return await _change_ids(shell, opened, named, change, dry_run=dry_run)
+        await opened.queue_names(*filters.queue)
+        before = Time("created_at", until=opened.storage.now() + _NOW_S)
+        return await _change_matching(shell, opened, filters.where(Statuses("pending"), before), change, dry_run=dry_run)
+
+
+async def resume(
+    *ids: IdsArgument,
+    filters: Filters = NO_FILTERS,
+    dry_run: DryRunOption = False,
+    store: StoreOption = None,
+    shell: ShellArgument,
+) -> int:
+    """Let held tasks wait for their turn again."""
+    change = Change(action="resume")
+    named = _named(shell, ids, filters)
+    async with shell.open(store) as opened:
+        if named is not None:
+            return await _change_ids(shell, opened, named, change, dry_run=dry_run)
+        await opened.queue_names(*filters.queue)
+        return await _change_matching(shell, opened, filters.where(Statuses("held")), change, dry_run=dry_run)
 
 
 async def cancel(
@@ -157,7 +200,7 @@ async def _change_matching(
 
 
 def _tell(shell: Shell, change: Change, count: int, *, dry_run: bool) -> None:
-    present, past = ("retry", "retried") if change.action == "rerun" else ("cancel", "cancelled")
+    present, past, _ = _WORDS[change.action]
     shell.print(
         f"would {present} {plural(count, 'task')}" if dry_run else f"{past} {plural(count, 'task')}"
     )
@@ -180,8 +223,10 @@ def _why_not(record: TaskRecord, action: str) -> str:
     status = record.status
     if action == "cancel" and not status.is_terminal:
         return f"task {record.id} was asked to stop already"
-    wants = {"rerun": "only ended tasks can be retried", "cancel": "it has ended"}
-    return f"task {record.id} is {status.value}; {wants.get(action, 'cancel it first')}"
+    if action == "rerun" and status is TaskStatus.HELD:
+        return f"task {record.id} is held; `dispatch task resume` lets it go on"
+    why = _WORDS[action][2] if action in _WORDS else "cancel it first"
+    return f"task {record.id} is {status.value}; {why}"
 
 
 async def _remove_ids(

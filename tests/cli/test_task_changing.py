@@ -1,4 +1,4 @@
-"""`task retry`, `cancel` and `rm`."""
+"""`task retry`, `hold`, `resume`, `cancel` and `rm`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,30 @@ def test_named_tasks_are_retried(mixed: Terminal) -> None:
     ran = mixed("task", "retry", "bad1", "good")
     assert (ran.status, ran.out, ran.err) == (0, "retried 2 tasks\n", "")
     assert mixed.statuses()["bad1"] == mixed.statuses()["good"] == "pending"
+
+
+def test_waiting_tasks_are_held_and_resumed(mixed: Terminal) -> None:
+    ran = mixed("task", "hold", "waiting", "busy")
+    assert (ran.status, ran.out) == (1, "held 1 task\n")
+    assert ran.err == "task busy is running; only a waiting task can be held\n"
+    assert mixed.statuses()["waiting"] == "held"
+    ran = mixed("task", "retry", "waiting")
+    assert (ran.status, ran.err) == (1, "task waiting is held; `dispatch task resume` lets it go on\n")
+    ran = mixed("task", "resume", "waiting", "bad1")
+    assert (ran.status, ran.out) == (1, "resumed 1 task\n")
+    assert ran.err == "task bad1 is failed; only a held task can be resumed\n"
+    assert mixed.statuses()["waiting"] == "pending"
+
+
+def test_by_filter_what_waits_is_held_and_what_is_held_resumed(mixed: Terminal) -> None:
+    mixed.store("second", queue="billing")
+    assert mixed("task", "hold", "--queue", "email", "--dry-run").out == "would hold 1 task\n"
+    assert mixed("task", "hold", "--queue", "email").out == "held 1 task\n"
+    assert (mixed.statuses()["waiting"], mixed.statuses()["second"]) == ("held", "pending")
+    assert mixed("task", "resume", "--queue", "billing").out == "resumed 0 tasks\n"
+    assert mixed("task", "resume", "--queue", "email", "--dry-run").out == "would resume 1 task\n"
+    assert mixed("task", "resume", "--queue", "email").out == "resumed 1 task\n"
+    assert mixed.statuses()["waiting"] == "pending"
 
 
 def test_what_cannot_be_retried_is_told_and_the_rest_is_done(mixed: Terminal) -> None:
