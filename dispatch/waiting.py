@@ -150,7 +150,7 @@ def _by_hand(record: TaskRecord, queue: QueueRecord) -> list[WaitCause]:
     # The task first: a queue that goes on does nothing for a task that is held.
     causes: list[WaitCause] = []
     if record.status is TaskStatus.HELD:
-        text = "being resumed: it is held; control.resume and the dashboard let it wait for its turn again"
+        text = "being resumed: it is held; control.resume, `dispatch task resume` and the dashboard let it wait for its turn again"
         causes.append(WaitCause(WaitReason.HELD, text))
     if queue.paused:
         name = queue.name

@@ -126,7 +126,7 @@ def test_the_sentences() -> None:
     head = attrs.evolve(keyed, id="h", seq=1)
     due = "2026-09-21T14:13:20+00:00"
     assert said(attrs.evolve(TASK, status=TaskStatus.HELD), queue=attrs.evolve(QUEUE, paused=True)) == [
-        "being resumed: it is held; control.resume and the dashboard let it wait for its turn again",
+        "being resumed: it is held; control.resume, `dispatch task resume` and the dashboard let it wait for its turn again",
         "queue 'q' being resumed: it is paused; control.resume_queue and `dispatch queue resume q` end that",
     ]
     assert said(now=NOW - 12) == [f"its time: not due until {due}, in 12.0 s"]
