@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 import attrs
 import trio
@@ -14,13 +14,11 @@ from dispatch.cli.loading import load, prepared
 from dispatch.cli.nearest import known
 from dispatch.cli.output import plural
 from dispatch.cli.reload import end_with_parent, reloading
-from dispatch.cli.shell import CommandError, Shell, ShellArgument, StoreOption, masked
+from dispatch.cli.shell import LOG_FORMAT, CommandError, Shell, ShellArgument, StoreOption, masked
 from dispatch.cli.signals import signals
 from dispatch.dispatcher import Dispatcher
 
 __all__ = ["run"]
-
-LOG_FORMAT: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
 def _many() -> Any:

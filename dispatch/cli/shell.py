@@ -22,6 +22,7 @@ from dispatch.storage.opening import open_storage, sqlite_address
 from dispatch.storage.protocol import Storage
 
 __all__ = [
+    "LOG_FORMAT",
     "CommandError",
     "JsonOption",
     "Opened",
@@ -33,6 +34,8 @@ __all__ = [
     "check_utf8",
     "masked",
 ]
+
+LOG_FORMAT: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 Opener = Callable[[str], AbstractAsyncContextManager[Storage]]
 

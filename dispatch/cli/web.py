@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from typing import Annotated, Any, Final, cast
 
 import trio
 from cyclopts import Parameter
 
-from dispatch.cli.shell import CommandError, ShellArgument, StoreOption, masked
+from dispatch.cli.shell import LOG_FORMAT, CommandError, ShellArgument, StoreOption, masked
 from dispatch.cli.signals import signals
 from dispatch.errors import MissingExtraError
 
@@ -50,6 +51,8 @@ async def web(
             "serving the dashboard needs hypercorn: pip install 'trio-dispatch[web]'"
         ) from exc
 
+    # Does nothing where logging is set up already.
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=shell.stderr)
     config = Config()
     config.loglevel = "WARNING"
     config.graceful_timeout = GRACE_S

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import cache
@@ -30,6 +31,7 @@ from dispatch.errors import (
     MissingExtraError,
     StorageError,
 )
+from dispatch.failures import printable
 from dispatch.storage.protocol import Storage
 from dispatch.web import charts, guard, pages
 from dispatch.web.actions import ACTIONS, Ask, Done, Fields, preview, tags_text
@@ -58,6 +60,12 @@ Authorize = Callable[[Request, Right], bool | Response | Awaitable[bool | Respon
 
 Metrics = Callable[[], Awaitable[bytes]]
 
+log: Final = logging.getLogger("dispatch.web")
+
+IDS_SAID: Final = 20
+"""Of the tasks that a form changed, so many are named in the log."""
+NAMED: Final = ("entry", "queue", "name", "id")
+"""The fields that say what a form without tasks is about."""
 BODY_LIMIT: Final = 2_000_000
 FIELDS_LIMIT: Final = 2_000
 QUERY_LIMIT: Final = 8_192
@@ -325,6 +333,8 @@ class _Dashboard:
             return await self._refused(name, fields, exc, as_data=as_data)
         finally:
             self._desk.forget()
+        if isinstance(done, Done):
+            _say_done(request, done, fields)
         if as_data:
             return _page(request, _json(_outcome(done)), as_data=True)
         if isinstance(done, Ask):
@@ -468,6 +478,20 @@ def _json(view: Mapping[str, Any]) -> bytes:
     """JSON in ASCII, without the characters of markup, wherever it may end up."""
     text = json.dumps(view, default=str, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026").encode()
+
+
+def _say_done(request: Request, done: Done, fields: Fields) -> None:
+    """A line in the log for each change: with many at the desk, nobody knows else who did what, and when."""
+    about = ", ".join(done.ids[:IDS_SAID]) or next(filter(None, (_first(fields, each) for each in NAMED)), "")
+    log.info(
+        "%s, by %s: %d%s%s",
+        done.what,
+        "somebody" if request.client is None else request.client.host,
+        done.n,
+        " and more" if done.more else "",
+        f": {printable(about)}" if about else "",
+        extra={"event": "acted", "action": done.what, "count": done.n},
+    )
 
 
 def _outcome(done: Done | Ask) -> View:

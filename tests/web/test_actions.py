@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import re
 import weakref
 from datetime import UTC, datetime
@@ -470,6 +471,16 @@ async def test_a_known_type_checks_the_edit_and_an_unknown_one_keeps_its_version
 
 async def _nothing(task: object) -> None:
     await trio.lowlevel.checkpoint()
+
+
+async def test_each_change_is_a_line_in_the_log_without_a_payload(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="dispatch.web")
+    visitor, _ = await visit()
+    await visitor.post("queues", {"action": "pause", "name": "email"})
+    await visitor.post("tasks", {"action": "hold", "id": ["waiting"]})
+    await visitor.post("queues", {"action": "pause", "name": "nope"})  # refused
+    said = [each.getMessage() for each in caplog.records if each.name == "dispatch.web"]
+    assert said == ["queue-pause, by 127.0.0.1: 1: email", "hold, by 127.0.0.1: 1: waiting"]
 
 
 async def test_a_queue_is_paused_resumed_and_resized() -> None:
