@@ -23,6 +23,8 @@ def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether calling it gives an awaitable, as far as can be told without calling it."""
     inner = unwrapped(function)
+    if isinstance(inner, type):  # whose `__call__` is its instances'
+        return False
     return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(
         getattr(inner, "__call__", None)  # noqa: B004 - not a test of callability: its kind is asked
     )

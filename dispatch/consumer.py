@@ -126,6 +126,7 @@ class TaskQueueConsumer:
         self._grace = grace
         self._codec = codec if codec is not None else Codec()
         self._registry = registry if registry is not None else Registry()
+        self._registry.consumed = self._queues
         self._observers = observers if observers is not None else Observers()
         self._middleware = check_middleware(middleware)
         self._publisher = (

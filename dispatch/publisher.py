@@ -124,8 +124,8 @@ class TaskQueuePublisher:
         """Store `task` and answer with its stored snapshot, id and moments filled in.
 
         On return the storage has it: with a database it survives the process.
-        The payload is checked against its declared class (and that of a handler
-        registered here, if it is another) and copied, so later changes to it
+        The payload is checked against its declared class (and that of the handler
+        in this process, if it is another) and copied, so later changes to it
         never reach the handler. Publishing an id that is stored
         already is harmless and answers with the stored task, as does a KEEP
         clash of `unique`.
@@ -528,7 +528,9 @@ class TaskQueuePublisher:
                     self._met.clear()
                 self._met.setdefault(address, declared)
             elif handled.payload is not cls and declared.version <= handled.version:
-                self._check_handled(data, declared, handled)
+                consumed = self._registry.consumed
+                if consumed is None or task.queue in consumed:
+                    self._check_handled(data, declared, handled)
         return (
             NewTask(
                 id=plain(task.id) or new_id(self._storage.now()),
@@ -550,7 +552,7 @@ class TaskQueuePublisher:
         )
 
     def _check_handled(self, data: bytes, declared: TaskType[Any, Any], handled: TaskType[Any, Any]) -> None:
-        """Refuse what the handler registered here, for another class, could not be given."""
+        """Refuse what the handler that runs it here, and is for another class, could not be given."""
         try:
             self._codec.decode(data, handled.payload, version=declared.version, task_type=handled)
         except InvalidQueuePayloadError as exc:

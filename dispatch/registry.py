@@ -43,6 +43,8 @@ class Registry:
     """Every task type handled here: what a stored payload is decoded as."""
     undeclared: dict[str, TaskQueueConfig] = attrs.field(factory=dict[str, TaskQueueConfig])
     """Registered, but not yet written to the storage."""
+    consumed: frozenset[str] | None = None
+    """The queues that are worked on here, None for all that are registered."""
     unhandled: dict[tuple[str, str, int], list[str]] = attrs.field(factory=dict[tuple[str, str, int], list[str]])
     """Of each type and version that was published here and has no handler here, the ids of some tasks."""
     _watching: list[Bell] = attrs.field(factory=list[Bell])

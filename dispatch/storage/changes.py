@@ -52,10 +52,12 @@ def clash_answer(new: NewTask, clashes: Sequence[TaskRecord]) -> tuple[EnqueueAn
     if unique.on_clash is OnClash.REJECT:
         return EnqueueAnswer.REJECTED, 0
     if unique.on_clash is OnClash.REPLACE:
-        for at, record in enumerate(clashes):
-            if record.status in unique.replace_in:
-                strange = "payload" in unique.replace and (record.queue, record.type) != (new.queue, new.type)
-                return EnqueueAnswer.REJECTED if strange else EnqueueAnswer.REPLACED, at
+        open_ones = [at for at, record in enumerate(clashes) if record.status in unique.replace_in]
+        for at in open_ones:
+            if "payload" not in unique.replace or (clashes[at].queue, clashes[at].type) == (new.queue, new.type):
+                return EnqueueAnswer.REPLACED, at
+        if open_ones:
+            return EnqueueAnswer.REJECTED, open_ones[0]
     return EnqueueAnswer.EXISTING, 0
 
 

@@ -267,6 +267,14 @@ class UniqueCases:
         assert (row.payload, row.type, row.queue, row.priority) == (b"old", before.type, before.queue, 3)
         assert await bench.ids() == ["old"]
 
+    async def test_replace_finds_the_match_of_its_own_type_behind_another(self, bench: Workbench) -> None:
+        await bench.publish("other", type="other", unique=unique(), payload=b"other")
+        beside = unique(statuses=frozenset({TaskStatus.SUCCEEDED}))
+        assert answers(await bench.publish("own", unique=beside, payload=b"own")) == [A.CREATED]
+        [result] = await bench.publish("new", unique=unique(on_clash="replace"), payload=b"new")
+        assert result.answer is A.REPLACED
+        assert ((await bench.row("own")).payload, (await bench.row("other")).payload) == (b"new", b"other")
+
     @pytest.mark.parametrize("status", OPEN)
     async def test_supersede_ends_the_match_and_stores(
         self, bench: Workbench, status: str

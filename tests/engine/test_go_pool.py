@@ -241,3 +241,20 @@ async def test_a_generator_of_which_nothing_would_run_is_refused(function: Calla
             dispatcher.pool.run(function)
         assert dispatcher.pool.statistics().queued == 0
     assert caught.value.detail == f"pool: {name} is a generator, of which nothing would run"
+
+
+async def test_a_class_is_called_though_its_instances_are_async() -> None:
+    class Made:
+        def __init__(self, n: int) -> None:
+            self.n = n
+
+        async def __call__(self) -> None:
+            raise AssertionError("it is made, not called")
+
+    async with trio.open_nursery() as nursery:
+        pool = TaskDispatcher()
+        await nursery.start(pool.run_pool)
+        task = pool.run(Made, 7)
+        await task.wait()
+        assert (task.error, task.value.n) == (None, 7)
+        pool.close()

@@ -92,6 +92,11 @@ async def test_a_payload_that_the_handler_here_could_not_be_given_is_refused(aut
         assert await dispatcher.control.count() == {(): 1}
 
 
+async def test_a_handler_of_a_queue_that_others_work_on_decides_nothing(autojump_clock: object) -> None:
+    async with working(Script(), task_type=TaskType("q", "job", Named), queues=["elsewhere"]) as dispatcher:
+        assert (await dispatcher.publisher.publish(JOB(Job(1)))).status is TaskStatus.PENDING
+
+
 async def test_a_payload_that_fits_the_class_of_the_handler_here_is_taken(autojump_clock: object) -> None:
     handler = Script()
     async with working(handler, task_type=TaskType("q", "job", Twin)) as dispatcher:
