@@ -168,7 +168,8 @@ class TaskQueueControl:
         return explain(record, await self._facts(record))
 
     async def _facts(self, record: TaskRecord) -> Facts:
-        # Nothing is asked that a storage could only answer by reading all of a million tasks.
+        # Nothing is asked that a database could only answer by reading all of a million tasks. The memory's
+        # searches do go through what is open, so others run between them.
         storage, now, here = self._storage, self._storage.now(), Queues(record.queue)
         running, ended = Statuses("running"), Statuses(*ENDED)
         named = [each for each in await storage.queues() if each.name == record.queue]
@@ -178,10 +179,13 @@ class TaskQueueControl:
         began = Time("started_at", since=record.available_at)
         # Among all queues, and with the end's moment, as storages have an index of it.
         since = All(ended, Time("finished_at", since=record.available_at), began)
+        await storage.rest()
         taken = await storage.count(since, by=("queue", "type"), bound=LOOKED_AT)
+        await storage.rest()
         runs = (await storage.find(All(here, Types(record.type), running), limit=FEW)).records
         runs += (await storage.find(All(here, ended), order=Order.NEWEST, limit=FEW)).records
         if not crowded:
+            await storage.rest()
             runs += (await storage.find(All(pending, Types(record.type), began), limit=FEW)).records
         sooner = All(Priorities(record.priority, record.priority), Time("available_at", until=record.available_at))
         higher = Priorities(record.priority + 1, MAX_COUNT)
@@ -199,6 +203,7 @@ class TaskQueueControl:
         )
 
     async def _count(self, where: Where, bound: int = LOOKED_AT) -> int:
+        await self._storage.rest()
         return sum((await self._storage.count(where, bound=bound)).values())
 
     async def _head(
@@ -210,6 +215,7 @@ class TaskQueueControl:
         of_key = All(Queues(queue.name), Keys(record.key))
         found = (await self._storage.find(All(of_key, Statuses("running")), limit=1)).records
         if not found and not crowded:
+            await self._storage.rest()
             line = (await self._storage.find(All(of_key, Statuses("pending")), limit=FEW)).records
             found = [each for each in line if each.seq < record.seq and in_line(each, queue, now)]
         return found[0] if found else None

@@ -134,7 +134,10 @@ def in_line(record: TaskRecord, queue: QueueRecord, now: float) -> bool:
 def _no_wait(record: TaskRecord) -> WaitCause:
     if record.status is TaskStatus.RUNNING:
         where = f" on worker {record.worker}" if record.worker else ""
-        text = f"it does not wait: attempt {record.attempt} runs{where} since {_moment(record.started_at)}"
+        text = (
+            f"it does not wait: attempt {record.attempt} runs{where} since {_moment(record.started_at)}, or waits there "
+            "for a slot, where the queue has a prefetch"
+        )
         return WaitCause(WaitReason.RUNNING, text)
     return WaitCause(WaitReason.ENDED, f"it does not wait: it {_ENDED[record.status]} at {_moment(record.finished_at)}")
 
@@ -202,7 +205,7 @@ def _limits(facts: Facts) -> list[WaitCause]:
     if queue.rate is not None and facts.started >= queue.rate[0]:
         count, per_s = queue.rate
         text = (
-            f"the rate limit of queue {queue.name!r}, {count} per {per_s:g} s: at least {facts.started} were started within "
+            f"the rate limit of queue {queue.name!r}, {count} per {per_s:g} s, if it is used up: at least {facts.started} were started within "
             f"the last {per_s:g} s; the next one may be within {_span(per_s / count)}"
         )
         causes.append(WaitCause(WaitReason.RATE_LIMIT, text))
@@ -226,10 +229,12 @@ def _is_seen(record: TaskRecord, facts: Facts) -> bool:
     newest = _newest_version(record, facts)
     if newest is not None and newest < record.version:
         return False  # what ended of the type may be all of versions that its worker knows
-    # A handler of a version takes all before it. Ended before this fell due, a run tells of another time.
-    return facts.taken or any(
+    # A handler of a version takes all before it. Ended before this fell due, a run tells of another time;
+    # and of a worker that lacks one of its tags, nothing at all.
+    return (facts.taken and not record.tags) or any(
         run.type == record.type
         and run.version >= record.version
+        and set(record.tags) <= set(run.tags)
         and (run.status is TaskStatus.RUNNING or (run.started_at or 0.0) >= record.available_at)
         for run in facts.runs
     )
@@ -258,7 +263,8 @@ def _not_seen(record: TaskRecord, facts: Facts) -> WaitCause:
     if newest is not None and newest < record.version:
         text += f" The runs of this type that were seen are of version {newest} at most."
     else:
-        text += f" No run of this type was seen since it fell due, at {_moment(record.available_at)}."
+        such = "of this type with its tags" if record.tags else "of this type"
+        text += f" No run {such} was seen since it fell due, at {_moment(record.available_at)}."
     if record.tags:
         text += f" A worker with tags must have all of these: {', '.join(map(shown, record.tags))}."
     return WaitCause(WaitReason.NOT_SEEN, text)

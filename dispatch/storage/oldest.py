@@ -33,6 +33,7 @@ async def oldest_due(storage: Storage, queue: str) -> float | None:
     after: dict[Order, str | None] = {Order.OLDEST: None, Order.NEWEST: None}
     end, size, left = Order.OLDEST, 1, MOST_READ
     while left > 0:
+        await storage.rest()  # in memory each page may go through all that is open
         where = All(Queues(queue), Statuses("due"), Time("available_at", until=oldest))
         page = await storage.find(where, order=end, limit=min(size, left), after=after[end])
         for record in page.records:

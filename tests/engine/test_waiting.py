@@ -144,8 +144,8 @@ def test_the_sentences() -> None:
     assert said(keyed, queue=queue, head=head, running=3, started=10) == [
         f"task h, the head of its key 'ann', which is pending itself, due since {due}",
         "the end of one that runs: max_running of queue 'q' is reached, 3 of 3",
-        "the rate limit of queue 'q', 10 per 60 s: at least 10 were started within the last 60 s; the next one may be "
-        "within 6.0 s",
+        "the rate limit of queue 'q', 10 per 60 s, if it is used up: at least 10 were started within the last 60 s; the "
+        "next one may be within 6.0 s",
     ]
     assert said(keyed, queue=queue, head=attrs.evolve(head, attempt=1, available_at=NOW + 3_660)) == [
         "task h, the head of its key 'ann', which is pending, after attempt 1, not due until "
@@ -160,8 +160,8 @@ def test_the_sentences() -> None:
         "queue run, on 1 live worker"
     ]
     assert said(attrs.evolve(TASK, tags=("gpu", "eu"))) == [
-        "nothing in the store says why: is there a handler for q/job version 1 on a live worker? No run of this type was "
-        f"seen since it fell due, at {due}. A worker with tags must have all of these: 'gpu', 'eu'."
+        "nothing in the store says why: is there a handler for q/job version 1 on a live worker? No run of this type with "
+        f"its tags was seen since it fell due, at {due}. A worker with tags must have all of these: 'gpu', 'eu'."
     ]
 
 
@@ -183,6 +183,14 @@ def test_runs_of_an_older_version_are_no_sign_of_a_handler() -> None:
     assert cause.reason is WaitReason.NOT_SEEN
     assert cause.text.endswith("version 7 on a live worker? The runs of this type that were seen are of version 1 at most.")
     assert explain(TASK, facts).reason is WaitReason.TURN
+
+
+def test_runs_without_its_tags_are_no_sign_of_a_worker_that_has_them() -> None:
+    task, run = attrs.evolve(TASK, tags=("gpu",)), attrs.evolve(TASK, id="o", started_at=NOW + 30, status=TaskStatus.RUNNING)
+    facts = Facts(now=NOW + 60, queue=QUEUE, workers=2, runs=[run], taken=True)
+    assert [explain(each, facts).reason for each in (TASK, task)] == [WaitReason.TURN, WaitReason.NOT_SEEN]
+    tagged = attrs.evolve(facts, runs=[attrs.evolve(run, tags=("eu", "gpu"))])
+    assert explain(task, tagged).reason is WaitReason.TURN
 
 
 def test_a_run_of_long_ago_is_no_sign_of_a_handler_either() -> None:
