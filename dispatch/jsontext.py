@@ -62,7 +62,8 @@ def write(tree: Any) -> tuple[bytes, Any]:
             data = fast.dumps(tree, None, fast.options)
             copy = fast.loads(data)
             if copy == tree:
-                return data, copy
+                # A copy, since orjson leaves 4 kB allocated for whatever is smaller, and memory keeps it.
+                return bytes(memoryview(data)), copy
         except (TypeError, ValueError, RecursionError):  # what is wrong the other one says
             pass
     return _encode(tree).encode(), _plain_copy(tree)

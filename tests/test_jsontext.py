@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
@@ -182,3 +183,15 @@ def test_without_orjson_the_standard_library_does_it_all() -> None:
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_what_is_kept_of_a_text_is_no_larger_than_it(orjson: jsontext.Fast) -> None:
+    """A storage in memory keeps the bytes of every payload."""
+    with json_by(orjson):
+        tracemalloc.start()
+        try:
+            kept = [jsontext.write({"n": n})[0] for n in range(1_000)]
+            size, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert size / len(kept) < 150
