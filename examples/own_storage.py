@@ -54,6 +54,7 @@ from dispatch.storage.protocol import (
     Page,
     PutAnswer,
     QueueRecord,
+    RemoveAnswer,
     RenewAnswer,
     Rescued,
     SettleResult,
@@ -355,10 +356,12 @@ class FileStorage(Storage):
 
     # ---- queues and workers
 
-    async def declare(self, queues: Sequence[QueueRecord]) -> None:
+    async def declare(self, queues: Sequence[QueueRecord], *, new_only: bool = False) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         with self._step() as (tables, _):
             for given in queues:
+                if new_only and given.name in tables.queues:
+                    continue
                 known = tables.queues.get(given.name, QueueRecord(name=given.name))
                 tables.queues[given.name] = attrs.evolve(
                     given, paused=known.paused, concurrency=known.concurrency
@@ -384,6 +387,17 @@ class FileStorage(Storage):
             tables.queues[name] = queue
             return True
 
+    async def remove_queue(self, name: str) -> RemoveAnswer:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        with self._step() as (tables, _):
+            if name not in tables.queues:
+                return RemoveAnswer.UNKNOWN
+            if any(row.queue == name for row in tables.tasks.values()):
+                return RemoveAnswer.STORED
+            del tables.queues[name]
+            tables.tokens.pop(name, None)
+            return RemoveAnswer.REMOVED
+
     async def beat(self, worker: WorkerRecord) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         with self._step() as (tables, now):
@@ -407,7 +421,7 @@ class FileStorage(Storage):
         with self._step() as (tables, now):
             known = tables.crons.get(entry.name)
             if known is None:
-                tables.crons[entry.name] = attrs.evolve(entry, created_at=now, seen_at=now)
+                tables.crons[entry.name] = attrs.evolve(entry, created_at=entry.created_at or now, seen_at=now)
                 return PutAnswer.CREATED
             if (known.definition, known.template) == (entry.definition, entry.template):
                 tables.crons[entry.name] = attrs.evolve(known, seen_at=now)
@@ -609,7 +623,7 @@ def settled(tables: Tables, transition: Transition, now: float) -> SettleResult:
     row = tables.tasks.get(transition.id)
     answer = lifecycle.fence(row, transition.epoch)
     if row is None or answer is not SettleAnswer.APPLIED:
-        return SettleResult(transition.id, transition.epoch, answer)
+        return SettleResult.refused(transition, answer, row)
     tables.runs[row.id].append(lifecycle.settle(row, transition, now))
     result = SettleResult.applied(row)
     result.spawned = [store(tables, new, now) for new in transition.spawn]

@@ -52,9 +52,8 @@ class Rooms:
 
     One process takes a sixty-fourth of what it found within a second, and at most 100. What
     others publish meanwhile, or what falls due by itself, it does not see: by so much it may
-    exceed the bound, less than by the one batch that who counts at the same moment may.
-    Where little room is left, that part is nothing, and each publish counts. Moments are those
-    of any one clock.
+    exceed the bound. Where little room is left, that part is nothing, and each publish counts.
+    Moments are those of any one clock.
     """
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ claims one, and singly published tasks came through at half the speed.
 Beside the rows there are indexes, each changed in the step that changes a row:
 
 - `ReadyQueue`, one per declared queue: what may run (see `ready`).
-- `_order`: the rows by `seq`, for pages; a pruned one stays until half are.
+- `_order`, and each queue's `rows`: the rows by `seq`, for pages; a pruned one stays until half are.
 - `_finished` and `_dead`: the ended rows in the order of their end. Beyond the
   newest `keep_finished` succeeded and cancelled ones, the oldest is forgotten
   together with its history. Failed ones, the dead letters, stay until pruned.
@@ -85,6 +85,7 @@ from dispatch.storage.query import (
     Ids,
     Order,
     PruneSpec,
+    Queues,
     Statuses,
     Where,
     check_groups,
@@ -131,7 +132,7 @@ class MemoryStorage(MemoryRegistry):
     """A storage in memory, for any number of dispatchers in one trio run.
 
     What it holds is gone with the process. It keeps every open task and every
-    dead letter, but only the newest `keep_finished` (1000) tasks that succeeded
+    dead letter, but only the newest `keep_finished` (10,000) tasks that succeeded
     or were cancelled, with their histories, and older ones that somebody still
     waits for. No method blocks. `clock` may be shared; under
     `trio.testing.MockClock` the default one runs on virtual time.
@@ -140,7 +141,7 @@ class MemoryStorage(MemoryRegistry):
     durable = False
     immediate = True
 
-    def __init__(self, clock: Clock | None = None, *, keep_finished: int = 1_000) -> None:
+    def __init__(self, clock: Clock | None = None, *, keep_finished: int = 10_000) -> None:
         check_kind("MemoryStorage: clock", clock, Clock)
         check_count("MemoryStorage: keep_finished", keep_finished, 0)
         super().__init__(clock if clock is not None else Clock())
@@ -223,6 +224,7 @@ class MemoryStorage(MemoryRegistry):
         record = self._record(new, now, available_at)
         row = self._rows[new.id] = Row(record)
         self._order.append(row)
+        queue.rows.append(row)
         if unique is not None:
             self._open_by_unique.setdefault(unique.key, {})[new.id] = row
         queue.add(row, now)
@@ -439,7 +441,7 @@ class MemoryStorage(MemoryRegistry):
             record = None if row is None else row.record
             answer = lifecycle.fence(record, transition.epoch)
             if row is None or record is None or answer is not APPLIED:
-                results.append(SettleResult(transition.id, transition.epoch, answer))
+                results.append(SettleResult.refused(transition, answer, record))
                 continue
             if record.lease_until is not None:
                 self._leased -= 1
@@ -550,7 +552,11 @@ class MemoryStorage(MemoryRegistry):
         if record.unique is not None:
             move(row, record.unique.key, self._ended_by_unique, None)
         if len(self._order) > 2 * len(self._rows) + SLACK:
-            self._order = [row for row in self._order if self._rows.get(row.record.id) is row]
+            self._order = self._still_stored(self._order)
+        queue = self._queues[record.queue]
+        queue.dropped += 1
+        if 2 * queue.dropped > len(queue.rows) + SLACK:
+            queue.rows, queue.dropped = self._still_stored(queue.rows), 0
 
     # ---- looking ---------------------------------------------------------
 
@@ -602,41 +608,54 @@ class MemoryStorage(MemoryRegistry):
     ) -> Iterator[Row]:
         """Rows among which all matches are, by order of storing, beyond `after`."""
         rows = self._narrowed(where)
-        if rows is None:
-            rows = self._order
         if order is Order.OLDEST:
             start = 0 if after is None else bisect_right(rows, after, key=by_seq)
             picked = iter(rows[start:] if start else rows)
         else:
             end = len(rows) if after is None else bisect_left(rows, after, key=by_seq)
             picked = (rows[at] for at in range(end - 1, -1, -1))
-        # Of a pruned row its successor under the same id is not the same row.
-        stored = (row for row in picked if self._rows.get(row.record.id) is row)
+        stored = (row for row in picked if self._is_stored(row))
         if not only_open(where):
             return stored
         # However many have ended: none of those can match, and the count says when to stop.
         ended = len(self._finished) + len(self._awaited) + len(self._dead)
         return islice((row for row in stored if row.record.status not in ENDED), len(self._rows) - ended)
 
-    def _narrowed(self, where: Where) -> list[Row] | None:
-        """The rows that a condition on ids or statuses leaves, by seq; None if that is not soon told."""
-        for part in where.parts if isinstance(where, All) else (where,):
+    def _narrowed(self, where: Where) -> list[Row]:
+        """The rows that a condition on ids, statuses or one queue leaves, by seq; all if there is none."""
+        parts = where.parts if isinstance(where, All) else (where,)
+        rows, at_work = self._order, -1
+        for part in parts:
+            if isinstance(part, Queues) and len(part.values) == 1:
+                [name] = part.values
+                queue = self._queues.get(name)
+                rows, at_work = ([], 0) if queue is None else (queue.rows, queue.running)
+        for part in parts:
             if isinstance(part, Ids):
                 named = (self._rows[id_] for id_ in part.values if id_ in self._rows)
                 return sorted(named, key=by_seq)
             if isinstance(part, Statuses) and part.values <= {"running"}:
                 # Most that run were stored first, and their number says when to stop.
-                running = (row for row in self._order if row.record.status is RUNNING and self._rows.get(row.record.id) is row)
-                return [*islice(running, sum(queue.running for queue in self._queues.values()))]
+                if at_work < 0:
+                    at_work = sum(queue.running for queue in self._queues.values())
+                running = (row for row in rows if row.record.status is RUNNING and self._is_stored(row))
+                return [*islice(running, at_work)]
             if isinstance(part, Statuses) and part.values <= ENDED:
                 ended = [*self._dead.values()] if FAILED in part.values else []
                 if not part.values <= {FAILED}:
                     ended += [*self._finished.values(), *self._awaited.values()]
                 return sorted(ended, key=by_seq)
-        return None
+        return rows
+
+    def _is_stored(self, row: Row) -> bool:
+        """Whether it was not pruned: its successor under the same id is not the same row."""
+        return self._rows.get(row.record.id) is row
+
+    def _still_stored(self, rows: Iterable[Row]) -> list[Row]:
+        return [row for row in rows if self._rows.get(row.record.id) is row]
 
     def _rows_of(self, queue: str) -> Iterable[Row]:
-        return (row for row in self._candidates(All()) if row.record.queue == queue)
+        return self._candidates(Queues(queue))
 
     # ---- by hand ---------------------------------------------------------
 

@@ -25,6 +25,7 @@ from dispatch.storage.protocol import (
     Keep,
     PutAnswer,
     QueueRecord,
+    RemoveAnswer,
     Storage,
     Topic,
     TopicKind,
@@ -121,7 +122,7 @@ class MemoryRegistry(Storage):
 
     # ---- queues ----------------------------------------------------------
 
-    async def declare(self, queues: Sequence[QueueRecord]) -> None:
+    async def declare(self, queues: Sequence[QueueRecord], *, new_only: bool = False) -> None:
         await self._entered()
         now = self._clock.now()
         for given in queues:
@@ -130,6 +131,8 @@ class MemoryRegistry(Storage):
                 fresh = attrs.evolve(given, paused=False, concurrency=None)
                 self._queues[given.name] = ReadyQueue(fresh)
                 self._touched[given.name] = None
+                continue
+            if new_only:
                 continue
             kept = known.record
             record = attrs.evolve(given, paused=kept.paused, concurrency=kept.concurrency)
@@ -157,6 +160,17 @@ class MemoryRegistry(Storage):
         self._ring(TopicKind.CONTROL, name)
         self._ring(TopicKind.QUEUE, name)
         return True
+
+    async def remove_queue(self, name: str) -> RemoveAnswer:
+        await self._entered()
+        if name not in self._queues:
+            return RemoveAnswer.UNKNOWN
+        if any(True for _ in self._rows_of(name)):
+            return RemoveAnswer.STORED
+        del self._queues[name]
+        self._ring(TopicKind.CONTROL, name)
+        self._ring(TopicKind.ROOM, name)
+        return RemoveAnswer.REMOVED
 
     beat_s = inf
 
@@ -187,7 +201,7 @@ class MemoryRegistry(Storage):
         now = self._clock.now()
         known = self._crons.get(entry.name)
         if known is None:
-            self._crons[entry.name] = attrs.evolve(entry, created_at=now, seen_at=now)
+            self._crons[entry.name] = attrs.evolve(entry, created_at=entry.created_at or now, seen_at=now)
             self._ring(TopicKind.CRON)
             return PutAnswer.CREATED
         if known.definition == entry.definition and known.template == entry.template:

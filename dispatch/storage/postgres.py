@@ -42,7 +42,12 @@ from dispatch.storage.postgres_joined import Joined
 from dispatch.storage.postgres_publishing import LateError, PostgresPublishing
 from dispatch.storage.postgres_registry import PostgresRegistry
 from dispatch.storage.postgres_rows import Address, Lanes, Sql
-from dispatch.storage.postgres_schema import DEFAULT_SCHEMA, check_schema_name, check_version
+from dispatch.storage.postgres_schema import (
+    CHANGED,
+    DEFAULT_SCHEMA,
+    check_schema_name,
+    check_version,
+)
 from dispatch.storage.postgres_step import Again, Outcome
 from dispatch.storage.postgres_tasks import PostgresTasks, all_plain, settled
 from dispatch.storage.protocol import (
@@ -56,6 +61,7 @@ from dispatch.storage.protocol import (
     Page,
     PutAnswer,
     QueueRecord,
+    RemoveAnswer,
     RenewAnswer,
     Rescued,
     SettleResult,
@@ -81,13 +87,19 @@ DEADLINE_S: Final = 4.0
 CONFLICTS: Final = (Again, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 TRIES: Final = 5
 """How often a step that the server rolled back for the sake of others is made."""
-DECLARE_TRIES: Final = 8
-"""How often a declaration that must place tasks anew waits, LOCK_MS each time, for the table."""
-PLACING_PAUSE_S: Final = 0.25
+TABLE_TRIES: Final = 8
+"""How often what needs the table of tasks for itself waits for that, LOCK_MS each time."""
+TABLE_PAUSE_S: Final = 0.25
+NOT_FREE: Final = (
+    f"{TABLE_TRIES} times the table of tasks was not free for that. Nothing was {{0}}d. A transaction that "
+    "has published or ended tasks is still open: end it, then {0} again"
+)
 KEPT_FROM_PLACING: Final = (
     "a queue is to be declared that changes `keyed` or `on_retry`, so its tasks must be placed anew; "
-    f"{DECLARE_TRIES} times the table of tasks was not free for that. Nothing was declared. A transaction that "
-    "has published or ended tasks is still open: end it, then declare again"
+    + NOT_FREE.format("declare")
+)
+KEPT_FROM_REMOVING: Final = (
+    "a queue is to be removed, so nothing may be stored meanwhile; " + NOT_FREE.format("remove")
 )
 POLL_S: Final = 30.0
 POLL_DEAF_S: Final = 1.0
@@ -186,6 +198,7 @@ class PostgresStorage(Storage):
                 self._joined.identity = await check_version(connection, self._schema)
                 self._flow.silence_s = self._reads.silence_s = await _silence_s(connection)
                 await self._look_at_clock(connection)
+            self._flow.hints = self._reads.hints = self._joined.hints = CHANGED  # it was there just now
         except BaseException:
             await self._close_pools()
             raise
@@ -596,21 +609,30 @@ class PostgresStorage(Storage):
 
     # ---- queues, workers, cron entries -----------------------------------
 
-    async def declare(self, queues: Sequence[QueueRecord]) -> None:
-        for left in reversed(range(DECLARE_TRIES)):
+    async def declare(self, queues: Sequence[QueueRecord], *, new_only: bool = False) -> None:
+        await self._alone(
+            lambda connection, outcome: self._registry.declare(connection, queues, outcome, new_only=new_only),
+            KEPT_FROM_PLACING,
+        )
+        if new_only:
+            await self.queues()  # which are remembered as they are
+        else:
+            self._tasks.know(queues)
+
+    async def _alone(
+        self, action: Callable[[TrioConnection[Any], Outcome], Awaitable[T]], kept_from: str
+    ) -> T:
+        """A step that may need the table of tasks for itself, which it waits for in portions."""
+        for left in reversed(range(TABLE_TRIES)):
             try:
-                await self._step(
-                    lambda connection, outcome: self._registry.declare(connection, queues, outcome),
-                    shielded=False,
-                )
-                break
+                return await self._step(action, shielded=False)
             except StorageError as exc:
                 if not isinstance(exc.__cause__, psycopg.errors.LockNotAvailable):
                     raise
                 if not left:
-                    raise StorageError(f"{self._where}: {KEPT_FROM_PLACING}") from exc
-            await trio.sleep(PLACING_PAUSE_S)  # for those who had to wait behind it
-        self._tasks.know(queues)
+                    raise StorageError(f"{self._where}: {kept_from}") from exc
+            await trio.sleep(TABLE_PAUSE_S)  # for those who had to wait behind it
+        raise AssertionError("the last try returns or raises")
 
     async def queues(self) -> list[QueueRecord]:
         records = await self._glance(self._registry.queues)
@@ -625,6 +647,11 @@ class PostgresStorage(Storage):
                 connection, name, paused, concurrency, outcome
             ),
             atomic=False,
+        )
+
+    async def remove_queue(self, name: str) -> RemoveAnswer:
+        return await self._alone(
+            lambda connection, outcome: self._registry.remove_queue(connection, name, outcome), KEPT_FROM_REMOVING
         )
 
     async def beat(self, worker: WorkerRecord) -> None:

@@ -295,7 +295,8 @@ class PostgresClaims:
         return self._ended(rows, outcome)
 
     def _ended(self, rows: Collection[tuple[str, int, float]], outcome: Outcome) -> Ended:
-        queues = {self._lanes.of(lane).queue for lane in {lane for _, lane, _ in rows}}
+        # Pruned since, and its queue removed, it has no lane, and nobody to be told.
+        queues = {self._lanes.of(lane).queue for lane in {lane for _, lane, _ in rows} if self._lanes.met(lane)}
         outcome.rings.update(Topic(TopicKind.TASK, id_) for id_, _, _ in rows)
         outcome.rings.update(Topic(TopicKind.DONE, queue) for queue in queues)
         outcome.rings.update(Topic(TopicKind.QUEUE, queue) for queue in queues & self.limited)

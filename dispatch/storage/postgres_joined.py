@@ -26,6 +26,7 @@ from dispatch.storage.postgres_tasks import PostgresTasks
 from dispatch.storage.protocol import EnqueueResult, SettleResult, Topic, TopicKind
 from dispatch.storage.psycopg_conninfo import connected, redacted
 from dispatch.storage.psycopg_trio import (
+    HINTS,
     OwnAsyncCursor,
     OwnAsyncRawCursor,
     OwnCursor,
@@ -45,6 +46,14 @@ Aside = Callable[[Sequence[Address]], Awaitable[None]]
 TRIES: Final = 5
 EVERYBODY: Final = "-"
 """Sent as the sender's name: also this process hears it, when it is committed."""
+TELL: Final = b"SELECT pg_notify(%s, %s), current_setting('transaction_isolation')"
+STILL_THERE: Final = "SELECT 1 FROM @.queues WHERE name = ANY (%s) FOR KEY SHARE"
+"""Fails in a transaction that sees what was there when it began, if one of these was removed since.
+
+After the tasks were stored, not before: from then on who removes a queue is kept from the table
+of tasks, and it has that before it takes the queue's row.
+"""
+NUMBERS: Final = "SELECT name, id FROM @.queues WHERE name = ANY (%s)"
 
 
 class _Results:
@@ -113,6 +122,8 @@ class Joined:
         self._where = redacted(dsn)
         self._aside = aside
         self.identity = ""
+        self.hints = HINTS
+        """By SQLSTATE, what a StorageError says to do about it."""
         self._known: WeakSet[Any] = WeakSet()
         """Connections found to be of this database."""
 
@@ -121,14 +132,14 @@ class Joined:
     def enqueue(self, given: object, tasks: Sequence[NewTask]) -> list[EnqueueResult]:
         """See `Storage.enqueue_in`."""
         connection = _plain(given, "publish_in")
-        with storage_errors(self._where):
+        with storage_errors(self._where, self.hints):
             blocking = cast("TrioConnection[Any]", _Blocking(connection))
             return _finished(self._enqueue(blocking, connection, tasks, self._blocking_aside))
 
     def settle(self, given: object, transition: Transition) -> SettleResult:
         """End a run in the transaction."""
         connection = _plain(given, "settle_in")
-        with storage_errors(self._where):
+        with storage_errors(self._where, self.hints):
             blocking = cast("TrioConnection[Any]", _Blocking(connection))
             return _finished(self._settle(blocking, connection, transition, self._blocking_aside))
 
@@ -137,14 +148,14 @@ class Joined:
     async def enqueue_async(self, given: object, tasks: Sequence[NewTask]) -> list[EnqueueResult]:
         """`enqueue` on a `TrioConnection`."""
         connection = _ours(given, "publish_in")
-        with storage_errors(self._where):
+        with storage_errors(self._where, self.hints):
             waiting = cast("TrioConnection[Any]", _Waiting(connection))
             return await self._enqueue(waiting, connection, tasks, self._aside)
 
     async def settle_async(self, given: object, transition: Transition) -> SettleResult:
         """`settle` on a `TrioConnection`."""
         connection = _ours(given, "settle_in")
-        with storage_errors(self._where):
+        with storage_errors(self._where, self.hints):
             waiting = cast("TrioConnection[Any]", _Waiting(connection))
             return await self._settle(waiting, connection, transition, self._aside)
 
@@ -158,22 +169,47 @@ class Joined:
         aside: Aside,
     ) -> list[EnqueueResult]:
         await self._check_database(connection, known_by)
-        await self._know_lanes(connection, tasks, aside)
-        steps, outcome = PostgresTasks(self._sql, self._lanes.copy()), Outcome()
-        results: list[EnqueueResult | None] = [None] * len(tasks)
-        if steps.are_plain(tasks, bounded=False):
-            results = await steps.enqueue_plain(connection, tasks, outcome, bounded=False)
+        outcome = Outcome()
+        results = await self._enqueue_plain(connection, tasks, outcome, aside)
         left = [new for new, result in zip(tasks, results, strict=True) if result is None]
+        if left and await self._forget_removed(connection, left):
+            anew = iter(await self._enqueue_plain(connection, left, outcome, aside))
+            results = [next(anew) if result is None else result for result in results]
+            left = [new for new, result in zip(tasks, results, strict=True) if result is None]
         if left:
             await self._check_isolation(connection)
+            steps = PostgresTasks(self._sql, self._lanes.copy())
             decided = iter(
                 await self._again(
                     connection, lambda: steps.enqueue(connection, left, outcome, bounded=False)
                 )
             )
             results = [next(decided) if result is None else result for result in results]
-        await self._tell(connection, outcome)
+        await self._tell(connection, outcome, {new.queue for new in tasks})
         return [result for result in results if result is not None]
+
+    async def _enqueue_plain(
+        self,
+        connection: TrioConnection[Any],
+        tasks: Sequence[NewTask],
+        outcome: Outcome,
+        aside: Aside,
+    ) -> list[EnqueueResult | None]:
+        """Store what depends on no stored task, if all do not; None for what was not stored."""
+        await self._know_lanes(connection, tasks, aside)
+        steps = PostgresTasks(self._sql, self._lanes.copy())
+        if steps.are_plain(tasks, bounded=False):
+            return await steps.enqueue_plain(connection, tasks, outcome, bounded=False)
+        return [None] * len(tasks)
+
+    async def _forget_removed(self, connection: TrioConnection[Any], tasks: Sequence[NewTask]) -> bool:
+        """Forget the lanes of queues that were removed and declared anew; whether there were any of these tasks."""
+        cursor = await connection.execute(self._sql(NUMBERS), (sorted({new.queue for new in tasks}),))
+        numbers = dict(await cursor.fetchall())
+        lanes = [self._lanes.known(address_of(new)) for new in tasks]
+        old = [each for each in lanes if each is not None and numbers.get(each.queue, each.queue_id) != each.queue_id]
+        self._lanes.forget((each.queue, each.type, each.version, each.tagged) for each in old)
+        return bool(old)
 
     async def _settle(
         self,
@@ -195,7 +231,7 @@ class Joined:
         # Of limits on the queue, within which there is room now, these steps know nothing.
         over = [topic.name for topic in outcome.rings if topic.kind is TopicKind.DONE]
         outcome.rings.update(Topic(TopicKind.QUEUE, queue) for queue in over)
-        await self._tell(connection, outcome)
+        await self._tell(connection, outcome, ())  # it is READ COMMITTED
         return result
 
     async def _again(
@@ -269,9 +305,18 @@ class Joined:
         assert row is not None
         return str(row[0])
 
-    async def _tell(self, connection: TrioConnection[Any], outcome: Outcome) -> None:
+    async def _tell(
+        self, connection: TrioConnection[Any], outcome: Outcome, queues: Iterable[str]
+    ) -> None:
+        """Ring with the commit; nothing was stored in these queues without a bell to be rung."""
+        isolation = "read committed"
         for payload in payloads(EVERYBODY, outcome.rings):
-            await connection.execute(b"SELECT pg_notify(%s, %s)", (self._channel, payload))
+            cursor = await connection.execute(TELL, (self._channel, payload))
+            row = await cursor.fetchone()
+            assert row is not None
+            isolation = row[1]
+        if isolation != "read committed":
+            await connection.execute(self._sql(STILL_THERE), (sorted(queues),))
 
 
 def _plain(given: object, what: str) -> psycopg.Connection[Any]:
@@ -282,7 +327,7 @@ def _plain(given: object, what: str) -> psycopg.Connection[Any]:
     if not isinstance(driver, psycopg.Connection):
         raise InvalidConfigError(
             f"{what}: expected a psycopg.Connection, or SQLAlchemy's Connection over psycopg, "
-            f"got {_named(cast('object', given))}"
+            f"got {_named(cast('object', given))}{_of_session(cast('object', given))}"
         )
     connection = cast("psycopg.Connection[Any]", driver)
     # SQLAlchemy would neither commit nor keep what it does not know to be begun.
@@ -293,6 +338,12 @@ def _plain(given: object, what: str) -> psycopg.Connection[Any]:
             "with connection.transaction(): ..., or with SQLAlchemy engine.begin()"
         )
     return connection
+
+
+def _of_session(given: object) -> str:
+    """What to pass in place of SQLAlchemy's Session, which is known by its name: nothing here imports it."""
+    is_orm = any(each.__module__.startswith("sqlalchemy.orm.") for each in type(given).__mro__)
+    return "; pass session.connection()" if is_orm and callable(getattr(given, "connection", None)) else ""
 
 
 def _ours(given: object, what: str) -> TrioConnection[Any]:

@@ -46,6 +46,7 @@ from dispatch.storage.query import (
     Header,
     Ids,
     Keys,
+    LastError,
     Not,
     Order,
     Payload,
@@ -176,6 +177,10 @@ def _leaf(where: Where) -> Condition:
             return Condition(
                 "(t.headers IS NOT NULL AND coalesce(t.headers ->> %s = %s, FALSE))", (name, value)
             )
+        case LastError(contains):
+            if not storable(contains):
+                return Condition(FALSE)
+            return Condition("(t.last_error IS NOT NULL AND strpos(t.last_error, %s) > 0)", (contains,))
         case Priorities(least, most):
             return Condition("(t.priority >= %s AND t.priority <= %s)", (least, most))
         case Attempt(least, most):
@@ -347,6 +352,8 @@ async def matching(
         rows = await cursor.fetchall()
         await lanes.meet(connection, {row[1 + LANE_AT] for row in rows})
         for row in rows:
+            if not lanes.met(row[1 + LANE_AT]):
+                continue  # pruned since it was read, and its queue removed
             record = stored_of(row[1:], lanes).record
             after = record.seq
             if exact or matches(where, record, row[0]):
@@ -443,6 +450,8 @@ async def count(
     for lane_id, queue, state, later, number in rows:
         shown = {"queue": queue, "status": _shown(state, later)}
         if lane_id is not None:
+            if not lanes.met(lane_id):
+                continue  # pruned since they were counted, and their queue removed
             lane = lanes.of(lane_id)
             shown |= {"queue": lane.queue, "type": lane.type}
         group = tuple(shown[name] for name in by)

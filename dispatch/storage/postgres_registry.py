@@ -19,6 +19,7 @@ from dispatch.storage.protocol import (
     Keep,
     PutAnswer,
     QueueRecord,
+    RemoveAnswer,
     Topic,
     TopicKind,
     WorkerRecord,
@@ -54,6 +55,12 @@ HEADS: Final = (
     "  AND r.state = 3) ORDER BY w.key, w.seq) AS head WHERE t.seq = head.seq"
 )
 """Of each line in which nothing runs, the first is READY."""
+UNUSED: Final = (
+    "SELECT q.id, NOT EXISTS (SELECT 1 FROM @.tasks t WHERE t.queue = q.id AND t.state = 3)"
+    " AND NOT EXISTS (SELECT 1 FROM @.tasks t WHERE t.queue = q.id AND t.state <> 3)"
+    " FROM @.queues q WHERE q.name = %s"
+)
+"""Whether no task of it is stored: in two halves, as the indexes of a queue's tasks are."""
 BEAT: Final = (
     "INSERT INTO @.workers (id, host, pid, started_at, seen_at, queues, running)"
     " VALUES (%s, %s, %s, %s, @.now_s(), %s, %s) ON CONFLICT (id) DO UPDATE SET (host, pid, started_at,"
@@ -99,7 +106,7 @@ class PostgresRegistry:
         return [queue_record(Queue(*row)) for row in await cursor.fetchall()]
 
     async def declare(
-        self, connection: TrioConnection[Any], queues: Sequence[QueueRecord], outcome: Outcome
+        self, connection: TrioConnection[Any], queues: Sequence[QueueRecord], outcome: Outcome, *, new_only: bool
     ) -> None:
         """See `ControlStore.declare`. In a transaction.
 
@@ -108,10 +115,12 @@ class PostgresRegistry:
         """
         known = {record.name: record for record in await self.queues(connection)}
         wanted = {given.name: given for given in queues}  # of one that is given twice the last
+        if new_only:
+            wanted = {given.name: given for given in reversed(queues)}
         changed = [
             given
             for given in wanted.values()
-            if _declared(known.get(given.name)) != _declared(given)
+            if _declared(known.get(given.name)) != _declared(given) and not (new_only and given.name in known)
         ]
         if not changed:
             return
@@ -175,6 +184,38 @@ class PostgresRegistry:
         outcome.rings |= {Topic(TopicKind.CONTROL, name), Topic(TopicKind.QUEUE, name)}
         return True
 
+    async def remove_queue(
+        self, connection: TrioConnection[Any], name: str, outcome: Outcome
+    ) -> RemoveAnswer:
+        """See `ControlStore.remove_queue`. In a transaction."""
+        if not storable(name):
+            return RemoveAnswer.UNKNOWN
+        # What is refused anyway keeps nobody waiting.
+        answer, _ = await self._unused(connection, UNUSED, name)
+        if answer is not RemoveAnswer.REMOVED:
+            return answer
+        # Whatever stores a task holds the table until it is committed, and reads the queues behind
+        # that lock: it is over, and seen from here on, or will find the queue gone.
+        await connection.execute(f"SET LOCAL lock_timeout = {LOCK_MS}".encode())
+        await connection.execute(self._sql("LOCK TABLE @.tasks IN SHARE MODE"))
+        # Who claims from a limited queue may hold its row, and wait for the table: not for us, then.
+        answer, queue_id = await self._unused(connection, f"{UNUSED} FOR UPDATE OF q NOWAIT", name)
+        if answer is RemoveAnswer.REMOVED:
+            await connection.execute(self._sql("DELETE FROM @.lanes WHERE queue = %s"), (queue_id,))
+            await connection.execute(self._sql("DELETE FROM @.queues WHERE id = %s"), (queue_id,))
+            outcome.rings |= {Topic(TopicKind.CONTROL, name), Topic(TopicKind.ROOM, name)}
+        return answer
+
+    async def _unused(
+        self, connection: TrioConnection[Any], statement: str, name: str
+    ) -> tuple[RemoveAnswer, int]:
+        """What a removal would come to, and the queue's number."""
+        cursor = await connection.execute(self._sql(statement), (name,))
+        found = await cursor.fetchone()
+        if found is None:
+            return RemoveAnswer.UNKNOWN, 0
+        return RemoveAnswer.REMOVED if found[1] else RemoveAnswer.STORED, found[0]
+
     # ---- workers ---------------------------------------------------------
 
     async def beat(self, connection: TrioConnection[Any], worker: WorkerRecord) -> None:
@@ -231,7 +272,8 @@ class PostgresRegistry:
         template = template_to_text(entry.template)
         cursor = await connection.execute(
             self._sql(
-                f"INSERT INTO @.crons ({CRON}) SELECT %s, %s, %s, %s, %s, %s, %s, %s, c.now, c.now"
+                f"INSERT INTO @.crons ({CRON}) SELECT %s, %s, %s, %s, %s, %s, %s, %s,"
+                " coalesce(nullif(%s::float8, 0), c.now), c.now"
                 " FROM (SELECT @.now_s() AS now) AS c ON CONFLICT DO NOTHING"
             ),
             (
@@ -243,6 +285,7 @@ class PostgresRegistry:
                 entry.last_slot,
                 entry.next_slot,
                 entry.total,
+                entry.created_at,
             ),
         )
         if cursor.rowcount:

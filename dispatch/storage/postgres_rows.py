@@ -168,7 +168,12 @@ def address_of(task: NewTask | TaskRecord) -> Address:
 
 
 class Lanes:
-    """The lanes known to this process. They never change, so knowing one is for ever."""
+    """The lanes known to this process. They never change, so knowing one is for ever.
+
+    But a queue may be removed, and its lanes with it: declared again, it has another number,
+    and its tasks others of the lanes. No number is given twice, so an old one never misleads:
+    no task is stored in it, since whoever does joins it with its queue, or compares the two.
+    """
 
     def __init__(self, sql: Sql) -> None:
         self._sql = sql
@@ -194,6 +199,15 @@ class Lanes:
     def of(self, number: int) -> Lane:
         """What a number stands for; `meet` has been awaited for it."""
         return self._by_id[number]
+
+    def met(self, number: int) -> bool:
+        """Whether it is known; after `meet` only that of a queue which was removed since is not."""
+        return number in self._by_id
+
+    def forget(self, addresses: Iterable[Address]) -> None:
+        """Have these looked up again when they are needed next."""
+        for address in addresses:
+            self._by_address.pop(address, None)
 
     def note(self, lanes: Iterable[Lane]) -> None:
         """Remember lanes that are committed."""

@@ -44,9 +44,10 @@ from typing import Any, Final
 
 from dispatch.errors import InvalidConfigError, StorageError
 from dispatch.storage.psycopg_conninfo import connected, redacted
-from dispatch.storage.psycopg_trio import TrioConnection, psycopg, storage_errors
+from dispatch.storage.psycopg_trio import HINTS, TrioConnection, psycopg, storage_errors
 
 __all__ = [
+    "CHANGED",
     "DEFAULT_SCHEMA",
     "IDENTITY",
     "LOCK_MS",
@@ -227,6 +228,14 @@ _MIGRATIONS: Final = ((_FIRST, 1), (_SECOND, 1))
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
 
+_GONE: Final = (
+    "; the schema was changed while this process ran: restart the process, and if a newer trio-dispatch "
+    "migrated the schema, upgrade the package in it"
+)
+CHANGED: Final = {**HINTS, **dict.fromkeys(("42P01", "42703", "42883", "3F000"), _GONE)}
+"""`HINTS` once the schema was found whole: a table, a column, a function, all of it is gone since."""
+
+
 def check_schema_name(name: str) -> str:
     """The name, if it can be a schema's. Raises InvalidConfigError."""
     if not _NAME.fullmatch(name):
@@ -348,6 +357,7 @@ async def check_version(connection: TrioConnection[Any], schema: str) -> str:
     The message names the remedy.
     """
     _check_server(connection)
+    where = _place(connection)
     cursor = await connection.execute(f"{_PLAIN}, to_regclass(%s)".encode(), (schema, f"{schema}.migrations"))
     row = await cursor.fetchone()
     assert row is not None
@@ -362,15 +372,21 @@ async def check_version(connection: TrioConnection[Any], schema: str) -> str:
         state = "is missing" if found == 0 else f"is at version {found}"
         script = f"dispatch migrate --sql --since {found}" if found else "dispatch migrate --sql"
         raise StorageError(
-            f"schema {schema!r} {state} and this trio-dispatch needs version {SCHEMA_VERSION}: "
+            f"{where}: schema {schema!r} {state} and this trio-dispatch needs version {SCHEMA_VERSION}: "
             f"run `dispatch migrate` with this database's URL (`{script}` prints it)"
         )
     if oldest > SCHEMA_VERSION:
-        raise StorageError(_too_new(schema, found))
+        raise StorageError(f"{where}: {_too_new(schema, found)}")
     cursor = await connection.execute(IDENTITY.replace("@.", f"{schema}.").encode())
     row = await cursor.fetchone()
     assert row is not None
     return str(row[0])
+
+
+def _place(connection: TrioConnection[Any]) -> str:
+    """Which database this is, for people: of several hosts the one that answered."""
+    info = connection.info
+    return f"database {info.dbname!r} on {info.host}:{info.port}"
 
 
 def _too_new(schema: str, found: int) -> str:

@@ -555,7 +555,7 @@ class Step:
         answer = lifecycle.fence(record, transition.epoch)
         if stored is None or record is None or answer is not SettleAnswer.APPLIED:
             self._numbers = self._numbers[: len(self._numbers) - len(transition.spawn)]
-            return SettleResult(transition.id, transition.epoch, answer)
+            return SettleResult.refused(transition, answer, record)
         with self._changing(stored):
             self._ended(stored, lifecycle.settle(record, transition, self.now))
         result = SettleResult.applied(record)
@@ -600,8 +600,10 @@ class Step:
         await promote(self._connection, self._sql, self._lines, self.now)
 
     async def _lanes_of(self, rows: Sequence[Stored]) -> dict[tuple[str, str, int, bool], int]:
-        wanted = {stored.address() for stored in rows}
+        wanted = {stored.address(): stored.queue_id for stored in rows}
         known = {address: self._lanes.known(address) for address in wanted}
+        # One may be of a queue of that name which was removed before this one was declared.
+        known = {each: lane if lane and lane.queue_id == wanted[each] else None for each, lane in known.items()}
         missing = [address for address, lane in known.items() if lane is None]
         made = await self._lanes.make(self._connection, missing) if missing else {}
         self.made += made.values()

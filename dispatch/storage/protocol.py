@@ -54,6 +54,7 @@ __all__ = [
     "Page",
     "PutAnswer",
     "QueueRecord",
+    "RemoveAnswer",
     "RenewAnswer",
     "Rescued",
     "SettleResult",
@@ -163,7 +164,7 @@ class RenewAnswer:
 
 @attrs.define
 class SettleResult:
-    """One settled run: the answer, and where APPLIED, the status it left.
+    """One settled run: the answer, and where APPLIED, the status it left; where REPEATED, the task's now.
 
     `spawned` says, where APPLIED, what became of each of the transition's spawned
     tasks, in order: a run has no one to raise to once it has ended.
@@ -176,6 +177,12 @@ class SettleResult:
     available_at: float | None = None
     failure_reason: FailureReason | None = None
     spawned: Sequence[EnqueueResult] = ()
+
+    @classmethod
+    def refused(cls, transition: Transition, answer: SettleAnswer, record: TaskRecord | None) -> SettleResult:
+        """The answer to an end that was not written, of a task that stands as the record says."""
+        status = record.status if record is not None and answer is SettleAnswer.REPEATED else None
+        return cls(transition.id, transition.epoch, answer, status)
 
     @classmethod
     def applied(cls, record: TaskRecord) -> SettleResult:
@@ -407,7 +414,7 @@ class QueueRecord:
 
 @attrs.frozen(kw_only=True)
 class WorkerRecord:
-    """A live worker: who it is, since when, what it consumes and runs."""
+    """A live worker: who it is, since when, which queues it consumes, having handlers for them, and what it runs."""
 
     id: str
     host: str
@@ -418,12 +425,24 @@ class WorkerRecord:
     running: tuple[str, ...] = ()
 
 
+class RemoveAnswer(StrEnum):
+    """What became of a `remove_queue`."""
+
+    REMOVED = "removed"
+    STORED = "stored"
+    """Tasks of it are stored, open or ended; nothing was changed."""
+    UNKNOWN = "unknown"
+
+
 class ControlStore(ABC):
     """Queues and workers as records any process may read, and queues it may change."""
 
     @abstractmethod
-    async def declare(self, queues: Sequence[QueueRecord]) -> None:
-        """Register queues: creates, or updates the declaration and keeps what was set by hand."""
+    async def declare(self, queues: Sequence[QueueRecord], *, new_only: bool = False) -> None:
+        """Register queues: creates, or updates the declaration and keeps what was set by hand.
+
+        With `new_only`, a queue that is there already is left as it is.
+        """
 
     @abstractmethod
     async def queues(self) -> list[QueueRecord]:
@@ -434,6 +453,16 @@ class ControlStore(ABC):
         self, name: str, *, paused: bool | None = None, concurrency: int | Keep | None = KEEP
     ) -> bool:
         """Pause, resume or resize a queue for every process; False if unknown. Rings CONTROL."""
+
+    @abstractmethod
+    async def remove_queue(self, name: str) -> RemoveAnswer:
+        """Take a queue back, with what was set on it by hand, unless a task of it is stored.
+
+        A task in whatever status, for a dead letter without its queue could neither be
+        found nor rerun. Whatever is stored at the same moment is stored before, and then
+        in the way, or answers UNKNOWN_QUEUE, as all does afterwards, in every process;
+        declared again, it is a new queue. A repeat answers UNKNOWN. Rings CONTROL and ROOM.
+        """
 
     @abstractmethod
     async def beat(self, worker: WorkerRecord) -> None:
@@ -467,6 +496,7 @@ class CronRecord:
     next_slot: float | None = None
     total: int = 0
     created_at: float = 0.0
+    """0 in one to be put: the moment of that."""
     seen_at: float = 0.0
 
 
@@ -499,7 +529,8 @@ class CronStore(ABC):
     async def put_cron(self, entry: CronRecord, *, replace: bool = False) -> PutAnswer:
         """Add an entry; the same definition and template is SAME, another CONFLICT unless replacing.
 
-        SAME renews `seen_at`; REPLACED keeps the counters, a pause, and the
+        CREATED keeps its `created_at`, from which ticks may be counted, and which has to
+        fit its slots. SAME renews `seen_at`; REPLACED keeps the counters, a pause, and the
         later of the two last slots, so that no tick is decided twice: the
         stored one where the entry brings none. `next_slot` is the entry's.
         Rings CRON.

@@ -26,7 +26,7 @@ import logging
 import random as random_module
 import select
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     aclosing,
@@ -66,6 +66,7 @@ from psycopg.types.json import set_json_loads
 from psycopg.waiting import Ready, Wait
 
 __all__ = [
+    "HINTS",
     "UNTOUCHED",
     "OwnAsyncCursor",
     "OwnAsyncRawCursor",
@@ -553,28 +554,27 @@ async def _opened(conninfo: str, kwargs: dict[str, ConnParam]) -> psycopg.pq.abc
     return pgconn
 
 
-MIXED_UP: Final = frozenset({"42P05", "26000"})
-"""A prepared statement that is there already, or is not."""
 POOLED: Final = (
     "; is a pooler between that gives each transaction another connection? Then add listen=0&prepare=0 to the URL, "
     "or open PostgresStorage(dsn, listen=False, prepare=False)"
 )
+HINTS: Final[Mapping[str, str]] = {"42P05": POOLED, "26000": POOLED}
+"""What to do, by SQLSTATE: a prepared statement is there already, or is not."""
 
 
 @contextmanager
-def storage_errors(doing: str) -> Generator[None]:
+def storage_errors(doing: str, hints: Mapping[str, str] = HINTS) -> Generator[None]:
     """Turn psycopg's errors into StorageError (1021), whose message begins with `doing`."""
     try:
         yield
     except psycopg.Error as exc:
-        raise StorageError(f"{doing}: {brief(exc)}") from exc
+        raise StorageError(f"{doing}: {brief(exc, hints)}") from exc
 
 
-def brief(error: psycopg.Error) -> str:
+def brief(error: psycopg.Error, hints: Mapping[str, str] = HINTS) -> str:
     """An error in one line, with its SQLSTATE: without the detail, which may quote stored rows."""
     text = error.diag.message_primary or " ".join(str(error).split()) or type(error).__name__
-    hint = POOLED if error.sqlstate in MIXED_UP else ""
-    return f"{text} ({error.sqlstate}){hint}" if error.sqlstate else text
+    return f"{text} ({error.sqlstate}){hints.get(error.sqlstate, '')}" if error.sqlstate else text
 
 
 def backoff_s(failures: int, random: Callable[[], float]) -> float:
@@ -610,6 +610,8 @@ class TrioPool:
 
     silence_s: float = inf
     """That of the connections it lends, see `TrioConnection`."""
+    hints: Mapping[str, str] = HINTS
+    """By SQLSTATE, what a StorageError says to do about it."""
 
     def __init__(
         self,
@@ -656,7 +658,7 @@ class TrioPool:
                 connection = await self._take()
                 connection.silence_s = self.silence_s
                 try:
-                    with storage_errors(self.where):
+                    with storage_errors(self.where, self.hints):
                         yield connection
                 finally:
                     as_lent = connection.autocommit is self._autocommit

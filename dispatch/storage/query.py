@@ -41,6 +41,7 @@ __all__ = [
     "Header",
     "Ids",
     "Keys",
+    "LastError",
     "Not",
     "Order",
     "Payload",
@@ -249,6 +250,17 @@ class Header(Where):
 
 
 @attrs.frozen
+class LastError(Where):
+    """The task's last error contains this text, upper and lower case told apart; the empty text is any error."""
+
+    contains: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.contains, str):
+            raise InvalidConfigError(f"LastError: wanted a str, as in LastError('TimeoutError'); got {shown(self.contains)}")
+
+
+@attrs.frozen
 class Payload(Where):
     """The value at `path` in the payload's JSON, such as `("lines", 2, "qty")`, equals `value`."""
 
@@ -409,6 +421,8 @@ def matches(where: Where, record: TaskRecord, now: float) -> bool:
             return where.all_of <= tags and (where.any_of is None or bool(where.any_of & tags))
         case Header(name, value):
             return name in record.headers and (value is None or record.headers[name] == value)
+        case LastError(contains):
+            return record.last_error is not None and contains in record.last_error
         case Payload(path, value):
             return payload_has(record.payload, path, value)
         case Priorities(least, most):

@@ -204,9 +204,11 @@ class ReadyQueue:
         "_lines",
         "_ready",
         "_views",
+        "dropped",
         "limited",
         "record",
         "room",
+        "rows",
         "running",
         "tokens",
         "tokens_at",
@@ -215,6 +217,9 @@ class ReadyQueue:
 
     def __init__(self, record: QueueRecord) -> None:
         self.record: QueueRecord = record
+        self.rows: list[Row] = []
+        """All that were stored in it, in this order, and `dropped` that are stored no more; the caller's."""
+        self.dropped: int = 0
         self.waiting: int = 0
         """Tasks pending and due, also those behind their key or of a type nobody handles."""
         self.room: bool = False

@@ -51,6 +51,7 @@ from dispatch.storage.protocol import (
     Page,
     PutAnswer,
     QueueRecord,
+    RemoveAnswer,
     RenewAnswer,
     Rescued,
     SettleResult,
@@ -517,8 +518,8 @@ class SqliteStorage(Storage):
 
     # ---- control ---------------------------------------------------------
 
-    async def declare(self, queues: Sequence[QueueRecord]) -> None:
-        await self._write(lambda ledger: ledger.registry.declare(queues, ledger.now))
+    async def declare(self, queues: Sequence[QueueRecord], *, new_only: bool = False) -> None:
+        await self._write(lambda ledger: ledger.registry.declare(queues, ledger.now, new_only=new_only))
 
     async def queues(self) -> list[QueueRecord]:
         return await self._glance(lambda _, __: self._registry.queues())
@@ -527,6 +528,9 @@ class SqliteStorage(Storage):
         self, name: str, *, paused: bool | None = None, concurrency: int | Keep | None = KEEP
     ) -> bool:
         return await self._write(lambda ledger: ledger.registry.alter_queue(name, paused, concurrency))
+
+    async def remove_queue(self, name: str) -> RemoveAnswer:
+        return await self._write(lambda ledger: ledger.registry.remove_queue(name))
 
     async def beat(self, worker: WorkerRecord) -> None:
         await self._write(lambda ledger: ledger.registry.beat(worker, ledger.now))

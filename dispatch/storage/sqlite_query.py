@@ -30,6 +30,7 @@ from dispatch.storage.query import (
     Header,
     Ids,
     Keys,
+    LastError,
     Not,
     Order,
     Payload,
@@ -92,6 +93,8 @@ def condition(where: Where, now: float) -> Sql:
                 return "0", []
             sql = "EXISTS (SELECT 1 FROM json_each(coalesce(headers, '{}')) AS h WHERE h.key = ?"
             return (f"{sql})", [name]) if value is None else (f"{sql} AND h.value = ?)", [name, value])
+        case LastError(contains):
+            return ("(last_error IS NOT NULL AND instr(last_error, ?))", [contains]) if storable(contains) else ("0", [])
         case Payload(path, value):
             try:
                 wanted = json.dumps(value)

@@ -17,6 +17,7 @@ from dispatch.storage.protocol import (
     Keep,
     PutAnswer,
     QueueRecord,
+    RemoveAnswer,
     TopicKind,
     WorkerRecord,
 )
@@ -41,13 +42,15 @@ class SqliteRegistry:
 
     # ---- queues ----------------------------------------------------------
 
-    def declare(self, given: Sequence[QueueRecord], now: float) -> None:
+    def declare(self, given: Sequence[QueueRecord], now: float, *, new_only: bool = False) -> None:
         """See `ControlStore.declare`."""
         known = {record.name: record for record in self.queues()}
         for queue in given:
             kept = known.get(queue.name)
             if kept is None:
                 record = attrs.evolve(queue, paused=False, concurrency=None)
+            elif new_only:
+                continue
             else:
                 record = attrs.evolve(queue, paused=kept.paused, concurrency=kept.concurrency)
                 if record == kept:
@@ -120,6 +123,18 @@ class SqliteRegistry:
         self._tasks.touched |= {(TopicKind.CONTROL, name), (TopicKind.QUEUE, name)}
         return True
 
+    def remove_queue(self, name: str) -> RemoveAnswer:
+        """See `ControlStore.remove_queue`."""
+        if not storable(name) or self._tasks.queue(name) is None:
+            return RemoveAnswer.UNKNOWN
+        if self._db.execute("SELECT 1 FROM dispatch_tasks WHERE queue = ? LIMIT 1", (name,)).fetchone():
+            return RemoveAnswer.STORED
+        self._db.execute("DELETE FROM dispatch_queues WHERE name = ?", (name,))
+        self._db.execute("DELETE FROM dispatch_lanes WHERE queue = ?", (name,))
+        self._tasks.forget()
+        self._tasks.touched |= {(TopicKind.CONTROL, name), (TopicKind.ROOM, name)}
+        return RemoveAnswer.REMOVED
+
     # ---- workers ---------------------------------------------------------
 
     def beat(self, worker: WorkerRecord, now: float) -> None:
@@ -170,7 +185,7 @@ class SqliteRegistry:
         """See `CronStore.put_cron`."""
         found = self.crons(entry.name)
         if not found:
-            self._write(attrs.evolve(entry, created_at=now, seen_at=now))
+            self._write(attrs.evolve(entry, created_at=entry.created_at or now, seen_at=now))
             return PutAnswer.CREATED
         (known,) = found
         if known.definition == entry.definition and known.template == entry.template:

@@ -264,7 +264,7 @@ def damage(exc: sqlite3.Error) -> str:
     if code == sqlite3.SQLITE_CORRUPT:
         return (
             "; the file is damaged: stop its processes and put a backup in its place, or have what can be read "
-            'written to a new one, sqlite3 jobs.db ".recover" | sqlite3 new.db'
+            """written to a new one, sqlite3 jobs.db .dump | sed 's/^ROLLBACK.*/COMMIT;/' | sqlite3 new.db"""
         )
     return ""
 

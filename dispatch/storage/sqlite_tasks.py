@@ -475,7 +475,7 @@ class SqliteTasks(SqlitePlaces):
         record = self.load(transition.id)
         answer = lifecycle.fence(record, transition.epoch)
         if record is None or answer is not SettleAnswer.APPLIED:
-            return SettleResult(transition.id, transition.epoch, answer)
+            return SettleResult.refused(transition, answer, record)
         self.write_attempt(record.seq, lifecycle.settle(record, transition, now))
         self.run_ended(record, now)
         result = SettleResult.applied(record)

@@ -21,12 +21,13 @@ from dispatch.storage.protocol import (
     CronRecord,
     EnqueueAnswer,
     QueueRecord,
+    RemoveAnswer,
     Topic,
     TopicKind,
     Want,
     WorkerRecord,
 )
-from dispatch.storage.query import All, Ids, PruneSpec, Statuses
+from dispatch.storage.query import All, Ids, PruneSpec, Queues, Statuses
 from dispatch.testing.workbench import LEASE_S, Workbench, cancelled_at, unique
 
 __all__ = ["ConnectionCases", "DurabilityCases", "InterruptionCases"]
@@ -181,6 +182,26 @@ async def ticked(bench: Workbench, name: str) -> bool:
     return (entry.last_slot, entry.total, await bench.status(name)) == (100.0, 1, "pending")
 
 
+async def an_unused_queue(bench: Workbench, name: str) -> None:
+    """A queue of this name whose tasks have been pruned, changed by hand."""
+    await bench.declare(name)
+    await bench.ended(f"{name}-task", queue=name)
+    await bench.storage.prune(PruneSpec(keep=0))
+    await bench.storage.alter_queue(name, paused=True)
+
+
+async def remove_queue(bench: Workbench, name: str) -> None:
+    """Remove the queue."""
+    await bench.storage.remove_queue(name)
+
+
+async def queue_removed(bench: Workbench, name: str) -> bool:
+    """It is not listed, and nothing is stored in it."""
+    listed = name in {queue.name for queue in await bench.storage.queues()}
+    [one] = await bench.storage.enqueue([bench.task(f"{name}-late", queue=name)])
+    return not listed and one.answer is EnqueueAnswer.UNKNOWN_QUEUE
+
+
 DEEDS: Final = {
     "enqueue": Deed(nothing, enqueue, enqueued),
     "claim": Deed(two_pending, claim, claimed),
@@ -191,6 +212,7 @@ DEEDS: Final = {
     "alter": Deed(two_pending, cancel, cancelled),
     "prune": Deed(ended, prune, pruned),
     "advance-cron": Deed(a_cron_entry, tick, ticked),
+    "remove-queue": Deed(an_unused_queue, remove_queue, queue_removed),
 }
 
 
@@ -407,6 +429,65 @@ class DurabilityCases:
             await process(restarted, 99)
         assert sorted(answers) == [AdvanceAnswer.ADVANCED] + [AdvanceAnswer.MOVED] * 6
         assert len(await bench.ids()) == 1
+
+    async def test_a_queue_that_one_process_removed_is_gone_for_the_other(self, bench: Workbench) -> None:
+        await bench.declare(max_waiting=1_000)
+        await bench.declare("p")
+        async with bench.beside() as other:
+            await other.publish("a", "b", key="k", tags=("x",))
+            await bench.alter(Queues("q"), "cancel")
+            assert await bench.storage.remove_queue("q") is RemoveAnswer.STORED
+            assert await bench.storage.prune(PruneSpec(keep=0)) == 2
+            assert await bench.storage.remove_queue("q") is RemoveAnswer.REMOVED
+            for bounded in (False, True):
+                [one] = await other.storage.enqueue([other.task("c", tags=("x",))], bounded=bounded)
+                assert one.answer is EnqueueAnswer.UNKNOWN_QUEUE
+            assert await other.storage.remove_queue("q") is RemoveAnswer.UNKNOWN
+            assert [queue.name for queue in await other.storage.queues()] == ["p"]
+            await bench.declare(keyed=True)
+            for number in range(2):  # by what it knows of the first, and by what it has learned then
+                await other.publish(f"d{number}", tags=("x",))
+                await other.publish(f"e{number}", tags=("x",), unique=unique(f"u{number}"))
+                assert await bench.taken(9) == [f"d{number}", f"e{number}"]
+            await other.publish("f", "g", key="k")
+            assert await other.taken(9) == ["f"]
+            assert await other.storage.count(All(), by=("queue",)) == {("q",): 6}
+
+    async def test_of_processes_that_publish_declare_and_remove_at_once_none_stores_a_task_in_no_queue(
+        self, bench: Workbench
+    ) -> None:
+        removed = stored = 0
+        async with bench.beside() as other:
+            for number in range(30):
+                await bench.declare()
+                answers: list[EnqueueAnswer] = []
+
+                async def publish(
+                    name: str, answers: list[EnqueueAnswer] = answers, **fields: Any
+                ) -> None:
+                    [one] = await other.storage.enqueue([other.task(name, **fields)])
+                    answers.append(one.answer)
+
+                async def remove() -> None:
+                    nonlocal removed
+                    removed += await bench.storage.remove_queue("q") is RemoveAnswer.REMOVED
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(remove)
+                    nursery.start_soon(partial(publish, f"a{number}"))
+                    nursery.start_soon(partial(publish, f"b{number}", unique=unique()))
+                    if number % 2:
+                        nursery.start_soon(other.declare)
+                # What is stored has its queue, and can run.
+                await other.declare()
+                created = answers.count(EnqueueAnswer.CREATED)
+                assert answers.count(EnqueueAnswer.UNKNOWN_QUEUE) == 2 - created
+                assert await bench.storage.count(All(), by=("queue",)) == ({("q",): created} if created else {})
+                stored += created
+                for claim in await bench.claim(9):
+                    await bench.settle(claim)
+                assert await bench.storage.prune(PruneSpec(keep=0)) == created
+        assert (removed, stored) != (0, 0)
 
     async def test_what_happens_in_one_process_wakes_the_other(self, bench: Workbench) -> None:
         await bench.publish("a", "b", "c", "d", max_retry=9)

@@ -21,6 +21,7 @@ from dispatch.storage.query import (
     Header,
     Ids,
     Keys,
+    LastError,
     Not,
     Order,
     Payload,
@@ -62,7 +63,7 @@ async def zoo(bench: Workbench) -> float:
     await bench.fail(await bench.started("retrying", max_retry=5), 50.0)
     await bench.advance(10.0)
     await bench.ended("succeeded")
-    await bench.ended("failed", how=FAILED, queue="r")
+    await bench.settle(await bench.started("failed", queue="r"), FAILED, error="OSError: 7 % full, no 'room'")
     await bench.ended("cancelled", how=CANCELLED)
     return start
 
@@ -100,6 +101,13 @@ class FindCases:
             (Header("h"), {"tagged", "tagged-y"}),
             (Header("h", "2"), {"tagged-y"}),
             (Header("", "empty"), {"tagged"}),
+            (LastError(), {"retrying", "failed"}),
+            (LastError("Error: "), {"retrying", "failed"}),
+            (LastError("ValueError: no"), {"retrying"}),
+            (LastError("valueerror"), set()),
+            (LastError("7 % full, no 'room'"), {"failed"}),
+            (LastError("ValueError%no"), set()),
+            (LastError("\0"), set()),
             (Payload(("n",), 1), {"paid"}),
             (Payload(("n",), True), set()),
             (Payload(("n",), "1"), set()),

@@ -18,12 +18,15 @@ from dispatch.records import TransitionKind
 from dispatch.storage.protocol import (
     AdvanceAnswer,
     CronRecord,
+    EnqueueAnswer,
     PutAnswer,
     QueueRecord,
+    RemoveAnswer,
     Topic,
     TopicKind,
     WorkerRecord,
 )
+from dispatch.storage.query import All, Ids, PruneSpec, Queues
 from dispatch.testing.workbench import Workbench, unique
 
 __all__ = ["ControlCases", "CronCases", "WatchCases"]
@@ -283,6 +286,19 @@ class ControlCases:
         await storage.declare([QueueRecord(name="c"), QueueRecord(name="c", max_running=2)])
         assert (await storage.queues())[2] == QueueRecord(name="c", max_running=2)
 
+    async def test_a_declaration_of_new_queues_only_changes_none_that_is_there(self, bench: Workbench) -> None:
+        storage = bench.storage
+        await storage.declare([QueueRecord(name="a", keyed=True, max_running=2, rate=(3, 60.0))])
+        await storage.alter_queue("a", paused=True)
+        before = await storage.queues()
+        await storage.declare([QueueRecord(name="a"), QueueRecord(name="b", max_waiting=1)], new_only=True)
+        assert await storage.queues() == [*before, QueueRecord(name="b", max_waiting=1)]
+        await storage.alter_queue("a", paused=False)
+        await storage.enqueue([bench.task(id_, queue="a", key="k") for id_ in ("x", "y")])
+        assert await bench.taken(9, queue="a") == ["x"]  # it is still keyed for who declared it otherwise
+        answers = await storage.enqueue([bench.task(id_, queue="b") for id_ in ("1", "2")], bounded=True)
+        assert [each.answer for each in answers] == [EnqueueAnswer.CREATED, EnqueueAnswer.FULL]
+
     async def test_a_paused_queue_gives_nothing(self, bench: Workbench) -> None:
         await bench.publish("a")
         await bench.storage.alter_queue("q", paused=True)
@@ -290,6 +306,126 @@ class ControlCases:
         assert await bench.taken(9, ids=frozenset({"a"})) == []
         await bench.storage.alter_queue("q", paused=False)
         assert await bench.taken(9) == ["a"]
+
+    async def test_a_queue_without_tasks_is_removed(self, bench: Workbench) -> None:
+        storage = bench.storage
+        await bench.declare("p")
+        await bench.ended("a", tags=("x",))
+        await storage.prune(PruneSpec(keep=0))
+        assert await storage.remove_queue("q") is RemoveAnswer.REMOVED
+        assert await storage.queues() == [QueueRecord(name="p")]
+        for unknown in ("q", "unknown", "no\0such", "no\ud800such"):
+            assert await storage.remove_queue(unknown) is RemoveAnswer.UNKNOWN
+        assert not await storage.alter_queue("q", paused=True)
+        assert await bench.taken(9) == []
+        assert await storage.count(Queues("q"), by=("queue", "status")) == {}
+
+    async def test_a_queue_stays_while_a_task_of_it_is_stored_in_whatever_status(
+        self, bench: Workbench
+    ) -> None:
+        await bench.publish("pending")
+        await bench.publish("later", delay=99.0)
+        await bench.publish("held", "cancelled")
+        await bench.alter("held", "hold")
+        await bench.alter("cancelled", "cancel")
+        await bench.ended("succeeded")
+        await bench.ended("failed", how=TransitionKind.FAILED)
+        await bench.started("running", lease=None)
+        left = {"pending", "later", "held", "cancelled", "succeeded", "failed", "running"}
+        while left:
+            before = await bench.everything()
+            assert await bench.storage.remove_queue("q") is RemoveAnswer.STORED, left
+            assert await bench.everything() == before
+            name = left.pop()
+            if name == "running":
+                await bench.settle((name, 1))
+            await bench.alter(name, "cancel")
+            where = Queues("q") if not left else All(Queues("q"), Ids(name))
+            assert await bench.storage.prune(PruneSpec(keep=0, where=where, dead_letters=True)) == 1
+        assert await bench.storage.remove_queue("q") is RemoveAnswer.REMOVED
+
+    async def test_nothing_is_stored_in_a_removed_queue_in_whatever_way(self, bench: Workbench) -> None:
+        storage = bench.storage
+        for name in ("q", "r", "keyed"):  # so that whatever is remembered of a queue is
+            await bench.declare(name, keyed=name == "keyed", max_waiting=9)
+            await bench.ended(name, queue=name, key="k")
+        await storage.prune(PruneSpec(keep=0))
+        claim = await bench.started("at work", queue="r")
+        await storage.put_cron(CronRecord(name="c", definition="d", template=bench.task("")))
+        for name in ("q", "keyed"):
+            assert await storage.remove_queue(name) is RemoveAnswer.REMOVED
+        news = [
+            bench.task("plain"),
+            bench.task("with key", queue="keyed", key="k"),
+            bench.task("only one", unique=unique()),
+            bench.task("elsewhere", queue="r"),
+        ]
+        wanted = [*[EnqueueAnswer.UNKNOWN_QUEUE] * 3, EnqueueAnswer.CREATED]
+        assert [one.answer for one in await storage.enqueue(news)] == wanted
+        [one] = await storage.enqueue([bench.task("bounded")], bounded=True)
+        assert one.answer is EnqueueAnswer.UNKNOWN_QUEUE
+        [one] = await storage.enqueue([bench.task("by a run")], by=(claim.id, claim.epoch))
+        assert one.answer is EnqueueAnswer.UNKNOWN_QUEUE
+        settled = await bench.settle(claim, spawn=(bench.task("spawned"),))
+        assert [one.answer for one in settled.spawned] == [EnqueueAnswer.UNKNOWN_QUEUE]
+        tick = [bench.task("ticked", cron="c", slot=1.0)]
+        answer = await storage.advance_cron("c", expected=None, last_slot=1.0, next_slot=2.0, tasks=tick)
+        assert answer is AdvanceAnswer.REFUSED
+        assert await bench.ids() == ["at work", "elsewhere"]
+
+    async def test_a_removed_queue_that_is_declared_again_is_a_new_one(self, bench: Workbench) -> None:
+        storage = bench.storage
+        await bench.declare(keyed=True, rate=(2, 1_000.0), max_running=1)
+        await storage.alter_queue("q", paused=True, concurrency=7)
+        await storage.alter_queue("q", paused=False)
+        await bench.ended("a", "b", tags=("x",))
+        await storage.prune(PruneSpec(keep=0))
+        await storage.alter_queue("q", paused=True)
+        assert await storage.remove_queue("q") is RemoveAnswer.REMOVED
+        await bench.declare(rate=(2, 1_000.0))
+        assert await storage.queues() == [QueueRecord(name="q", rate=(2, 1_000.0))]
+        for number in range(2):  # also by what is remembered of the first
+            await bench.publish(f"plain{number}", tags=("x",))
+            await bench.publish(f"unique{number}", tags=("x",), unique=unique(f"u{number}"))
+        # Of the rate nothing was used up yet, and no key orders them.
+        assert await bench.taken(9) == ["plain0", "unique0"]
+        await bench.declare()
+        assert await bench.taken(9, types={"t": 1}, tags=frozenset({"x"})) == ["plain1", "unique1"]
+        assert await storage.count(Queues("q"), by=("queue", "type")) == {("q", "t"): 4}
+
+    async def test_removing_a_queue_rings_for_who_consumes_it_or_waits_for_room(
+        self, bench: Workbench
+    ) -> None:
+        for kind in (TopicKind.CONTROL, TopicKind.ROOM):
+            await bench.declare()
+            bell = Bell()
+            with bench.storage.watch(bell, Topic(kind, "q")):
+                await bench.storage.remove_queue("q")
+                with trio.fail_after(DEADLINE_S):
+                    await bell.wait()
+
+    async def test_of_publishing_and_removing_at_once_the_later_is_told(self, bench: Workbench) -> None:
+        for number in range(20):
+            await bench.declare()
+            answers: list[str] = []
+
+            async def publish(name: str, answers: list[str] = answers, **fields: Any) -> None:
+                [one] = await bench.storage.enqueue([bench.task(name, **fields)])
+                answers.append(one.answer.value)
+
+            async def remove(answers: list[str] = answers) -> None:
+                answers.append((await bench.storage.remove_queue("q")).value)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(publish, f"a{number}"))
+                nursery.start_soon(partial(publish, f"b{number}", unique=unique()))
+                nursery.start_soon(remove)
+                nursery.start_soon(partial(publish, f"c{number}"))
+            said = "removed" if await bench.storage.queues() == [] else "stored"
+            stored = "unknown_queue" if said == "removed" else "created"
+            assert sorted(answers) == sorted([said, *[stored] * 3]), number
+            await bench.alter(Queues("q"), "cancel")
+            await bench.storage.prune(PruneSpec(keep=0))
 
     async def test_workers_are_those_seen_lately(self, bench: Workbench) -> None:
         worker = WorkerRecord(id="w2", host="h", pid=1, started_at=1.0, seen_at=0.0, queues=("q",))
@@ -363,6 +499,16 @@ class CronCases:
         await bench.storage.put_cron(entry)
         [stored] = await bench.storage.crons()
         assert stored == attrs.evolve(entry, created_at=bench.now(), seen_at=bench.now())
+
+    async def test_a_moment_of_adding_that_is_brought_along_is_kept(self, bench: Workbench) -> None:
+        began = bench.now() - 0.25
+        brought = self.entry(bench, created_at=began, last_slot=began)
+        assert await bench.storage.put_cron(brought) is PutAnswer.CREATED
+        await bench.advance(5.0)
+        other = self.entry(bench, definition="other", created_at=bench.now())
+        assert await bench.storage.put_cron(other, replace=True) is PutAnswer.REPLACED
+        [stored] = await bench.storage.crons()
+        assert (stored.created_at, stored.seen_at) == (began, bench.now())
 
     async def test_the_same_entry_keeps_its_pause_and_its_next_slot(self, bench: Workbench) -> None:
         storage = bench.storage

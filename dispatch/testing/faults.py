@@ -31,7 +31,8 @@ T = TypeVar("T")
 METHODS = frozenset(
     {
         *("enqueue", "claim", "turn", "renew", "settle", "rescue", "find", "count", "alter", "prune"),
-        *("history", "progress", "declare", "queues", "alter_queue", "beat", "workers", "forget"),
+        *("history", "progress", "declare", "queues", "alter_queue", "remove_queue"),
+        *("beat", "workers", "forget"),
         *("put_cron", "crons", "alter_cron", "remove_cron", "advance_cron"),
     }
 )

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from math import inf
 from types import TracebackType
-from typing import Any, Final, Generic, cast
+from typing import Any, Final, Generic, Unpack, cast
 from weakref import WeakKeyDictionary
 
 import attrs
@@ -38,7 +38,7 @@ from typing_extensions import TypeVar
 from dispatch.checks import check_count, check_kind
 from dispatch.clock import Clock
 from dispatch.codec import Codec
-from dispatch.dispatcher import Dispatcher
+from dispatch.dispatcher import Dispatcher, DispatcherOptions
 from dispatch.errors import InvalidConfigError
 from dispatch.events import TaskEvent
 from dispatch.execution import task_for_handler
@@ -72,7 +72,7 @@ class Harness:
       or async. It is called again after every restart, as a service's start is.
     - `storage`: the storage, by default a fresh one in memory.
     - `start`: the moment at which virtual time begins, an aware datetime.
-    - `options`: those of `Dispatcher`.
+    - `options`: those of `Dispatcher`, but that nothing is logged unless its `observers` do.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Harness:
         *,
         storage: Storage | None = None,
         start: datetime | None = None,
-        **options: Any,
+        **options: Unpack[DispatcherOptions],
     ) -> None:
         self._setup = setup
         self._options = options
@@ -204,8 +204,8 @@ class Harness:
                     if not view.dead:
                         self.events.append(event)
 
-                observers = [*self._options.get("observers", ()), observe]
-                options: dict[str, Any] = {**self._options, "observers": observers}
+                options = self._options.copy()
+                options["observers"] = [*(self._options.get("observers") or ()), observe]
                 options.setdefault("clock", self.clock)
                 dispatcher = Dispatcher(view, **options)
                 made = self._setup(dispatcher)
@@ -347,7 +347,8 @@ class _Life:
 
 
 def _like(task_type: TaskType[P, R]) -> QueueTask[Any, Any]:
-    return QueueTask(queue=task_type.queue, type=task_type.type, payload=None, declared=task_type)
+    declared = cast("TaskType[Any, Any]", task_type)
+    return QueueTask(queue=task_type.queue, type=task_type.type, payload=None, declared=declared)
 
 
 # ---- one attempt, inline ---------------------------------------------------------
@@ -445,8 +446,10 @@ async def perform(
                 [value] = await trio.to_thread.run_sync(lambda: [entry.function(*arguments)])
         if inspect.isawaitable(value):
             value = await value
-        run.end()
         late = scope.cancel_called
+        run.end()
+        with trio.CancelScope(shield=True):
+            await run.report()
     if late:  # it took no notice, or could not
         raise trio.TooSlowError
     if declared.result is not None:

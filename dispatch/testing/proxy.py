@@ -19,6 +19,7 @@ from dispatch.storage.protocol import (
     Page,
     PutAnswer,
     QueueRecord,
+    RemoveAnswer,
     RenewAnswer,
     Rescued,
     SettleResult,
@@ -142,8 +143,8 @@ class StorageProxy(Storage):
     async def progress(self, claim: tuple[str, int], data: bytes) -> bool:
         return await self.around("progress", lambda: self.inner.progress(claim, data))
 
-    async def declare(self, queues: Sequence[QueueRecord]) -> None:
-        await self.around("declare", lambda: self.inner.declare(queues))
+    async def declare(self, queues: Sequence[QueueRecord], *, new_only: bool = False) -> None:
+        await self.around("declare", lambda: self.inner.declare(queues, new_only=new_only))
 
     async def queues(self) -> list[QueueRecord]:
         return await self.around("queues", self.inner.queues)
@@ -154,6 +155,9 @@ class StorageProxy(Storage):
         return await self.around(
             "alter_queue", lambda: self.inner.alter_queue(name, paused=paused, concurrency=concurrency)
         )
+
+    async def remove_queue(self, name: str) -> RemoveAnswer:
+        return await self.around("remove_queue", lambda: self.inner.remove_queue(name))
 
     async def beat(self, worker: WorkerRecord) -> None:
         await self.around("beat", lambda: self.inner.beat(worker))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import threading
 from collections import Counter
@@ -20,6 +21,7 @@ import sqlalchemy
 import trio
 import trio.testing
 from psycopg.rows import dict_row
+from sqlalchemy.orm import Session
 
 from dispatch.bell import Bell
 from dispatch.clock import Clock
@@ -33,20 +35,23 @@ from dispatch.storage.postgres_claim import REACH, _values
 from dispatch.storage.postgres_schema import LOCK_MS, SCHEMA_VERSION, migrate, migration_sql
 from dispatch.storage.postgres_step import Again, Step
 from dispatch.storage.protocol import (
+    Change,
     CronRecord,
     EnqueueAnswer,
     QueueRecord,
+    RemoveAnswer,
     Storage,
     Topic,
     TopicKind,
     Want,
 )
 from dispatch.storage.psycopg_conninfo import with_options
-from dispatch.storage.psycopg_trio import TrioConnection, psycopg
+from dispatch.storage.psycopg_trio import TrioConnection, TrioPool, psycopg
 from dispatch.storage.query import All, Ids, Order, PruneSpec, Queues, Statuses, Types, Where
 from dispatch.tasks import TaskStatus
 from dispatch.testing.postgres import PostgresServer
 from dispatch.testing.workbench import LEASE_S, Workbench, unique
+from tests.conclusive import AGAIN, was_tested
 from tests.engine.waits import check_every_reason
 from tests.postgres.stage import START, Stage
 
@@ -81,11 +86,58 @@ async def refusal(dsn: str, **settings: Any) -> str:
     return caught.value.detail
 
 
+def place(dsn: str) -> str:
+    given = psycopg.conninfo.conninfo_to_dict(dsn)
+    return f"database {given['dbname']!r} on {given['host']}:{given.get('port', 5432)}"
+
+
 async def test_a_database_without_the_schema_is_refused_with_the_remedy(database: str) -> None:
     assert await refusal(database) == (
-        "schema 'dispatch' is missing and this trio-dispatch needs version 2: run `dispatch migrate` "
+        f"{place(database)}: schema 'dispatch' is missing and this trio-dispatch needs version 2: run `dispatch migrate` "
         "with this database's URL (`dispatch migrate --sql` prints it)"
     )
+
+
+async def test_the_password_is_no_part_of_where_the_schema_is_missing(database: str) -> None:
+    told = await refusal(psycopg.conninfo.make_conninfo(database, password=SECRET))
+    assert told.startswith(place(database))
+    assert SECRET not in told
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ("ALTER TABLE dispatch.tasks RENAME COLUMN worker TO workers", "42703"),
+        ("ALTER TABLE dispatch.tasks RENAME TO task", "42P01"),
+        ("ALTER SCHEMA dispatch RENAME TO dispatched", "3F000"),
+        ("ALTER FUNCTION dispatch.now_s() RENAME TO then_s", "42883"),
+    ],
+)
+async def test_a_schema_changed_under_a_running_worker_is_told_so(database: str, change: str, code: str) -> None:
+    async def work(storage: PostgresStorage) -> None:
+        await storage.find(All())
+        await storage.enqueue([new("a")])
+
+    migrate(database)
+    async with PostgresStorage(database) as storage:
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute(change.encode())
+        with pytest.raises(StorageError) as caught:
+            await work(storage)
+        assert f"({code}" in caught.value.detail
+        assert caught.value.detail.endswith(
+            "; the schema was changed while this process ran: restart the process, and if a newer trio-dispatch "
+            "migrated the schema, upgrade the package in it"
+        )
+
+
+async def test_a_missing_table_of_ones_own_is_no_change_of_the_schema(database: str) -> None:
+    pool = TrioPool(database)
+    with pytest.raises(StorageError) as caught:
+        async with pool.connection() as connection:
+            await connection.execute(b"SELECT * FROM mine")
+    await pool.aclose()
+    assert caught.value.detail.endswith('relation "mine" does not exist (42P01)')
 
 
 async def test_migrating_makes_it_and_once_more_changes_nothing(database: str) -> None:
@@ -104,7 +156,7 @@ def of_the_first_version(dsn: str) -> None:
 async def test_a_schema_of_the_first_version_is_refused_and_brought_up(database: str) -> None:
     of_the_first_version(database)
     assert (await refusal(database)).startswith(
-        f"schema 'dispatch' is at version 1 and this trio-dispatch needs version {SCHEMA_VERSION}: run"
+        f"{place(database)}: schema 'dispatch' is at version 1 and this trio-dispatch needs version {SCHEMA_VERSION}: run"
     )
     assert migrate(database) == (1, SCHEMA_VERSION)
     async with PostgresStorage(database) as storage:
@@ -197,7 +249,7 @@ async def test_a_newer_schema_is_used_where_it_says_so_and_else_refused(database
         "schema 'dispatch' was made by a newer trio-dispatch (version 99; this one knows 2): "
         "upgrade the package in this process"
     )
-    assert await refusal(database) == newer
+    assert await refusal(database) == f"{place(database)}: {newer}"
     with pytest.raises(StorageError) as caught:
         migrate(database)
     assert caught.value.detail == newer
@@ -410,7 +462,7 @@ async def test_queues_are_placed_anew_once_no_transaction_writes(
 async def test_a_transaction_without_end_keeps_queues_as_they_are(
     stage: Stage, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres, "DECLARE_TRIES", 1)
+    monkeypatch.setattr(postgres, "TABLE_TRIES", 1)
     async with stage.open() as (storage, advance):
         bench = Workbench(storage, advance)
         await bench.publish("first")
@@ -422,6 +474,184 @@ async def test_a_transaction_without_end_keeps_queues_as_they_are(
         connection.rollback()
         await storage.declare([QueueRecord(name="q", keyed=True)])
         assert [queue.keyed for queue in await storage.queues()] == [True]
+
+
+# ---- removing a queue --------------------------------------------------------
+
+NOWHERE = (
+    "SELECT t.id FROM @.tasks t LEFT JOIN @.queues q ON q.id = t.queue"
+    " LEFT JOIN @.lanes l ON l.id = t.lane AND l.queue = t.queue WHERE q.id IS NULL OR l.id IS NULL"
+)
+"""Tasks without a queue, or in a lane that is not their queue's."""
+
+
+async def unused(bench: Workbench) -> None:
+    """A queue that has had tasks, so that this process knows its lanes."""
+    await bench.publish("first")
+    await bench.alter(All(), "cancel")
+    await bench.storage.prune(PruneSpec(keep=0))
+
+
+@pytest.mark.parametrize("isolation", ["REPEATABLE_READ", "SERIALIZABLE"])
+async def test_a_transaction_that_still_sees_a_removed_queue_cannot_store_in_it(
+    isolation: str, stage: Stage, connection: psycopg.Connection[Any]
+) -> None:
+    connection.isolation_level = psycopg.IsolationLevel[isolation]
+    async with stage.open() as (storage, advance):
+        bench = Workbench(storage, advance)
+        for again in (False, True):  # the name alone is not what it saw
+            await bench.declare()
+            await unused(bench)
+            connection.execute("SELECT 1")
+            assert await storage.remove_queue("q") is RemoveAnswer.REMOVED
+            if again:
+                await bench.declare(keyed=True)
+            with pytest.raises(StorageError, match="could not serialize access"):
+                storage.enqueue_in(connection, [new("late")])
+            connection.rollback()
+        await bench.declare()
+        assert [one.answer for one in storage.enqueue_in(connection, [new("a")])] == [EnqueueAnswer.CREATED]
+        connection.commit()
+        assert (await bench.ids(), await bench.taken(9)) == (["a"], ["a"])
+        assert stage.execute(NOWHERE) == []
+
+
+async def test_such_a_transaction_is_not_disturbed_by_claims_from_a_limited_queue(
+    stage: Stage, connection: psycopg.Connection[Any]
+) -> None:
+    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    async with stage.open() as (storage, advance):
+        bench = Workbench(storage, advance)
+        await bench.declare(rate=(5, 60.0))
+        await bench.publish("first")
+        connection.execute("SELECT 1")
+        assert await bench.taken() == ["first"]  # which writes the queue's row
+        await storage.alter_queue("q", concurrency=3)
+        storage.enqueue_in(connection, [new("a")])
+        assert await bench.storage.remove_queue("q") is RemoveAnswer.STORED
+        connection.commit()
+        assert await bench.taken() == ["a"]
+
+
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+async def test_a_queue_is_removed_once_no_transaction_writes(
+    ends: str, stage: Stage, connection: psycopg.Connection[Any]
+) -> None:
+    async with stage.open() as (storage, advance):
+        bench = Workbench(storage, advance)
+        await bench.declare("other")
+        await bench.declare()
+        await unused(bench)
+        storage.enqueue_in(connection, [new("theirs")])
+        answers: list[RemoveAnswer] = []
+
+        async def remove() -> None:
+            answers.append(await storage.remove_queue("q"))
+
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(remove)
+                await trio.sleep(0.3)
+                assert answers == []
+                getattr(connection, ends)()
+        stays = ends == "commit"
+        assert answers == [RemoveAnswer.STORED if stays else RemoveAnswer.REMOVED]
+        assert [queue.name for queue in await storage.queues()] == (["other", "q"] if stays else ["other"])
+
+
+async def test_a_transaction_without_end_keeps_queues_from_being_removed(
+    stage: Stage, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "TABLE_TRIES", 1)
+    async with stage.open() as (storage, advance):
+        bench = Workbench(storage, advance)
+        await unused(bench)
+        await bench.publish("elsewhere", queue="other")
+        storage.enqueue_in(connection, [new("theirs", queue="other")])
+        with pytest.raises(StorageError, match=r"Nothing was removed.*end it, then remove again"):
+            await storage.remove_queue("q")
+        scope = trio.CancelScope()
+        with scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(storage.remove_queue, "q")
+                await trio.sleep(0.2)
+                scope.cancel()
+        await bench.publish("b", queue="other")  # neither waits behind what was cancelled
+        assert [queue.name for queue in await storage.queues()] == ["other", "q"]
+        # What is refused anyway waits for nobody.
+        assert await storage.remove_queue("other") is RemoveAnswer.STORED
+        connection.rollback()
+        assert await storage.remove_queue("q") is RemoveAnswer.REMOVED
+
+
+@AGAIN
+async def test_of_a_queue_that_comes_and_goes_every_task_has_its_lane(stage: Stage) -> None:
+    said = Counter[str]()
+    chance = random.Random(1)
+    until = trio.current_time() + 1.5
+
+    async def publish(storage: PostgresStorage, mark: str, **fields: Any) -> None:
+        for number in count():
+            if trio.current_time() > until:
+                return
+            name = f"{mark}{number}"
+            key = {"unique": unique(name)} if "unique" in fields else {}
+            [one] = await storage.enqueue([new(name, **{**fields, **key})])
+            said[one.answer] += 1
+            await trio.sleep(chance.uniform(0, 0.1))  # for now and then nothing is stored
+
+    async def joined(storage: PostgresStorage, level: psycopg.IsolationLevel) -> None:
+        with psycopg.connect(stage.dsn) as connection:
+            connection.isolation_level = level
+            for number in count():
+                if trio.current_time() > until:
+                    return
+                try:
+                    with connection.transaction():
+                        connection.execute("SELECT 1")
+                        await trio.sleep(chance.uniform(0, 0.1))
+                        [one] = await trio.to_thread.run_sync(
+                            storage.enqueue_in, connection, [new(f"{level.name}{number}")]
+                        )
+                    said[f"joined {one.answer}"] += 1
+                except StorageError as exc:
+                    said[type(exc.__cause__).__name__] += 1
+                except InvalidConfigError:  # it is not there, which such a transaction cannot be told
+                    said["not there"] += 1
+
+    async def work(storage: PostgresStorage) -> None:
+        bench = Workbench(storage, stage.advance)
+        while trio.current_time() < until:
+            for claim in await bench.claim(9):
+                await bench.settle(claim)
+            await trio.sleep(0.002)
+
+    async def come_and_go(storage: PostgresStorage) -> None:
+        while trio.current_time() < until:
+            await storage.declare([QueueRecord(name="q", rate=(1_000_000, 1.0))])
+            await trio.sleep(0.005)
+            answer = None
+            while answer is not RemoveAnswer.REMOVED and trio.current_time() < until:
+                await storage.alter(Queues("q"), Change(action="cancel"))
+                await storage.prune(PruneSpec(keep=0))
+                said[answer := await storage.remove_queue("q")] += 1
+
+    async with stage.open() as (one, _), stage.storage() as other:
+        async with trio.open_nursery() as nursery:
+            for mark, storage in (("a", one), ("b", other)):
+                nursery.start_soon(publish, storage, mark)
+                nursery.start_soon(partial(publish, storage, f"{mark}u", unique=True))
+                nursery.start_soon(work, storage)
+            nursery.start_soon(joined, one, psycopg.IsolationLevel.READ_COMMITTED)
+            nursery.start_soon(joined, other, psycopg.IsolationLevel.REPEATABLE_READ)
+            nursery.start_soon(come_and_go, one)
+        assert stage.execute(NOWHERE) == []
+        await one.declare([QueueRecord(name="q")])
+        bench = Workbench(other, stage.advance)
+        pending = await bench.ids(Statuses("pending"))
+        assert sorted(await bench.taken(10_000)) == sorted(pending)
+    assert said["DeadlockDetected"] == 0, said
+    was_tested(*(said[each] > 0 for each in ("created", "unknown_queue", "removed", "stored", "joined created")))
 
 
 def success(claim: Claim) -> Transition:
@@ -906,6 +1136,14 @@ async def test_sqlalchemys_connection_over_psycopg_will_do(stage: Stage) -> None
             with engine.begin() as joined:
                 joined.execute(sqlalchemy.text("SELECT 1"))
                 storage.enqueue_in(joined, [new("committed")])
+            with Session(engine) as session, session.begin():
+                with pytest.raises(InvalidConfigError) as caught:
+                    storage.enqueue_in(session, [new("refused")])
+                assert caught.value.detail == (
+                    "publish_in: expected a psycopg.Connection, or SQLAlchemy's Connection over psycopg, "
+                    "got sqlalchemy.orm.session.Session; pass session.connection()"
+                )
+                storage.enqueue_in(session.connection(), [new("by a session")])
             with engine.connect() as joined:
                 with pytest.raises(InvalidConfigError, match="no transaction is open"):
                     storage.enqueue_in(joined, [new("never")])
@@ -914,7 +1152,7 @@ async def test_sqlalchemys_connection_over_psycopg_will_do(stage: Stage) -> None
                 joined.rollback()
         finally:
             engine.dispose()
-        assert await bench.ids() == ["committed"]
+        assert sorted(await bench.ids()) == ["by a session", "committed"]
 
 
 async def test_the_asynchronous_form_joins_a_transaction_on_our_connection(stage: Stage) -> None:

@@ -12,17 +12,19 @@ from psycopg.rows import dict_row
 
 from dispatch import (
     ClaimLostError,
+    EventKind,
     InvalidConfigError,
     InvalidQueuePayloadError,
     MemoryStorage,
     QueueTask,
     Run,
+    TaskEvent,
     TaskQueueConfig,
     TaskStatus,
     TaskType,
     open_dispatcher,
 )
-from dispatch.storage.protocol import Change
+from dispatch.storage.protocol import Change, EnqueueAnswer
 from dispatch.storage.psycopg_trio import TrioConnection
 from dispatch.storage.query import All, Ids
 
@@ -57,7 +59,9 @@ def effect(connection: psycopg.Connection[Any], task: QueueTask[Job]) -> None:
     connection.execute("INSERT INTO effects VALUES (%s, %s)", (task.id, task.attempt))
 
 
-async def test_an_effect_the_outcome_and_what_was_published_commit_together(stage: Stage) -> None:
+async def test_an_effect_the_outcome_and_what_was_published_commit_together(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
     children: list[str] = []
 
     def work(task: QueueTask[Job], run: Run) -> int:
@@ -73,7 +77,13 @@ async def test_an_effect_the_outcome_and_what_was_published_commit_together(stag
     async def child(task: QueueTask[Job]) -> None:
         children.append(task.id)
 
-    async with stage.storage() as storage, open_dispatcher(storage, observers=()) as dispatcher:
+    kinds: list[EventKind] = []
+
+    def seen(event: TaskEvent) -> None:
+        if event.task_id == "a":
+            kinds.append(event.kind)
+
+    async with stage.storage() as storage, open_dispatcher(storage, observers=[seen]) as dispatcher:
         dispatcher.consumer.register_queue("q", CONFIG)
         dispatcher.consumer.register_handler(JOB, work)
         dispatcher.consumer.register_handler(CHILD, child)
@@ -84,6 +94,11 @@ async def test_an_effect_the_outcome_and_what_was_published_commit_together(stag
     assert (ended.status, ended.result, ended.attempt) == (TaskStatus.SUCCEEDED, 7, 2)
     assert stage.execute("SELECT task, attempt FROM effects") == [("a", 2)]
     assert children == ["child2"]
+    started = EventKind.STARTED
+    assert kinds == [EventKind.PUBLISHED, started, EventKind.RETRYING, started, EventKind.SUCCEEDED]
+    assert dispatcher.consumer.statistics()["q"].succeeded == 2
+    [said] = [record.getMessage() for record in caplog.records if "completed its run" in record.getMessage()]
+    assert said.endswith("it stays succeeded: ValueError: too late to fail")
 
 
 async def test_an_asynchronous_handler_ends_its_run_on_our_connection(stage: Stage) -> None:
@@ -109,6 +124,36 @@ async def test_an_asynchronous_handler_ends_its_run_on_our_connection(stage: Sta
     assert dispatcher.consumer.statistics()["q"].succeeded == 1
     assert (ended.status, ended.result, ended.attempt) == (TaskStatus.SUCCEEDED, 5, 1)
     assert stage.execute("SELECT task, attempt FROM effects") == [("a", 1)]
+
+
+async def test_many_tasks_are_published_in_a_transaction_or_none(stage: Stage) -> None:
+    batch = [CHILD(Job(n), id=f"c{n}") for n in range(1_500)]
+    bad: QueueTask[Any, Any] = CHILD("no job")  # type: ignore[arg-type]
+    async with stage.storage() as storage, open_dispatcher(storage, observers=()) as dispatcher:
+        dispatcher.consumer.register_queue("q", CONFIG)
+        await dispatcher.publisher.declare()
+        publisher = dispatcher.publisher
+        with psycopg.connect(stage.dsn) as connection:
+            answers = publisher.publish_many_in(connection, [*batch[:3], bad])
+            assert [each.task.id if each.task else each.error.code for each in answers if each.task or each.error] == [
+                "c0", "c1", "c2", 1010,
+            ]
+            connection.rollback()
+        assert stage.execute("SELECT count(*) FROM @.tasks") == [(0,)]
+        with psycopg.connect(stage.dsn) as connection:
+            answers = publisher.publish_many_in(connection, batch)
+            assert publisher.publish_many_in(connection, []) == []
+        assert {each.answer for each in answers} == {EnqueueAnswer.CREATED}
+        assert stage.execute("SELECT count(*) FROM @.tasks") == [(1_500,)]
+        async with await TrioConnection.connect(stage.dsn, autocommit=True) as ours, ours.transaction():
+            again, new, strange = await publisher.publish_many_in_async(
+                ours, [batch[7], CHILD(Job(1)), TaskType("none", "child", Job)(Job(1))]
+            )
+        assert (again.answer, new.answer, strange.answer) == (
+            EnqueueAnswer.EXISTING, EnqueueAnswer.CREATED, EnqueueAnswer.UNKNOWN_QUEUE,
+        )
+        assert strange.error is not None
+        assert stage.execute("SELECT count(*) FROM @.tasks") == [(1_501,)]
 
 
 async def test_a_run_that_is_no_longer_ours_is_told_so_and_leaves_nothing(stage: Stage) -> None:

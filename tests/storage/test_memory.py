@@ -37,6 +37,7 @@ from dispatch.storage.protocol import (
 from dispatch.storage.query import (
     All,
     Ids,
+    Order,
     Priorities,
     PruneSpec,
     Queues,
@@ -417,6 +418,18 @@ def test_only_the_table_of_states_changes_a_state() -> None:
         assert re.findall(r"\.(status|epoch|attempt)\s*[-+]?=[^=]", text) == []
 
 
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the rows that are matched from now on, as a list that grows."""
+    looked: list[str] = []
+
+    def matched(where: Where, record: TaskRecord, now: float) -> bool:
+        looked.append(record.id)
+        return matches(where, record, now)
+
+    monkeypatch.setattr(memory_module, "matches", matched)
+    return looked
+
+
 async def test_what_runs_is_found_without_matching_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     storage = MemoryStorage()
     await storage.declare([QueueRecord(name="q"), QueueRecord(name="r")])
@@ -425,14 +438,56 @@ async def test_what_runs_is_found_without_matching_what_waits(monkeypatch: pytes
         await storage.enqueue(tasks)
         want = Want(queue=queue, limit=2, ids=frozenset({f"{queue}7", f"{queue}99"}))
         await storage.claim([want], worker="w", lease=None)
-    looked: list[str] = []
-
-    def matched(where: Where, record: TaskRecord, now: float) -> bool:
-        looked.append(record.id)
-        return matches(where, record, now)
-
-    monkeypatch.setattr(memory_module, "matches", matched)
+    looked = looked_at(monkeypatch)
     where = All(Queues("q"), Statuses("running"))
     assert await storage.count(where, bound=10) == {(): 2}
     assert [record.id for record in (await storage.find(where)).records] == ["q7", "q99"]
-    assert len(looked) == 8
+    assert len(looked) == 4
+
+
+async def test_a_quiet_queue_is_searched_without_a_look_at_a_crowded_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = MemoryStorage()
+    await storage.declare([QueueRecord(name="crowd"), QueueRecord(name="quiet")])
+    for n in range(100):
+        queue = "quiet" if n % 33 == 0 else "crowd"
+        await storage.enqueue([NewTask(id=f"{queue}{n}", queue=queue, type="t", payload=b"{}")])
+    looked = looked_at(monkeypatch)
+    where = All(Queues("quiet"), Statuses("due"))
+    assert [record.id for record in (await storage.find(where)).records] == ["quiet0", "quiet33", "quiet66", "quiet99"]
+    page = await storage.find(where, order=Order.NEWEST, limit=2)
+    assert [record.id for record in page.records] == ["quiet99", "quiet66"]
+    page = await storage.find(where, order=Order.NEWEST, limit=2, after=page.cursor)
+    assert [record.id for record in page.records] == ["quiet33", "quiet0"]
+    assert await storage.count(Queues("quiet")) == {(): 4}
+    assert await storage.count(Queues("never")) == {}
+    assert len({*looked}) == 4
+
+
+async def test_a_queue_lets_go_of_what_was_pruned() -> None:
+    storage = MemoryStorage(keep_finished=10)
+    await storage.declare([QueueRecord(name="q"), QueueRecord(name="r")])
+    await storage.enqueue([NewTask(id="stays", queue="r", type="t", payload=b"{}")])
+    want = Want(queue="q", limit=500)
+    for turn in range(20):
+        await storage.enqueue([NewTask(id=f"{turn}-{n}", queue="q", type="t", payload=b"{}") for n in range(500)])
+        claims = (await storage.claim([want], worker="w", lease=None)).claims
+        await storage.settle([Transition(claim.id, claim.epoch, TransitionKind.DONE) for claim in claims])
+        assert len(storage._queues["q"].rows) <= 2_100
+    assert await storage.count(Queues("q")) == {(): 10}
+    assert await storage.count(All(Queues("q", "r"))) == {(): 11}
+    assert [record.id for record in (await storage.find(Queues("r"))).records] == ["stays"]
+
+
+async def test_without_being_told_memory_keeps_ten_thousand_ended_tasks_and_the_dead_letters() -> None:
+    storage = MemoryStorage()
+    await storage.declare([QueueRecord(name="q")])
+    crowd = [task(f"{n}") for n in range(10_002)]
+    await storage.enqueue(crowd)
+    claims = (await storage.claim([Want(queue="q", limit=len(crowd))], worker="w", lease=None)).claims
+    dead, *done = claims
+    await storage.settle([Transition(dead.id, dead.epoch, TransitionKind.FAILED)])
+    await storage.settle([Transition(claim.id, claim.epoch, TransitionKind.DONE) for claim in done])
+    assert storage.statistics().finished == 10_000
+    assert await storage.count(All()) == {(): 10_001}
+    assert await storage.count(Ids("0", "1", "2")) == {(): 2}
+    assert (await storage.find(Ids("1"))).records == []

@@ -28,6 +28,7 @@ from attrs import frozen
 from dispatch import (
     Dispatcher,
     InvalidConfigError,
+    InvalidQueueTaskError,
     QueueNotRegisteredError,
     QueueTask,
     StorageError,
@@ -57,6 +58,7 @@ from tests.conclusive import AGAIN, in_time
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 20.0
+SALVAGE = "sqlite3 jobs.db .dump | sed 's/^ROLLBACK.*/COMMIT;/' | sqlite3 new.db"
 
 
 @frozen
@@ -215,8 +217,22 @@ async def test_a_damaged_file_is_told_what_to_do(path: Path, first: int) -> None
     assert str(path) in caught.value.detail
     assert caught.value.detail.endswith(
         "malformed; the file is damaged: stop its processes and put a backup in its place, or have what can be read "
-        'written to a new one, sqlite3 jobs.db ".recover" | sqlite3 new.db'
+        f"written to a new one, {SALVAGE}"
     )
+
+
+@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs SQLite's shell")
+async def test_what_a_damaged_file_still_holds_is_saved_as_the_message_says(tmp_path: Path) -> None:
+    async with stored(tmp_path / "jobs.db") as storage:
+        await storage.enqueue([new(f"task-{number}", payload=b"x" * 500) for number in range(500)])
+    data = bytearray((tmp_path / "jobs.db").read_bytes())
+    data[-8 * 4096 :] = b"\x55" * (8 * 4096)
+    (tmp_path / "jobs.db").write_bytes(data)
+    await trio.run_process(["sh", "-c", SALVAGE], cwd=tmp_path, capture_stderr=True)
+    async with SqliteStorage(tmp_path / "new.db") as storage:
+        claimed = (await storage.claim([Want(queue="q", limit=600)], worker="w", lease=30.0)).claims
+    assert 250 < len(claimed) < 500
+    assert {claim.payload for claim in claimed} == {b"x" * 500}
 
 
 async def test_a_file_made_by_newer_code_is_left_alone(path: Path) -> None:
@@ -602,6 +618,20 @@ async def test_a_task_published_in_a_transaction_exists_and_wakes_workers_once_i
         assert ended.status is TaskStatus.SUCCEEDED
         assert ran == [task.id]
     in_time({"waited_s": waited_s}, waited_s=1.0)
+
+
+async def test_many_tasks_are_published_in_a_transaction_or_none(path: Path) -> None:
+    async with publishing(path) as (dispatcher, db, ran):
+        for end in ("ROLLBACK", "COMMIT"):
+            db.execute("BEGIN")
+            answers = dispatcher.publisher.publish_many_in(db, [JOB(Job(n), id=f"many-{n}") for n in range(1_200)])
+            assert {each.answer for each in answers} == {EnqueueAnswer.CREATED}
+            assert ids(path) == ran == []
+            db.execute(end)
+        with pytest.raises(InvalidQueueTaskError, match="publish_many_in takes several tasks, got QueueTask; publish_in takes one"):
+            dispatcher.publisher.publish_many_in(db, JOB(Job(1)))  # type: ignore[arg-type]
+        await dispatcher.drain()
+    assert sorted(ran) == sorted(f"many-{n}" for n in range(1_200))
 
 
 async def test_a_task_published_in_a_transaction_is_gone_if_that_is_rolled_back(path: Path) -> None:

@@ -281,6 +281,19 @@ async def test_a_setup_that_fails_is_the_tests_failure(autojump_clock: trio.test
             pass
 
 
+async def test_an_option_that_does_not_exist_is_refused(autojump_clock: trio.testing.MockClock) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'graze'"):
+        async with Harness(setup_with(Scripted(None)), graze=3):  # type: ignore[call-arg]
+            pass
+
+
+async def test_observers_may_be_left_to_the_harness(autojump_clock: trio.testing.MockClock) -> None:
+    async with Harness(setup_with(Scripted(None)), observers=None) as harness:
+        await harness.publisher.publish(NOTE(Note("a")))
+        await harness.dispatcher.drain()
+    assert [event.kind for event in harness.events] == ["published", "started", "succeeded"]
+
+
 async def test_a_crashed_harness_can_be_left(autojump_clock: trio.testing.MockClock) -> None:
     async with Harness(setup_with(Scripted(None))) as harness:
         await harness.crash()

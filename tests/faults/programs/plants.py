@@ -156,7 +156,7 @@ def unchecked_payloads() -> None:
 def ticks_for_all() -> None:
     """Whoever comes to a tick publishes it: no compare-and-set, and no id that tells."""
     from dispatch.cron import stored
-    from dispatch.publisher import new_id
+    from dispatch.ids import new_id
     from dispatch.storage.sqlite_registry import SqliteRegistry
 
     def advance(self: Any, name: str, now: float, **step: Any) -> Any:

@@ -158,7 +158,7 @@ def own_clock_of_leases() -> None:
 def ticks_for_all() -> None:
     """Whoever comes to a tick publishes it: no compare-and-set, and no id that tells."""
     from dispatch.cron import stored
-    from dispatch.publisher import new_id
+    from dispatch.ids import new_id
 
     async def advance(self: Any, connection: Any, name: str, expected: Any, *step: Any) -> Any:
         for entry in await self.crons(connection, name):
