@@ -39,7 +39,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain, repeat
 from math import inf
 from typing import Final, cast
 
@@ -54,6 +55,7 @@ from dispatch.execution import Executor, Slot, Stop, tell_refused
 from dispatch.failures import enclosed
 from dispatch.handlers import HandlerEntry
 from dispatch.lifecycle import SettleAnswer
+from dispatch.outcomes import judged
 from dispatch.records import Claim, Transition, TransitionKind
 from dispatch.registry import Registry
 from dispatch.storage.protocol import (
@@ -152,6 +154,8 @@ class QueueActors:
     """The concurrency in force: the registered one, or the one set by hand."""
     interrupted: list[str] = attrs.field(factory=list[str])
     """The tasks whose attempts the end of the grace, or a cancellation from outside, cut short."""
+    too_late: list[str] = attrs.field(factory=list[str])
+    """Those among them whose lease was over by then: what became of them others have decided."""
     abandoned: list[str] = attrs.field(factory=list[str])
     """Those whose threads were left to themselves."""
     renewed_at: float = -inf
@@ -187,6 +191,7 @@ class QueueActors:
         self.target = self.config.concurrency
         self._ringer = _Ringer(self.ring)
         self._alarm = Alarm(self.storage, self.ring)
+        self.executor.later = self._begin
 
     # -- what others ask of it ------------------------------------------------
 
@@ -204,6 +209,8 @@ class QueueActors:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
                     nursery.start_soon(self._alarm.run)
+                    if not self._handlers:
+                        nursery.start_soon(self._declare)
                     self.ring()
                     try:
                         await self._finished.wait()
@@ -235,6 +242,21 @@ class QueueActors:
                     len(self.unwritten),
                     ", ".join(self.unwritten[:20]),
                 )
+
+    async def _declare(self) -> None:
+        """See that the storage knows the queue, which nobody takes a turn for; others may publish into it."""
+        for pause_s in chain(BACKOFF_S, repeat(BACKOFF_S[-1])):
+            try:
+                await self.registry.declare(self.storage)
+            except StorageError as exc:
+                log.debug("queue %s: cannot be declared, trying again: %s", self.name, exc)
+                await trio.sleep(pause_s)
+            else:
+                return
+
+    def _begin(self, function: Callable[[], Awaitable[None]]) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(function)
 
     @property
     def unwritten(self) -> list[str]:
@@ -351,6 +373,11 @@ class QueueActors:
     def attempts(self) -> list[Slot]:
         """The attempts that are being made."""
         return [slot for slot in self._slots.values() if slot.claim is not None]
+
+    @property
+    def consumes(self) -> bool:
+        """Whether it has a handler, without which it takes nothing."""
+        return bool(self._handlers)
 
     @property
     def busy(self) -> bool:
@@ -731,31 +758,24 @@ class QueueActors:
 
     def _settled(self, ending: _Ending, answer: SettleResult) -> None:
         """Count one settled run, and tell the observers."""
+        claim, transition = ending.claim, ending.transition
         if answer.status is TaskStatus.SUCCEEDED and answer.answer is SettleAnswer.APPLIED:
-            kind = EventKind.SUCCEEDED
+            kind, error = EventKind.SUCCEEDED, None
         else:
-            kind = _kind_of(ending.transition, answer)
+            kind, error = judged(claim, transition, answer)
         self._counts[kind] += 1
-        if kind is EventKind.LOST:
-            log.warning(
-                "task %s (%s/%s): the outcome of attempt %d was refused (%s); another run decides",
-                ending.claim.id,
-                self.name,
-                ending.claim.type,
-                ending.claim.attempt,
-                answer.answer.value,
-            )
+        if kind in (EventKind.LOST, EventKind.SUCCEEDED) and claim.id in self.interrupted:
+            self.interrupted.remove(claim.id)
+            if kind is EventKind.LOST:
+                self.too_late.append(claim.id)
         if answer.spawned:
-            tell_refused(ending.claim, ending.transition.spawn, answer)
-            for new, stored in zip(ending.transition.spawn, answer.spawned, strict=True):
+            tell_refused(claim, transition.spawn, answer)
+            for new, stored in zip(transition.spawn, answer.spawned, strict=True):
                 if stored.answer is EnqueueAnswer.CREATED:
                     self.registry.stored(new)
-                    self.observers.published(
-                        stored.created_at, new.id, new.queue, new.type, new.cron, new.headers
-                    )
+                    self.observers.published(stored.created_at, new.id, new.queue, new.type, new.cron, new.headers)
         if not self.observers.wants(kind):
             return
-        claim, transition = ending.claim, ending.transition
         self.observers.emit(
             TaskEvent(
                 kind=kind,
@@ -766,31 +786,10 @@ class QueueActors:
                 attempt=claim.attempt,
                 worker=self.worker,
                 run_s=ending.run_s,
-                retry_in=transition.retry_in
-                if kind in (EventKind.RETRYING, EventKind.SNOOZED)
-                else None,
-                error=transition.error,
+                retry_in=transition.retry_in if kind in (EventKind.RETRYING, EventKind.SNOOZED) else None,
+                error=error,
                 failure_reason=answer.failure_reason,
                 cron=claim.cron,
                 headers=claim.headers,
             )
         )
-
-
-_KINDS: Final = {
-    TransitionKind.DONE: EventKind.SUCCEEDED,
-    TransitionKind.CANCELLED: EventKind.CANCELLED,
-    TransitionKind.SNOOZED: EventKind.SNOOZED,
-    TransitionKind.HANDED_BACK: EventKind.HANDED_BACK,
-}
-
-
-def _kind_of(transition: Transition, answer: SettleResult) -> EventKind:
-    """What an end of a run became: the storage has the last word on retry or dead."""
-    if answer.answer not in (SettleAnswer.APPLIED, SettleAnswer.REPEATED):
-        return EventKind.LOST
-    if answer.status is TaskStatus.FAILED:
-        return EventKind.FAILED
-    if answer.status is TaskStatus.CANCELLED:
-        return EventKind.CANCELLED
-    return _KINDS.get(transition.kind, EventKind.RETRYING)

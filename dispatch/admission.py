@@ -98,6 +98,7 @@ class Admission:
             or task.result is not None
             or task.worker is not None
             or task.cron is not None
+            or task.progress is not None
         ):
             _refuse_history(task)
         if (  # what is merely falsy, such as tags=None, is no default and has to be looked at
@@ -187,6 +188,7 @@ def _refuse_history(task: QueueTask) -> None:
             "result",
             "worker",
             "cron",
+            "progress",
         )
         found = [name for name in fields if getattr(task, name) is not None]
     else:
@@ -229,7 +231,7 @@ def _check_numbers(task: QueueTask) -> None:
     if retries is not None and (
         isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= MAX_COUNT
     ):
-        _refuse(task, f"max_retry must be a whole number from 0, got {shown(retries)}")
+        _refuse(task, f"max_retry must be a whole number from 0 to {MAX_COUNT}, got {shown(retries)}")
     priority = cast("object", task.priority)
     if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 3:
         _refuse(

@@ -70,6 +70,20 @@ class Clock:
         """The wall time as an aware datetime in UTC."""
         return from_seconds(self.now())
 
+    def __repr__(self) -> str:
+        # Neither asks a clock of the user's nor ties virtual time to trio's, which the first to need it does.
+        if self._injected:
+            return f"<Clock wall={getattr(self._wall, '__qualname__', None) or type(self._wall).__qualname__}>"
+        start = "" if self._start is None else f", start={from_seconds(self._start).isoformat()}"
+        if not self._anchored:
+            return f"<Clock not asked yet{start}>"
+        if self._offset is None:
+            return f"<Clock machine {self.utc().isoformat()}>"
+        try:
+            return f"<Clock virtual {self.utc().isoformat()}>"
+        except RuntimeError:  # its trio run is over, or another thread's
+            return f"<Clock virtual{start}>"
+
     @property
     def slice_s(self) -> float:
         """The longest sleep before looking again: 5 s, or unbounded where time cannot jump."""

@@ -88,6 +88,7 @@ class Codec:
     __slots__ = (
         "_converter",
         "_known",
+        "_lenient",
         "_plans",
         "check_task",
         "limits",
@@ -103,6 +104,17 @@ class Codec:
         self._converter = Converter(forbid_extra_keys=True, detailed_validation=True)
         self._plans: dict[Any, Plan] = {}
         self._known: dict[Any, ClassFacts] = {}
+        self._lenient: tuple[Converter, dict[Any, Plan], dict[Any, ClassFacts]] | None = None
+        """The same three for those who take what has fields more, once one was asked for."""
+
+    def __repr__(self) -> str:
+        usual = Limits()
+        own = [
+            f"{field.name}={getattr(self.limits, field.name)} "
+            for field in attrs.fields(Limits)
+            if getattr(self.limits, field.name) != getattr(usual, field.name)
+        ]
+        return f"<Codec {''.join(own)}classes={len(self._plans)}>"
 
     def check(self, cls: type, where: str, error: type[UsageError] = InvalidTaskTypeError) -> None:
         """Raise `error` unless values of `cls` can be stored; the message names the field."""
@@ -165,8 +177,9 @@ class Codec:
         version: int = 1,
         task_type: TaskType[Any, Any] | None = None,
         limit: int | None = None,
+        lenient: bool = False,
     ) -> T:
-        """The value that `data` stands for.
+        """The value that `data` stands for; `lenient`, without the fields in it that classes do not know.
 
         Data stored under an older `version` than that of `task_type` passes its
         upcasters first; without any it is read as it is. `limit` is in bytes,
@@ -180,7 +193,7 @@ class Codec:
         try:
             if len(data) > (self.limits.payload_bytes if limit is None else limit):
                 raise _too_large(len(data), self.limits.payload_bytes if limit is None else limit)
-            plan = self._plans.get(cls) or self._plan(cls)
+            plan = self._lenient_plan(cls) if lenient else self._plans.get(cls) or self._plan(cls)
             found = jsontext.read(data)
             self._check_tree(found, data, plan.secret)
             read = found
@@ -251,12 +264,16 @@ class Codec:
         """Raises UnsupportedType."""
         found = self._plans.get(cls)
         if found is None:
-            shape, facts = ShapeBuilder(self._converter, self._known).build(cls)
-            secret = frozenset[str]().union(*(each.secret for each in facts))
-            derived = tuple(name for each in facts for name in each.derived)
-            faithful = all(each.faithful for each in facts)
-            back = shape.back if shape.quick is None else _quick_first(shape.quick, shape.back)
-            found = self._plans[cls] = Plan(shape.out, back, secret, derived, faithful)
+            found = self._plans[cls] = _made(ShapeBuilder(self._converter, self._known), cls)
+        return found
+
+    def _lenient_plan(self, cls: Any) -> Plan:
+        if self._lenient is None:
+            self._lenient = Converter(forbid_extra_keys=False, detailed_validation=True), {}, {}
+        converter, plans, known = self._lenient
+        found = plans.get(cls)
+        if found is None:
+            found = plans[cls] = _made(ShapeBuilder(converter, known), cls)
         return found
 
     def _check_tree(self, tree: Any, data: bytes, secret: frozenset[str]) -> None:
@@ -302,6 +319,16 @@ class Codec:
         if isinstance(exc, ValueError):  # from the parser: the interpreter's bound on digits
             return "$", "it is not JSON: an integer has too many digits"
         return "$", f"it cannot be read: {said(exc, hidden=bool(plan.secret))}"
+
+
+def _made(builder: ShapeBuilder, cls: Any) -> Plan:
+    """Raises UnsupportedType."""
+    shape, facts = builder.build(cls)
+    secret = frozenset[str]().union(*(each.secret for each in facts))
+    derived = tuple(name for each in facts for name in each.derived)
+    faithful = all(each.faithful for each in facts)
+    back = shape.back if shape.quick is None else _quick_first(shape.quick, shape.back)
+    return Plan(shape.out, back, secret, derived, faithful)
 
 
 _NOTHING: Final = object()

@@ -55,6 +55,8 @@ class ShutdownReport:
     """What a shutdown met: the ids of tasks that were still running when the grace ended.
 
     `interrupted` were cancelled and handed back, with their attempt;
+    `too_late` were cancelled, too, and ended when their lease was over: that is a
+    failed attempt;
     `abandoned` are sync handlers that did not end within a second of being
     asked: their threads run on. When its lease ends, such a run counts as a
     failed attempt; without a retry left (the default) it is a dead letter.
@@ -63,6 +65,7 @@ class ShutdownReport:
     """
 
     interrupted: tuple[str, ...] = ()
+    too_late: tuple[str, ...] = ()
     abandoned: tuple[str, ...] = ()
     unwritten: tuple[str, ...] = ()
 
@@ -126,7 +129,7 @@ class TaskQueueConsumer:
         self._grace = grace
         self._codec = codec if codec is not None else Codec()
         self._registry = registry if registry is not None else Registry()
-        self._registry.consumed = self._queues
+        self._registry.consumed, self._registry.tags = self._queues, self._tags
         self._observers = observers if observers is not None else Observers()
         self._middleware = check_middleware(middleware)
         self._publisher = (
@@ -153,22 +156,26 @@ class TaskQueueConsumer:
     # -- registering ----------------------------------------------------------
 
     def register_queue(self, name: str, config: TaskQueueConfig | None = None) -> None:
-        """Register a queue with its settings, Go's defaults if None.
+        """Register a queue with its settings.
+
+        What they say for all processes (`keyed`, `on_retry`, `max_waiting`, `overflow`,
+        `max_running`, `rate_limit`) is stored, and the last process to say it decides.
+        Without them, None, Go's defaults are those of this process alone: a queue that
+        is stored keeps what others have said of it, as where tasks are only published.
 
         The identical registration is a no-op; a different one raises
         QueueConfigConflictError (1005) and the old stays. Raises also
         InvalidQueueNameError (1006) and ClosedError (1013).
         """
         check_thread(self, self._thread, "run_sync(consumer.register_queue, name, config)")
-        self._check_open("register_queue")
+        self._check_open(lambda: f"register_queue: queue {shown(name)} was not registered: ")
         check_name(name, "queue name", InvalidQueueNameError)
-        config = TaskQueueConfig() if config is None else config
-        if not isinstance(config, TaskQueueConfig):
+        if not isinstance(config, TaskQueueConfig | None):
             raise InvalidConfigError(
                 f"queue {name!r}: config must be a TaskQueueConfig, got {type(config).__name__}"
             )
         if self._registry.add_queue(name, config):
-            self._start(name, config)
+            self._start(name, self._registry.configs[name])
 
     @overload
     def register_handler(
@@ -209,7 +216,7 @@ class TaskQueueConsumer:
         is error 1009.
         """
         check_thread(self, self._thread, "run_sync(consumer.register_handler, task_type, handler)")
-        self._check_open("register_handler")
+        self._check_open(lambda: f"register_handler: {_which(arguments)} was not registered: ")
         task_type, handler = self._declared(arguments)
         entry = bind(task_type, handler)
         if task_type.queue not in self._registry.configs:
@@ -231,6 +238,8 @@ class TaskQueueConsumer:
         self._registry.handle(entry)
         actors = self._actors.get(task_type.queue)
         if actors is not None:
+            if not actors.consumes:
+                self._upkeep.attend()
             actors.handle(entry)
 
     def _declared(self, arguments: tuple[Any, ...]) -> tuple[TaskType[Any, Any], object]:
@@ -284,7 +293,7 @@ class TaskQueueConsumer:
         """
         if self._thread is not None:  # and not the nursery, which comes after the first await
             raise ClosedError("this consumer runs already")
-        self._check_open("run")
+        self._check_open(lambda: "run: ")
         self._thread = get_ident()
         base = contextvars.copy_context()
         base.run(inside_handler.set, True)
@@ -409,13 +418,23 @@ class TaskQueueConsumer:
         unwritten = tuple(id_ for actors in every for id_ in actors.unwritten)
         interrupted = tuple(id_ for actors in every for id_ in actors.interrupted if id_ not in unwritten)
         abandoned = tuple(id_ for actors in every for id_ in actors.abandoned)
-        self.report = ShutdownReport(interrupted=interrupted, abandoned=abandoned, unwritten=unwritten)
+        too_late = tuple(id_ for actors in every for id_ in actors.too_late)
+        self.report = ShutdownReport(
+            interrupted=interrupted, too_late=too_late, abandoned=abandoned, unwritten=unwritten
+        )
         if interrupted:
             log.warning(
                 "shutdown: %s with %d tasks running; handed back: %s",
                 f"the grace of {self._grace:g} s ended" if in_time else "this was cancelled",
                 len(interrupted),
                 ", ".join(interrupted[:20]),
+            )
+        if too_late:
+            log.warning(
+                "shutdown: %d tasks were cancelled and did not end before their leases did; "
+                "that counts as a failed attempt: %s",
+                len(too_late),
+                ", ".join(too_late[:20]),
             )
         if abandoned:
             log.warning(
@@ -437,9 +456,9 @@ class TaskQueueConsumer:
                 ", ".join(sorted(self._registry.configs)) or "none",
             )
 
-    def _check_open(self, what: str) -> None:
+    def _check_open(self, what: Callable[[], str]) -> None:
         if self._closing.is_set():
-            raise ClosedError(f"{what}: this consumer is closed")
+            raise ClosedError(f"{what()}this consumer is closed; make another one")
 
     # -- looking --------------------------------------------------------------
 
@@ -477,6 +496,17 @@ class TaskQueueConsumer:
         running = sum(actors.running for actors in self._actors.values())
         state = "closed" if self._closing.is_set() else "running" if self._nursery else "not running"
         return f"<TaskQueueConsumer {self.worker} {state} queues={len(self._registry.configs)} tasks={running}>"
+
+
+def _which(arguments: tuple[Any, ...]) -> str:
+    """Whose handler the arguments of `register_handler` are, in a message."""
+    match arguments:
+        case (TaskType(queue=queue, type=type_name), *_):
+            return f"the handler of {queue}/{type_name}"
+        case (str() as queue, str() as type_name, *_):
+            return f"the handler of {queue}/{type_name}"
+        case _:
+            return "the handler"
 
 
 def _kind(argument: object) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
-from typing import Any, Final, Literal, TypeVar, cast, overload
+from typing import Any, Final, Literal, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
 import attrs
 
@@ -12,6 +13,7 @@ from dispatch.checks import MAX_COUNT, check_choice, check_count, check_flag, ch
 from dispatch.errors import (
     InvalidConfigError,
     InvalidQueueNameError,
+    QueueInUseError,
     QueueNotRegisteredError,
     TaskNotFoundError,
 )
@@ -22,6 +24,7 @@ from dispatch.storage.protocol import (
     Change,
     Keep,
     QueueRecord,
+    RemoveAnswer,
     Storage,
     WorkerRecord,
     check_storage,
@@ -42,10 +45,11 @@ from dispatch.storage.query import (
     Where,
     dead_letters,
 )
-from dispatch.tasks import Priority, QueueTask, TaskStatus, id_of
-from dispatch.waiting import Facts, Waiting, explain, in_line
+from dispatch.tasks import Priority, QueueTask, TaskStatus, TaskType, id_of
+from dispatch.unstored import why_gone
+from dispatch.waiting import Facts, WaitCause, Waiting, explain, in_line
 
-__all__ = ["TaskPage", "TaskQueueControl"]
+__all__ = ["TaskPage", "TaskQueueControl", "waiting_for"]
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -54,6 +58,8 @@ LOOKED_AT: Final = 5_000
 """To say why a task waits, no more than so many are counted, nor single ones looked for among more."""
 FEW: Final = 20
 """Nor are more than so many read, payloads included."""
+NAMED: Final = 5
+"""Of what is in the way of a change, so many are named."""
 
 
 @attrs.frozen
@@ -64,8 +70,32 @@ class TaskPage:
     cursor: str | None
 
 
+class TaskOf(Protocol[P]):
+    """A task of exactly this payload class, to a type checker.
+
+    A `QueueTask[Order]` is a `QueueTask[object]`, too, and as such would be
+    edited to any payload; what it is declared as is a `TaskType[Order]` alone.
+    """
+
+    @property
+    def declared(self) -> TaskType[P, Any] | None:
+        """Its task type, if that is known here."""
+        ...
+
+
+class TaskEdits(TypedDict, total=False):
+    """What `edit` changes beside the payload, as it says there."""
+
+    headers: Mapping[str, str] | None
+    tags: tuple[str, ...] | None
+    priority: Priority | None
+    timeout: float | Keep | None
+    max_retry: int | Keep | None
+    available_at: datetime | None
+
+
 class TaskQueueControl:
-    """List, count and inspect tasks; cancel, hold, edit and rerun them; pause and resize queues.
+    """List, count and inspect tasks; cancel, hold, edit and rerun them; pause, resize and remove queues.
 
     Every method is one step on the storage, and a checkpoint; what it changes, it
     changes for every process on that storage. `where` takes a query tree of
@@ -81,6 +111,9 @@ class TaskQueueControl:
         check_kind("publisher", publisher, TaskQueuePublisher)
         self._storage = storage
         self._publisher = publisher if publisher is not None else TaskQueuePublisher(storage)
+
+    def __repr__(self) -> str:
+        return f"<TaskQueueControl over {self._storage!r}>"
 
     # -- looking --------------------------------------------------------------
 
@@ -103,7 +136,7 @@ class TaskQueueControl:
         await self._storage.rest()
         page = await self._storage.find(Ids(task_id), limit=1)
         if not page.records:
-            raise TaskNotFoundError(f"no task has the id {task_id!r}; it may have been pruned")
+            raise TaskNotFoundError(f"no task has the id {task_id!r}; {why_gone(self._storage)}")
         return page.records[0]
 
     async def find(
@@ -199,6 +232,7 @@ class TaskQueueControl:
             started=await self._started(queue, now, crowded=crowded),
             before=0 if crowded else await self._count(All(here, Statuses("due"), AnyOf(higher, sooner))),
             runs=runs,
+            begun=any(name == record.queue for name, _ in taken) or await self._count(All(here, running, began), 1) > 0,
             taken=(record.queue, record.type) in taken,
         )
 
@@ -214,11 +248,21 @@ class TaskQueueControl:
             return None
         of_key = All(Queues(queue.name), Keys(record.key))
         found = (await self._storage.find(All(of_key, Statuses("running")), limit=1)).records
-        if not found and not crowded:
+        if found or crowded:
+            return found[0] if found else None
+        after: str | None = None
+        for _ in range(0, LOOKED_AT, FEW):  # retries that step aside are passed over
             await self._storage.rest()
-            line = (await self._storage.find(All(of_key, Statuses("pending")), limit=FEW)).records
-            found = [each for each in line if each.seq < record.seq and in_line(each, queue, now)]
-        return found[0] if found else None
+            line = await self._storage.find(All(of_key, Statuses("pending")), limit=FEW, after=after)
+            for each in line.records:
+                if each.seq >= record.seq:
+                    return None
+                if in_line(each, queue, now):
+                    return each
+            after = line.cursor
+            if after is None:
+                break
+        return None
 
     async def _started(self, queue: QueueRecord, now: float, *, crowded: bool) -> int:
         """Starts within the seconds of the queue's rate, up to a bound, and one at most of each task.
@@ -290,9 +334,20 @@ class TaskQueueControl:
         """
         return await self._alter(where, Change(action="rerun"), limit, dry_run)
 
+    @overload
+    async def edit(self, task: TaskOf[P], *, payload: P, **edits: Unpack[TaskEdits]) -> bool: ...
+
+    @overload
+    async def edit(self, task: str, *, payload: object, **edits: Unpack[TaskEdits]) -> bool: ...
+
+    @overload
+    async def edit(
+        self, task: QueueTask[Any, Any] | str, *, payload: Keep = KEEP, **edits: Unpack[TaskEdits]
+    ) -> bool: ...
+
     async def edit(
         self,
-        task: QueueTask[Any, Any] | str,
+        task: QueueTask[Any, Any] | TaskOf[Any] | str,
         *,
         payload: object = KEEP,
         headers: Mapping[str, str] | None = None,
@@ -313,7 +368,7 @@ class TaskQueueControl:
         TaskNotFoundError (1002) for an unknown task, InvalidQueueTaskError (1003) for
         one that was never published, and what `publish` raises for the fields.
         """
-        current = await self._get("edit", task)
+        current = await self._get("edit", cast("QueueTask[Any, Any] | str", task))
         changed = attrs.evolve(
             current.again(),
             payload=current.payload if payload is KEEP else payload,
@@ -397,12 +452,88 @@ class TaskQueueControl:
             )
         await self._alter_queue(name, concurrency=concurrency)
 
+    async def remove_queue(self, name: str, *, dry_run: bool = False) -> None:
+        """Take back a queue that is used no longer, with what was set on it by hand. 1007 if unknown.
+
+        Publishing into it raises 1007 from then on, in every process; registered by a process
+        that starts, it is there again, and new. Raises QueueInUseError (1023), and changes nothing,
+        while a task of it is stored in whatever status, a live worker consumes it (one that was
+        killed counts as live for a minute), or a stored cron task publishes into it. Of these the
+        tasks alone are looked at in the same step: what else comes at this moment may find it gone.
+        """
+        check_flag("remove_queue: dry_run", dry_run)
+        await self._look_at_queue(name)
+        if name not in {record.name for record in await self._storage.queues()}:
+            raise await self._not_registered(name)
+        await self._check_unused(name)
+        if dry_run:
+            return
+        answer = await self._storage.remove_queue(name)
+        if answer is RemoveAnswer.UNKNOWN:
+            raise await self._not_registered(name)
+        if answer is RemoveAnswer.STORED:
+            await self._check_unused(name)
+            raise _in_use(name, ["a task of it was stored at this moment; try again"])
+
+    async def _check_unused(self, name: str) -> None:
+        """Raise QueueInUseError, with all that is in the way of removing the queue."""
+        storage = self._storage
+        workers = [worker.id for worker in await storage.workers() if name in worker.queues]
+        crons = [entry.name for entry in await storage.crons() if entry.template.queue == name]
+        counts = await storage.count(Queues(name), by=("status",))
+        tasks = {status: count for (status,), count in sorted(counts.items())}
+        why: list[str] = []
+        if workers:
+            why.append(f"stop what consumes it: {_some('worker', workers)}")
+        if crons:
+            why.append(f"cancel what publishes into it: {_some('cron task', crons)}")
+        if tasks:
+            each = ", ".join(f"{count} {status}" for status, count in tasks.items())
+            why.append(f"cancel the tasks of it that are open, and delete all: {each}")
+        if why:
+            raise _in_use(name, why, tasks, workers, crons)
+
     async def _alter_queue(self, name: str, **change: Any) -> None:
+        await self._look_at_queue(name)
+        if not await self._storage.alter_queue(name, **change):
+            raise await self._not_registered(name)
+
+    async def _look_at_queue(self, name: str) -> None:
+        """What comes before any change of a queue."""
         given = cast("object", name)
         if not isinstance(given, str):
             raise InvalidQueueNameError(f"queue name must be a str, got {shown(given)}")
         await self._publisher.declare()
         await self._storage.rest()
-        if not await self._storage.alter_queue(name, **change):
-            known = ", ".join(record.name for record in await self._storage.queues()) or "none"
-            raise QueueNotRegisteredError(f"queue {name!r} is not registered; registered: {known}")
+
+    async def _not_registered(self, name: str) -> QueueNotRegisteredError:
+        known = ", ".join(record.name for record in await self._storage.queues()) or "none"
+        return QueueNotRegisteredError(f"queue {name!r} is not registered; registered: {known}")
+
+
+def _in_use(
+    name: str,
+    why: Sequence[str],
+    tasks: Mapping[str, int] | None = None,
+    workers: Sequence[str] = (),
+    crons: Sequence[str] = (),
+) -> QueueInUseError:
+    return QueueInUseError(
+        f"queue {name!r} is in use, and stays: {'; '.join(why)}", tasks=tasks or {}, workers=workers, crons=crons
+    )
+
+
+def _some(noun: str, names: Sequence[str]) -> str:
+    """A few of the names, and how many there are besides."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{noun}{'' if len(names) == 1 else 's'} {', '.join(names[:NAMED])}{more}"
+
+
+async def waiting_for(control: TaskQueueControl, record: TaskRecord) -> tuple[WaitCause, ...]:
+    """Why a task that was just read waits; nothing unless it does, still does, and is still there."""
+    if record.status in (TaskStatus.PENDING, TaskStatus.HELD):
+        with suppress(TaskNotFoundError):
+            why = await control.why(record.id)
+            if why.waits:
+                return why.causes
+    return ()

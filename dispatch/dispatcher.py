@@ -28,6 +28,7 @@ from dispatch.cron.dispatcher import CronTaskDispatcher
 from dispatch.cron.entries import CronEntry
 from dispatch.errors import ClosedError, DispatchError, InvalidConfigError
 from dispatch.events import Observer, Observers, TaskEvent
+from dispatch.failures import interrupt_in
 from dispatch.handlers import Middleware
 from dispatch.observe.logging import LogObserver
 from dispatch.pool import PoolStatistics, TaskDispatcher
@@ -48,6 +49,8 @@ STREAM_BUFFER: Final = 1_024
 REST: Final = 4
 """A drain rests this many times as long as it looked, and at most `REST_S` seconds."""
 REST_S: Final = 0.5
+LOST_SHOWN: Final = 20
+"""Of so many queues and statuses, the fullest, it is said what is lost of each."""
 
 
 @attrs.frozen(kw_only=True)
@@ -243,7 +246,10 @@ class Dispatcher:
             All(Statuses("pending", "running", "held")), by=("queue", "status")
         )
         if counts:
-            what = ", ".join(f"{count} {queue}/{status}" for (queue, status), count in sorted(counts.items()))
+            most = sorted(sorted(counts, key=lambda group: counts[group], reverse=True)[:LOST_SHOWN])
+            named = [f"{counts[queue, status]} {queue}/{status}" for queue, status in most]
+            rest = sum(counts.values()) - sum(counts[group] for group in most)
+            what = ", ".join(named + [f"{rest} in other queues"] * (rest > 0))
             log.warning(
                 "the in-memory storage ends with %d unfinished tasks: %s. "
                 "A durable storage would have kept them",
@@ -422,14 +428,20 @@ async def open_dispatcher(
         return
     dispatcher = Dispatcher(None if isinstance(storage, str) else storage, **options)
     failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            await nursery.start(dispatcher.serve)
-            yield dispatcher
-        # Bare: who wrote `except KeyboardInterrupt`, or `sys.exit(3)`, means that. Not Cancelled, which is the nursery's.
-        except (Exception, KeyboardInterrupt, SystemExit) as exc:  # noqa: BLE001 - raised on below, in no group
-            failure = exc
-            nursery.cancel_scope.cancel()
-        dispatcher.close()
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                await nursery.start(dispatcher.serve)
+                yield dispatcher
+            # Bare: who wrote `except KeyboardInterrupt`, or `sys.exit(3)`, means that. Not Cancelled, which is the nursery's.
+            except (Exception, KeyboardInterrupt, SystemExit) as exc:  # noqa: BLE001 - raised on below, in no group
+                failure = exc
+                nursery.cancel_scope.cancel()
+            dispatcher.close()
+    except BaseExceptionGroup as group:  # a Ctrl-C may strike in a handler, or during the end, too
+        interrupt = interrupt_in(group)
+        if interrupt is None:
+            raise
+        failure = interrupt
     if failure is not None:
         raise failure

@@ -26,7 +26,8 @@
     ├── WorldError                     fix the world, or wait
     │   ├── QueueFullError             1020
     │   ├── StorageError               1021
-    │   └── ClaimLostError             1022
+    │   ├── ClaimLostError             1022
+    │   └── QueueInUseError            1023  to be removed, but something needs it
     └── InternalError                  1001  report our bug
 
 The ten numbers 1001-1010 are those of the Go package `asynctask`; ours go on
@@ -36,7 +37,7 @@ end its own attempt: `Snooze`, `Cancel`, `RetryAfter` and `PermanentError`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "PermanentError",
     "QueueConfigConflictError",
     "QueueFullError",
+    "QueueInUseError",
     "QueueNotRegisteredError",
     "RetryAfter",
     "Snooze",
@@ -299,6 +301,24 @@ class ClaimLostError(WorldError):
     """The run this was done for is no longer ours: its lease ran out or it ended."""
 
     code = 1022
+
+
+class QueueInUseError(WorldError):
+    """A queue to be removed still has tasks, a live worker, or a cron task that publishes into it.
+
+    `tasks` has how many are stored by status, as `control.count` tells them, `workers` the ids
+    of those that consume it, `crons` the names of the stored cron tasks.
+    """
+
+    code = 1023
+
+    def __init__(
+        self, detail: str, *, tasks: Mapping[str, int], workers: Sequence[str], crons: Sequence[str]
+    ) -> None:
+        super().__init__(detail)
+        self.tasks = tasks
+        self.workers = workers
+        self.crons = crons
 
 
 class HandlerSignal(Exception):  # noqa: N818 - a handler's verdict, not an error

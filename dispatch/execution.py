@@ -27,6 +27,7 @@ import logging
 import random
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import suppress
 from contextvars import Context
 from enum import StrEnum
 from math import inf
@@ -37,14 +38,14 @@ import attrs
 import trio
 
 from dispatch.codec import Codec
-from dispatch.errors import InvalidQueuePayloadError
+from dispatch.errors import InvalidQueuePayloadError, StorageError
 from dispatch.failures import LEFT_OPEN, describe, parted, printable, surroundings, traceback_text
 from dispatch.handlers import HandlerEntry, Middleware, check_no_result
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import Claim, NewTask, Transition, TransitionKind, from_seconds
 from dispatch.retry import RetryPolicy, VerdictKind, judge
-from dispatch.run import Completing, Prepare, Report, Run
-from dispatch.storage.protocol import EnqueueAnswer, SettleResult, stored_for
+from dispatch.run import Completing, Later, Prepare, Report, Run
+from dispatch.storage.protocol import EnqueueAnswer, EnqueueResult, SettleResult, stored_for
 from dispatch.tasks import FailureReason, Priority, QueueTask, TaskStatus, task_of
 from dispatch.threads import ThreadRun
 
@@ -53,6 +54,8 @@ __all__ = ["Ended", "Executor", "Slot", "Stop", "tell_refused"]
 log: Final = logging.getLogger("dispatch.execution")
 
 PRIORITIES: Final = tuple(Priority)
+REPORT_S: Final = 1.0
+"""So long the end of an attempt waits for what its handler said last of its progress to be written."""
 BLOCKING_S: Final = 1.0
 """A handler that holds the trio thread longer than this is named in a warning."""
 
@@ -113,6 +116,8 @@ class Executor:
     worker: str
     middleware: Sequence[Middleware] = ()
     base: Context = attrs.field(factory=Context)
+    later: Later | None = None
+    """Starts a trio task beside the attempts."""
     random: Callable[[], float] = random.random
 
     async def execute(self, slot: Slot, claim: Claim, entry: HandlerEntry) -> Ended:
@@ -134,7 +139,7 @@ class Executor:
             task = task_for_handler(claim, payload, entry, self.worker)
             if entry.wants_run or self.middleware:
                 run = Run(
-                    claim, slot.scope, self.prepare, self.report, lambda: self._completing(claim, entry)
+                    claim, slot.scope, self.prepare, self.report, lambda: self._completing(claim, entry), self.later
                 )
             if claim.timeout is not None:
                 slot.scope.deadline = trio.current_time() + claim.timeout
@@ -144,9 +149,15 @@ class Executor:
                 value = await self._call(slot, task, run, entry)
         except BaseException as exc:  # noqa: BLE001 - neither a handler nor a row takes the dispatcher down
             error = exc
+        # Decided here: what strikes while the last of its progress is written comes too late.
+        stopped = slot.scope.cancel_called
+        if claim.timeout is not None and not stopped:
+            slot.scope.deadline = inf
         if run is not None:
             run.end()
-        stopped = slot.scope.cancel_called
+            if run.is_reporting:
+                with trio.move_on_after(REPORT_S, shield=True), suppress(StorageError):
+                    await run.report()
         slot.left_open = slot.around is not None and surroundings() is not slot.around
         if slot.left_open:
             log.warning(
@@ -155,8 +166,6 @@ class Executor:
                 f"attempt {claim.attempt} of task {claim.id}",
                 extra={"event": "left_open", "task_id": claim.id, "handler": entry.name},
             )
-        if claim.timeout is not None and not stopped:
-            slot.scope.deadline = inf
         if slot.thread is not None and slot.thread.abandoned:
             return Ended(None, error)
         slot.thread = None
@@ -307,11 +316,18 @@ def tell_refused(claim: Claim, spawn: Sequence[NewTask], answer: SettleResult) -
             new.id,
             new.queue,
             new.type,
-            "its queue is declared nowhere"
-            if stored.answer is EnqueueAnswer.UNKNOWN_QUEUE
-            else f"task {new.id if stored.record is None else stored.record.id} is in its way",
+            _why_refused(new, stored),
             extra={"event": "spawn_refused", "task_id": claim.id, "refused_id": new.id},
         )
+
+
+def _why_refused(new: NewTask, stored: EnqueueResult) -> str:
+    if stored.answer is EnqueueAnswer.UNKNOWN_QUEUE:
+        return "its queue is declared nowhere"
+    way = f"task {new.id if stored.record is None else stored.record.id} is in its way"
+    if stored.answer is EnqueueAnswer.EXISTING and stored.record is not None:
+        return f"{way}, a {stored.record.queue}/{stored.record.type}; ids are unique over all queues"
+    return f"{way}, and unique says to reject"
 
 
 def claim_wait(policy: RetryPolicy, claim: Claim, random: Callable[[], float]) -> float:
@@ -382,6 +398,7 @@ def task_for_handler(claim: Claim, payload: Any, entry: HandlerEntry, worker: st
             "result": None,
             "worker": worker,
             "cron": claim.cron,
+            "progress": None,
             "declared": entry.task_type,
         }
     )

@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 
 import trio
 
-__all__ = ["LEFT_OPEN", "describe", "enclosed", "is_cancelled", "parted", "printable", "surroundings", "traceback_text"]
+__all__ = ["LEFT_OPEN", "describe", "enclosed", "interrupt_in", "is_cancelled", "parted", "printable", "surroundings", "traceback_text"]
 
 LEFT_OPEN: Final = (
     "%s left a cancel scope or a nursery open when %s ended, and it is closed now; is there a yield inside one? "
@@ -113,6 +113,16 @@ def _split(
         except RecursionError:
             pass  # nested absurdly deep: a failure like any other
     return None, cast("BaseException", error)
+
+
+def interrupt_in(group: BaseExceptionGroup[BaseException]) -> KeyboardInterrupt | None:
+    """The Ctrl-C that a group is made of, if nothing else is in it."""
+    found, rest = _split(group, (KeyboardInterrupt,))
+    if rest is not None:
+        return None
+    while isinstance(found, BaseExceptionGroup):
+        found = cast("BaseExceptionGroup[BaseException]", found).exceptions[0]
+    return found if isinstance(found, KeyboardInterrupt) else None
 
 
 def surroundings() -> object:

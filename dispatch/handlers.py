@@ -6,17 +6,15 @@ import inspect
 import typing
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AsyncContextDecorator, ContextDecorator
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import attrs
 
 from dispatch.callables import is_async, is_generator, unwrapped
 from dispatch.checks import shown
 from dispatch.errors import InvalidConfigError, InvalidQueuePayloadError, InvalidTaskHandlerError
+from dispatch.run import Run
 from dispatch.tasks import QueueTask, TaskType
-
-if TYPE_CHECKING:
-    from dispatch.run import Run
 
 __all__ = [
     "Handler",
@@ -34,12 +32,12 @@ R = TypeVar("R")
 
 Handler = (
     Callable[[QueueTask[P, R]], Awaitable[R]]
-    | Callable[[QueueTask[P, R], "Run"], Awaitable[R]]
+    | Callable[[QueueTask[P, R], Run], Awaitable[R]]
 )
 """An async handler of `(task)` or `(task, run)`. A sync one returns R itself."""
 
-Next = Callable[[QueueTask[Any, Any], "Run"], Awaitable[Any]]
-Middleware = Callable[[QueueTask[Any, Any], "Run", Next], Awaitable[Any]]
+Next = Callable[[QueueTask[Any, Any], Run], Awaitable[Any]]
+Middleware = Callable[[QueueTask[Any, Any], Run, Next], Awaitable[Any]]
 """`async (task, run, call_next) -> result`, around every attempt, inside its scope."""
 
 
@@ -55,7 +53,7 @@ class HandlerEntry:
 
 
 def bind(task_type: TaskType[Any, Any], function: object) -> HandlerEntry:
-    """Check a handler's arity and kind.
+    """Check a handler's arity and kind, and that it is not annotated for another payload.
 
     Raises InvalidTaskHandlerError (1009) that says what it takes and should take.
     """
@@ -68,7 +66,9 @@ def bind(task_type: TaskType[Any, Any], function: object) -> HandlerEntry:
         raise InvalidTaskHandlerError(f"{where}: {name} is a generator; a handler must not yield")
     if isinstance(inner, type) and task_type.result is None and not issubclass(inner, Awaitable):
         raise InvalidTaskHandlerError(f"{where}: {name} is a class, of which only an instance would be made; register one")
-    return HandlerEntry(task_type, function, is_async(function), _wants_run(function, where, name), name)
+    entry = HandlerEntry(task_type, function, is_async(function), _wants_run(function, where, name), name)
+    _check_annotation(entry, where)
+    return entry
 
 
 def check_no_result(value: object, where: str) -> None:
@@ -107,6 +107,59 @@ def check_middleware(middleware: Iterable[Middleware]) -> tuple[Middleware, ...]
 def _name(function: Callable[..., Any]) -> str:
     inner = unwrapped(function)
     return str(getattr(inner, "__qualname__", None) or type(inner).__qualname__)
+
+
+def _check_annotation(entry: HandlerEntry, where: str) -> None:
+    """Refuse a first argument that says it is no task, or one of another payload; every task would fail.
+
+    Where nothing certain is said, as by a type variable or around a decorator, nothing is asked.
+    """
+    if hasattr(entry.function, "__wrapped__"):
+        return
+    first, second = (*_annotations(entry.function), None, None)[:2]
+    annotation: Any = first
+    payload: Any = typing.get_args(annotation)[0] if typing.get_origin(annotation) is QueueTask else None
+    wanted = entry.task_type.payload
+    if _is_none_of(payload, wanted):
+        raise InvalidTaskHandlerError(
+            f"{where}: {entry.name} takes QueueTask[{payload.__qualname__}], but the payload of the task type is "
+            f"{wanted.__qualname__}; use one class on both sides"
+        )
+    if _is_none_of(annotation, QueueTask):
+        raise InvalidTaskHandlerError(
+            f"{where}: {entry.name} takes {annotation.__qualname__}, but a handler is given the task: annotate it as "
+            f"QueueTask[{wanted.__qualname__}], and find the payload in task.payload"
+        )
+    if entry.wants_run and (typing.get_origin(second) is QueueTask or _is_none_of(second, Run)):
+        raise InvalidTaskHandlerError(
+            f"{where}: the second argument of {entry.name} is a {shown(second)}, but a handler is given (task, run) with a Run; "
+            "register a method of an object, and bind others with functools.partial"
+        )
+
+
+def _annotations(function: Callable[..., Any]) -> list[Any]:
+    """What the arguments are annotated with; None for nothing, and for what cannot be read."""
+    try:
+        hints = typing.get_type_hints(_annotated(function))
+        return [hints.get(each.name) for each in parameters_of(function)]
+    except Exception:  # noqa: BLE001 - an annotation is code of anybody's
+        return []
+
+
+def _annotated(function: Callable[..., Any]) -> Any:
+    inner = unwrapped(function)
+    # Not whatever has annotations: those of an object are its class's fields.
+    return inner if inspect.isroutine(inner) or hasattr(inner, "__code__") else type(inner).__call__
+
+
+def _is_none_of(annotation: Any, given: type[Any]) -> bool:
+    """Whether the annotation is a class, and certainly not one of what is given."""
+    if annotation in (float, complex):  # which an int stands for, too, to type checkers
+        return False
+    try:
+        return annotation is not Any and isinstance(annotation, type) and not issubclass(given, annotation)
+    except TypeError:  # a protocol, for one, may not say
+        return False
 
 
 def parameters_of(function: Callable[..., Any]) -> Sequence[inspect.Parameter]:
@@ -153,10 +206,9 @@ def payload_class(queue: str, type_name: str, function: object) -> tuple[type[An
     if not callable(function):
         raise InvalidTaskHandlerError(f"{where}: must be a function of (task) or (task, run), got {function!r}")
     inner = unwrapped(function)
-    target: Any = inner if hasattr(inner, "__annotations__") and not isinstance(inner, type) else type(inner).__call__
     how = "annotate its first argument, as in (task: QueueTask[Welcome]), or register a TaskType"
     try:
-        hints = typing.get_type_hints(target)
+        hints = typing.get_type_hints(_annotated(function))
         names = [each.name for each in parameters_of(function) if each.name != "self"]
     except Exception as exc:
         raise InvalidTaskHandlerError(f"{where}: its annotations cannot be read ({exc}); {how}") from exc

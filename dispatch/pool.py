@@ -11,13 +11,14 @@ import contextvars
 import inspect
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from threading import get_ident
-from typing import Any, Final, cast
+from typing import Any, Final, Generic, TypeVarTuple, cast, overload
 
 import attrs
 import trio
+from typing_extensions import TypeVar
 
 from dispatch.callables import is_async, is_generator
 from dispatch.checks import check_within, shown
@@ -35,6 +36,10 @@ from dispatch.threads import check_thread
 
 __all__ = ["PoolStatistics", "PoolStatus", "Task", "TaskDispatcher"]
 
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True, default=Any)
+Ts = TypeVarTuple("Ts")
+
 log: Final = logging.getLogger("dispatch.pool")
 
 POOL_SIZE: Final = 1_024
@@ -49,8 +54,8 @@ class PoolStatus(StrEnum):
     FINISH = "finish"
 
 
-@attrs.define(eq=False)
-class Task:
+@attrs.define(eq=False, init=False)
+class Task(Generic[T_co]):
     """One function given to the pool.
 
     `func` is an async function, or a sync one for a thread; what that returns is
@@ -59,32 +64,58 @@ class Task:
     """
 
     func: Callable[..., Any]
-    args: tuple[Any, ...] = ()
-    name: str = ""
-    status: PoolStatus = attrs.field(default=PoolStatus.QUEUE, init=False)
-    error: BaseException | None = attrs.field(default=None, init=False)
-    value: Any = attrs.field(default=None, init=False)
-    _finished: trio.Event = attrs.field(factory=trio.Event, init=False)
-    _taken: bool = attrs.field(default=False, init=False)
+    args: tuple[Any, ...]
+    name: str
+    status: PoolStatus = attrs.field(init=False)
+    error: BaseException | None = attrs.field(init=False)
+    value: T_co | None = attrs.field(init=False)
+    _finished: trio.Event = attrs.field(init=False)
+    _taken: bool = attrs.field(init=False)
 
-    def __attrs_post_init__(self) -> None:
-        if not callable(self.func):
-            raise InvalidTaskHandlerError(f"pool: func must be callable, got {self.func!r}")
-        if not self.name:
-            self.name = getattr(self.func, "__qualname__", type(self.func).__qualname__)
-        if is_generator(self.func):
+    # By hand, for its overloads: the first line that fits an async function says what it comes to.
+
+    @overload
+    def __init__(
+        self: Task[T], func: Callable[[*Ts], Awaitable[T]], args: tuple[*Ts], name: str = ""
+    ) -> None: ...
+
+    @overload
+    def __init__(self: Task[T], func: Callable[[*Ts], T], args: tuple[*Ts], name: str = "") -> None: ...
+
+    @overload
+    def __init__(
+        self: Task[T], func: Callable[[], Awaitable[T]], args: tuple[()] = (), name: str = ""
+    ) -> None: ...
+
+    @overload
+    def __init__(self: Task[T], func: Callable[[], T], args: tuple[()] = (), name: str = "") -> None: ...
+
+    def __init__(self, func: Callable[..., Any], args: tuple[Any, ...] = (), name: str = "") -> None:
+        self.func = func
+        self.args = args
+        self.name = name
+        self.status = PoolStatus.QUEUE
+        self.error = None
+        self.value = None
+        self._finished = trio.Event()
+        self._taken = False
+        if not callable(func):
+            raise InvalidTaskHandlerError(f"pool: func must be callable, got {func!r}")
+        if not name:
+            self.name = getattr(func, "__qualname__", type(func).__qualname__)
+        if is_generator(func):
             raise InvalidTaskHandlerError(f"pool: {self.name} is a generator, of which nothing would run")
 
     async def wait(self) -> None:
         """Wait until it has finished, however it ended; look at `error` then. A checkpoint."""
         await self._finished.wait()
 
-    async def result(self) -> Any:
+    async def result(self) -> T_co:
         """Wait until it has finished; what it returned, or raises what it raised. A checkpoint."""
         await self._finished.wait()
         if self.error is not None:
             raise self.error
-        return self.value
+        return cast("T_co", self.value)
 
     def __repr__(self) -> str:
         failed = f" error={describe(self.error)}" if self.error is not None else ""
@@ -116,8 +147,8 @@ class TaskDispatcher:
         self._buffer_size = _positive("buffer_size", buffer_size)
         check_within("grace", grace, 0, 86_400)
         self._grace = grace
-        self._queue: deque[tuple[Task, contextvars.Context]] = deque()
-        self._running: set[Task] = set()
+        self._queue: deque[tuple[Task[Any], contextvars.Context]] = deque()
+        self._running: set[Task[Any]] = set()
         self._nursery: trio.Nursery | None = None
         self._thread: int | None = None
         """Where it runs, while it does."""
@@ -128,7 +159,13 @@ class TaskDispatcher:
         self._finished = 0
         self._failed = 0
 
-    def run(self, func: Callable[..., Any], *args: Any) -> Task:
+    @overload
+    def run(self, func: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> Task[T]: ...
+
+    @overload
+    def run(self, func: Callable[[*Ts], T], *args: *Ts) -> Task[T]: ...
+
+    def run(self, func: Callable[[*Ts], Any], *args: *Ts) -> Task[Any]:
         """Run `func(*args)` soon; never blocks.
 
         Raises QueueFullError (1020), ClosedError (1013), InvalidTaskHandlerError (1009: not
@@ -137,7 +174,7 @@ class TaskDispatcher:
         check_thread(self, self._thread, "run_sync(pool.run, function)")
         return self.run_task(Task(func, args))
 
-    def run_task(self, task: Task) -> Task:
+    def run_task(self, task: Task[T]) -> Task[T]:
         """Run a `Task` made by hand; each only once. Raises as `run` does."""
         check_thread(self, self._thread, "run_sync(pool.run_task, task)")
         given = cast("object", task)
@@ -228,11 +265,11 @@ class TaskDispatcher:
             self._running.add(task)
             context.run(self._begin, task)
 
-    def _begin(self, task: Task) -> None:
+    def _begin(self, task: Task[Any]) -> None:
         assert self._nursery is not None
         self._nursery.start_soon(self._run_one, task, name=f"pool task {task.name}")
 
-    async def _run_one(self, task: Task) -> None:
+    async def _run_one(self, task: Task[Any]) -> None:
         """A trio task per pool task, so that each has a nursery-like life of its own."""
         value: Any = None
         error: BaseException | None = None
@@ -255,7 +292,7 @@ class TaskDispatcher:
         if passing is not None:
             raise passing
 
-    async def _call(self, task: Task) -> Any:
+    async def _call(self, task: Task[Any]) -> Any:
         function: Callable[..., Any] = task.func
         if is_async(function):
             return await function(*task.args)
@@ -264,7 +301,7 @@ class TaskDispatcher:
         )
         return await value if inspect.isawaitable(value) else value
 
-    def _finish(self, task: Task, value: Any, error: BaseException | None) -> None:
+    def _finish(self, task: Task[Any], value: Any, error: BaseException | None) -> None:
         task.value, task.error, task.status = value, error, PoolStatus.FINISH
         self._finished += 1
         if error is not None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from math import inf
@@ -20,22 +18,22 @@ from dispatch.codec import Codec
 from dispatch.errors import (
     ClosedError,
     DispatchError,
-    DuplicateTaskError,
     InvalidQueuePayloadError,
     InvalidQueueTaskError,
-    QueueFullError,
-    QueueNotRegisteredError,
     StorageError,
     TaskCancelledError,
     TaskFailedError,
     TaskNotFoundError,
 )
 from dispatch.events import Observers
+from dispatch.ids import new_id
 from dispatch.records import NewTask, TaskRecord, from_seconds, to_seconds
 from dispatch.registry import Registry
+from dispatch.run import progress_of
 from dispatch.storage.protocol import (
     EnqueueAnswer,
     EnqueueResult,
+    QueueRecord,
     Storage,
     Topic,
     TopicKind,
@@ -43,8 +41,9 @@ from dispatch.storage.protocol import (
     stored_for,
 )
 from dispatch.storage.query import Ids, Queues, Statuses
-from dispatch.tasks import OnClash, Priority, QueueTask, TaskStatus, TaskType, id_of, plain, task_of
+from dispatch.tasks import Priority, QueueTask, TaskStatus, TaskType, id_of, plain, task_of
 from dispatch.threads import check_thread
+from dispatch.unstored import after_close, not_registered, unstored, why_gone
 
 __all__ = ["Published", "TaskQueuePublisher"]
 
@@ -59,6 +58,9 @@ inside_handler: Final[ContextVar[bool]] = ContextVar("dispatch_inside_handler", 
 
 STORED: Final = frozenset({EnqueueAnswer.CREATED, EnqueueAnswer.EXISTING, EnqueueAnswer.REPLACED})
 
+ASKED_ABOUT: Final = frozenset({EnqueueAnswer.UNKNOWN_QUEUE, EnqueueAnswer.FULL})
+"""What was refused so is told of with what the storage says of its queues."""
+
 BREATH_BYTES: Final = 64 * 1024
 """So much is encoded of a batch, which takes some milliseconds, before others run."""
 TASK_BYTES: Final = 400
@@ -70,9 +72,6 @@ PATIENCE_S: Final = 5.0
 MET_TYPES: Final = 4_096
 """Types made up without end must not fill the memory."""
 
-_noise: Final = random.Random()  # noqa: S311 - ids must differ, not be secret
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_noise.seed)
 
 
 @attrs.frozen
@@ -85,6 +84,19 @@ class Published:
     task: QueueTask[Any, Any] | None
     answer: EnqueueAnswer | None
     error: DispatchError | None = None
+
+
+@attrs.define
+class _Batch:
+    """Tasks on their way into the storage in one step."""
+
+    news: list[NewTask] = attrs.field(factory=list[NewTask])
+    places: list[tuple[int, QueueTask[Any, Any], object]] = attrs.field(
+        factory=list[tuple[int, QueueTask[Any, Any], object]]
+    )
+    """Of each of them the place in `found`, the task as it was given, and the decoded copy of its payload."""
+    found: list[Published | None] = attrs.field(factory=list["Published | None"])
+    """The answer of each task that was given, None where the storage gives it."""
 
 
 class TaskQueuePublisher:
@@ -128,7 +140,7 @@ class TaskQueuePublisher:
         in this process, if it is another) and copied, so later changes to it
         never reach the handler. Publishing an id that is stored
         already is harmless and answers with the stored task, as does a KEEP
-        clash of `unique`.
+        clash of `unique`; once it was pruned, or forgotten by memory, it is a new task.
 
         If the queue holds its bound of due tasks, waits for room in order of
         arrival, or raises QueueFullError (1020) where the queue's `overflow`
@@ -170,10 +182,9 @@ class TaskQueuePublisher:
         if result.answer is EnqueueAnswer.CREATED:
             self.tell_published(new, result.created_at)
         await self._storage.breathe()
-        answer, error = self._answer(task, new, payload, result)
+        answer = self._answer(task, new, payload, result)
         if answer is None:
-            assert error is not None
-            raise error
+            raise await self.refusal(new, result)
         return answer
 
     async def publish_many(self, tasks: Iterable[QueueTask[Any, Any]]) -> list[Published]:
@@ -187,9 +198,7 @@ class TaskQueuePublisher:
         the steps done stay stored, and so does what found room before the rest waited
         for it: publish again with the same ids to learn which.
         """
-        if not isinstance(tasks, Iterable):
-            raise InvalidQueueTaskError(f"publish_many takes several tasks, got {type(tasks).__name__}; publish takes one")
-        given = tuple(tasks)  # the caller's own may change meanwhile
+        given = _several("publish_many", tasks)
         try:
             if self._observers.around_publishing:
                 with self._observers.publishing(given, "send", self.check) as marked:
@@ -200,37 +209,52 @@ class TaskQueuePublisher:
             raise
 
     async def _publish_many(self, tasks: Sequence[QueueTask[Any, Any]]) -> list[Published]:
+        answers: list[Published] = []
+        for step in self._steps(tasks):
+            batch = _Batch()
+            prepared = 0  # bytes since others ran
+            for task in step:
+                if prepared >= BREATH_BYTES:
+                    prepared = 0
+                    await trio.lowlevel.checkpoint()
+                prepared += TASK_BYTES + self._prepare_into(batch, task)
+            results = await self._enqueue(batch.news)
+            for new, result in zip(batch.news, results, strict=True):
+                if result.answer is EnqueueAnswer.CREATED:
+                    self.tell_published(new, result.created_at)
+            # Asked only now, once all that is stored has been told of.
+            asked = any(result.answer in ASKED_ABOUT for result in results)
+            answers += self._answers(batch, results, await self._stored_queues() if asked else None)
+            await self._storage.breathe()
+        return answers
+
+    def _steps(self, tasks: Sequence[QueueTask[Any, Any]]) -> list[Sequence[QueueTask[Any, Any]]]:
         limit = self._codec.limits.batch
-        if len(tasks) > limit:
-            answers: list[Published] = []
-            for start in range(0, len(tasks), limit):
-                answers += await self._publish_many(tasks[start : start + limit])
-            return answers
-        found: list[Published | None] = [None] * len(tasks)
-        batch: list[tuple[int, NewTask, object]] = []
-        prepared = 0  # bytes since others ran
-        for index, task in enumerate(tasks):
-            if prepared >= BREATH_BYTES:
-                prepared = 0
-                await trio.lowlevel.checkpoint()
-            prepared += TASK_BYTES
-            try:
-                new, payload = self._prepare(task)
-            except ClosedError:
-                raise
-            except DispatchError as exc:
-                found[index] = Published(None, None, exc)
-            else:
-                batch.append((index, new, payload))
-                prepared += len(new.payload)
-        results = await self._enqueue([new for _, new, _ in batch])
-        for (index, new, payload), result in zip(batch, results, strict=True):
-            if result.answer is EnqueueAnswer.CREATED:
-                self.tell_published(new, result.created_at)
-            answer, error = self._answer(tasks[index], new, payload, result)
-            found[index] = Published(answer, result.answer, error)
-        await self._storage.breathe()
-        return [each for each in found if each is not None]
+        return [tasks[start : start + limit] for start in range(0, len(tasks), limit)] or [()]
+
+    def _prepare_into(self, batch: _Batch, task: QueueTask[Any, Any]) -> int:
+        """Add a task to the batch, or the error of a bad one; the bytes of its payload."""
+        try:
+            new, payload = self._prepare(task)
+        except ClosedError:
+            raise
+        except DispatchError as exc:
+            batch.found.append(Published(None, None, exc))
+            return 0
+        batch.places.append((len(batch.found), task, payload))
+        batch.news.append(new)
+        batch.found.append(None)
+        return len(new.payload)
+
+    def _answers(
+        self, batch: _Batch, results: Sequence[EnqueueResult], queues: Sequence[QueueRecord] | None
+    ) -> list[Published]:
+        """An answer for each task of the batch; `queues` are those that the storage knows, if it was asked."""
+        for (index, task, payload), new, result in zip(batch.places, batch.news, results, strict=True):
+            stored = self._answer(task, new, payload, result)
+            error = self._unstored(new, result, queues) if stored is None else None
+            batch.found[index] = Published(stored, result.answer, error)
+        return [each for each in batch.found if each is not None]
 
     def publish_in(self, connection: object, task: QueueTask[P, R]) -> QueueTask[P, R]:
         """Store `task` inside your own transaction on the storage's database.
@@ -245,40 +269,79 @@ class TaskQueuePublisher:
         waits for room, and observers are not told, since nobody here knows how
         the transaction ends. Do not await a write of the dispatcher before it
         has ended: on SQLite that would wait for itself. Raises what `publish`
-        raises; the queue must have been declared by a running dispatcher.
+        raises; the queue must be stored, as it is once a dispatcher that registers it
+        has run, or `declare` has.
         """
-        if self._observers.around_publishing:
-            with self._observers.publishing((task,), "send", self.check) as (marked,):
-                return self._publish_in(connection, cast("QueueTask[P, R]", marked))
-        return self._publish_in(connection, task)
+        with self._observers.publishing((task,), "send", self.check) as (marked,):
+            return self._publish_in(connection, cast("QueueTask[P, R]", marked))
 
     async def publish_in_async(self, connection: object, task: QueueTask[P, R]) -> QueueTask[P, R]:
         """`publish_in` on a `TrioConnection` of `dispatch.storage.psycopg_trio`, with a transaction open.
 
         A checkpoint. Cancelled, it leaves the transaction to be rolled back.
         """
-        if self._observers.around_publishing:
-            with self._observers.publishing((task,), "send", self.check) as (marked,):
-                return await self._publish_in_async(connection, cast("QueueTask[P, R]", marked))
-        return await self._publish_in_async(connection, task)
+        with self._observers.publishing((task,), "send", self.check) as (marked,):
+            return await self._publish_in_async(connection, cast("QueueTask[P, R]", marked))
 
     async def _publish_in_async(self, connection: object, task: QueueTask[P, R]) -> QueueTask[P, R]:
         new, payload = self._prepare(task)
         (result,) = await self._storage.enqueue_in_async(connection, [new])
-        return self._joined(task, new, payload, result)
+        stored = cast("QueueTask[P, R] | None", self._answer(task, new, payload, result))
+        if stored is None:
+            raise await self.refusal(new, result)
+        return stored
 
     def _publish_in(self, connection: object, task: QueueTask[P, R]) -> QueueTask[P, R]:
         new, payload = self._prepare(task)
         (result,) = self._storage.enqueue_in(connection, [new])
-        return self._joined(task, new, payload, result)
+        stored = cast("QueueTask[P, R] | None", self._answer(task, new, payload, result))
+        if stored is None:
+            raise self._unstored(new, result)
+        return stored
 
-    def _joined(self, task: QueueTask[P, R], new: NewTask, payload: object, result: EnqueueResult) -> QueueTask[P, R]:
-        if result.answer is EnqueueAnswer.CREATED:
-            return cast("QueueTask[P, R]", _stored(task, new, payload, result))
-        stored = stored_for(result, new)
-        if stored is not None:
-            return cast("QueueTask[P, R]", self.snapshot(stored, task))
-        raise self.refusal(new, result)
+    def publish_many_in(self, connection: object, tasks: Iterable[QueueTask[Any, Any]]) -> list[Published]:
+        """`publish_in` of many tasks; an answer per item, in order, as of `publish_many`.
+
+        A bad item has its error in its answer, and the others are stored nevertheless,
+        if the transaction commits: look at the answers before it does.
+        """
+        given = _several("publish_many_in", tasks)
+        with self._observers.publishing(given, "send", self.check) as marked:
+            return self._publish_many_in(connection, marked)
+
+    async def publish_many_in_async(
+        self, connection: object, tasks: Iterable[QueueTask[Any, Any]]
+    ) -> list[Published]:
+        """`publish_many_in` on a `TrioConnection` with a transaction open. A checkpoint.
+
+        Cancelled, it leaves the transaction to be rolled back.
+        """
+        given = _several("publish_many_in_async", tasks)
+        with self._observers.publishing(given, "send", self.check) as marked:
+            return await self._publish_many_in_async(connection, marked)
+
+    def _publish_many_in(self, connection: object, tasks: Sequence[QueueTask[Any, Any]]) -> list[Published]:
+        answers: list[Published] = []
+        for step in self._steps(tasks):
+            batch = self._prepared(step)
+            answers += self._answers(batch, self._storage.enqueue_in(connection, batch.news), None)
+        return answers
+
+    async def _publish_many_in_async(
+        self, connection: object, tasks: Sequence[QueueTask[Any, Any]]
+    ) -> list[Published]:
+        answers: list[Published] = []
+        for step in self._steps(tasks):
+            batch = self._prepared(step)
+            results = await self._storage.enqueue_in_async(connection, batch.news)
+            answers += self._answers(batch, results, None)
+        return answers
+
+    def _prepared(self, tasks: Sequence[QueueTask[Any, Any]]) -> _Batch:
+        batch = _Batch()
+        for task in tasks:
+            self._prepare_into(batch, task)
+        return batch
 
     @overload
     async def wait(self, task: QueueTask[P, R]) -> QueueTask[P, R]: ...
@@ -321,14 +384,20 @@ class TaskQueuePublisher:
         finally:
             self._waiting.discard(bell)
 
-    async def result(self, task: QueueTask[P, R]) -> R:
-        """Wait for a published task and answer with its typed result.
+    @overload
+    async def result(self, task: QueueTask[P, R]) -> R: ...
+
+    @overload
+    async def result(self, task: str) -> Any: ...
+
+    async def result(self, task: QueueTask[Any, Any] | str) -> Any:
+        """Wait for a published task and answer with its typed result; given an id, as far as its type is known here.
 
         Raises TaskFailedError (1018) if it became a dead letter,
         TaskCancelledError (1019) if it was cancelled, InvalidQueuePayloadError
         (1010) if what is stored does not fit the declared result class, say
-        after a change of it (`wait` shows it as plain data), and what `wait`
-        raises. A checkpoint; cancelling it leaves the task alone.
+        after a change of it (`wait` shows it as plain data; fields that the class
+        does not know are left out), and what `wait` raises. A checkpoint; cancelling it leaves the task alone.
         """
         record, ended = await self._end_of(task)
         where = f"task {ended.id} ({ended.queue}/{ended.type})"
@@ -346,10 +415,14 @@ class TaskQueuePublisher:
             )
         declared = ended.declared
         if declared is None or declared.result is None:
-            return cast("R", ended.result)
+            return ended.result
         # Of a task from before its type had a result nothing is stored.
         data = b"null" if record.result is None else record.result
-        return cast("R", self._codec.decode(data, declared.result, limit=self._codec.limits.result_bytes))
+        try:
+            return self._result(data, declared.result)
+        except InvalidQueuePayloadError as exc:
+            why = f"the result of {where}: {exc.detail}; a result has no version, so a new field of its class needs a default"
+            raise InvalidQueuePayloadError(why, exc.path) from None
 
     def close(self) -> None:
         """Refuse to publish from now on. Harmless to repeat.
@@ -388,10 +461,10 @@ class TaskQueuePublisher:
         """
         new, _ = self._prepare(task)
         await trio.lowlevel.checkpoint()
-        if known and new.queue not in self._registry.configs and new.queue not in {
-            record.name for record in await self._storage.queues()
-        }:
-            raise self._not_registered(new.queue)
+        if known and new.queue not in self._registry.configs:
+            stored = await self._storage.queues()
+            if not any(record.name == new.queue for record in stored):
+                raise not_registered(new.queue, self._registry, stored)
         return new
 
     async def prepare_spawned(self, task: QueueTask[Any, Any]) -> NewTask:
@@ -400,6 +473,11 @@ class TaskQueuePublisher:
             return await self.prepare(task)
         with self._observers.publishing((task,), "create", self.check) as (marked,):
             return await self.prepare(marked)
+
+    async def refusal(self, new: NewTask, result: EnqueueResult) -> DispatchError:
+        """The error of a task that was not stored. A checkpoint."""
+        stored = await self._stored_queues() if result.answer in ASKED_ABOUT else None
+        return self._unstored(new, result, stored)
 
     async def store(self, batch: Sequence[NewTask]) -> list[EnqueueResult]:
         """Store prepared tasks beyond any bound, for cron: an answer per item. A checkpoint."""
@@ -458,6 +536,7 @@ class TaskQueuePublisher:
             result=self._decoded_result(record.result, declared),
             worker=record.worker,
             cron=record.cron,
+            progress=progress_of(record.progress),
             declared=declared,
         )
 
@@ -500,14 +579,18 @@ class TaskQueuePublisher:
         if declared is None or declared.result is None:
             return self._codec.decode_plain(data)
         try:
-            return self._codec.decode(data, declared.result, limit=self._codec.limits.result_bytes)
+            return self._result(data, declared.result)
         except DispatchError:
             return self._codec.decode_plain(data)
+
+    def _result(self, data: bytes, cls: type[Any]) -> Any:
+        # Results have no version: a newer release's worker may know fields more.
+        return self._codec.decode(data, cls, limit=self._codec.limits.result_bytes, lenient=True)
 
     def _prepare(self, task: QueueTask[Any, Any]) -> tuple[NewTask, object]:
         """Check and encode; the decoded copy of the payload comes back beside it."""
         if self._closed:
-            raise ClosedError("publish: the publisher is closed; its dispatcher's block was left")
+            raise ClosedError(after_close(task, ended=self._ended))
         if not isinstance(task, QueueTask):
             raise InvalidQueueTaskError(
                 f"publish: expected a QueueTask, such as WELCOME(payload), got {type(task).__name__}"
@@ -528,8 +611,8 @@ class TaskQueuePublisher:
                     self._met.clear()
                 self._met.setdefault(address, declared)
             elif handled.payload is not cls and declared.version <= handled.version:
-                consumed = self._registry.consumed
-                if consumed is None or task.queue in consumed:
+                consumed, tags = self._registry.consumed, self._registry.tags
+                if (consumed is None or task.queue in consumed) and (tags is None or tags.issuperset(task.tags)):
                     self._check_handled(data, declared, handled)
         return (
             NewTask(
@@ -601,7 +684,7 @@ class TaskQueuePublisher:
 
     async def _overflow(self, queue: str) -> str:
         config = self._registry.configs.get(queue)
-        if config is not None:
+        if config is not None and queue not in self._registry.defaulted:
             return config.overflow
         for record in await self._storage.queues():
             if record.name == queue:
@@ -633,13 +716,16 @@ class TaskQueuePublisher:
     async def _name_standstill(self, queue: str) -> None:
         """Say so if what a publish waits for will not come by itself; workers at work are no trouble."""
         try:
-            paused = any(each.name == queue and each.paused for each in await self._storage.queues())
+            [stored] = [each for each in await self._storage.queues() if each.name == queue] or [QueueRecord(name=queue)]
             running = await self._storage.count(Queues(queue) & Statuses(TaskStatus.RUNNING), bound=1)
+            served = any(queue in worker.queues for worker in await self._storage.workers())
         except StorageError as exc:  # the next try tells the caller
             log.debug("queue %s: cannot look why there is no room: %s", queue, exc)
             return
-        if paused:
+        if stored.paused:
             why = "the queue is paused; resume it"
+        elif served and (stored.keyed or stored.rate is not None):
+            return  # a rate, or the head of a key that is not due yet, holds it up, as it is meant to
         elif not any(running.values()):
             why = "nothing of it is running; is there a dispatcher that serves it, with handlers for its tasks?"
         else:
@@ -658,11 +744,8 @@ class TaskQueuePublisher:
             stored = sum(result.answer in STORED for result in results)
             what = f"{stored} of {len(results)} tasks are stored" if stored else "nothing was stored"
             raise ClosedError(f"publish: the publisher was closed while it waited for room; {what}")
-        open_items = [
-            index
-            for index, result in enumerate(results)
-            if result.answer is EnqueueAnswer.FULL and batch[index].queue == queue
-        ]
+        full = [index for index, result in enumerate(results) if result.answer is EnqueueAnswer.FULL]
+        open_items = [index for index in full if batch[index].queue == queue]
         answers = await self._storage.enqueue([batch[index] for index in open_items], bounded=True)
         for index, answer in zip(open_items, answers, strict=True):
             results[index] = answer
@@ -670,54 +753,29 @@ class TaskQueuePublisher:
 
     def _answer(
         self, task: QueueTask[Any, Any], new: NewTask, payload: object, result: EnqueueResult
-    ) -> tuple[QueueTask[Any, Any] | None, DispatchError | None]:
-        """The storage's answer as a snapshot or an error."""
+    ) -> QueueTask[Any, Any] | None:
+        """The storage's answer as a snapshot; None where the task was not stored."""
         if result.answer is EnqueueAnswer.CREATED:
-            return _stored(task, new, payload, result), None
+            return _stored(task, new, payload, result)
         stored = stored_for(result, new)
-        if stored is not None:
-            return self.snapshot(stored, task), None
-        return None, self.refusal(new, result)
+        return None if stored is None else self.snapshot(stored, task)
 
-    def refusal(self, new: NewTask, result: EnqueueResult) -> DispatchError:
-        """The error of a task that was not stored."""
-        if result.answer is EnqueueAnswer.UNKNOWN_QUEUE:
-            return self._not_registered(new.queue)
-        if result.answer is EnqueueAnswer.FULL:
-            config = self._registry.configs.get(new.queue)
-            by_hand = config is not None and config.max_waiting is not None
-            bound = "max_waiting" if by_hand or self._storage.durable else "buffer_size"
-            return QueueFullError(
-                f"queue {new.queue!r} is full; raise its {bound}, add workers, "
-                'or let publishing wait with overflow="wait"'
-            )
-        existing = result.record.id if result.record is not None else result.id
-        if result.record is not None and result.answer is EnqueueAnswer.EXISTING:
-            return DuplicateTaskError(
-                f"task {new.queue}/{new.type}: its id {existing!r} is that of a task of "
-                f"{result.record.queue}/{result.record.type}, and ids are unique over all queues; "
-                f"put the type into it, as in '{new.type}-{existing}'",
-                existing,
-            )
-        why = "unique says to reject"
-        if new.unique is not None and new.unique.on_clash is OnClash.REPLACE and result.record is not None:
-            why = (
-                f"a payload is not written into a task of another type, {result.record.queue}/{result.record.type}; "
-                'give unique scope="type", or on_clash="supersede"'
-            )
-        return DuplicateTaskError(f"task {new.queue}/{new.type}: task {existing} is in its way, and {why}", existing)
+    def _unstored(
+        self, new: NewTask, result: EnqueueResult, stored: Sequence[QueueRecord] | None = None
+    ) -> DispatchError:
+        return unstored(new, result, self._registry, durable=self._storage.durable, stored=stored)
 
-    def _not_registered(self, queue: str) -> QueueNotRegisteredError:
-        known = sorted(self._registry.configs)
-        return QueueNotRegisteredError(
-            f"queue {queue!r} is not registered; registered here: {', '.join(known) or 'none'}. "
-            f"Call consumer.register_queue({queue!r}) first"
-        )
+    async def _stored_queues(self) -> Sequence[QueueRecord] | None:
+        """The queues that the storage knows, for a message; None if it cannot be asked."""
+        try:
+            return await self._storage.queues()
+        except (StorageError, ClosedError):
+            return None
 
     async def _record(self, task_id: str) -> TaskRecord:
         page = await self._storage.find(Ids(task_id), limit=1)
         if not page.records:
-            raise TaskNotFoundError(f"no task has the id {task_id!r}; it may have been pruned")
+            raise TaskNotFoundError(f"no task has the id {task_id!r}; {why_gone(self._storage)}")
         return page.records[0]
 
 
@@ -740,16 +798,9 @@ def _stored(
     return task_of(fields)
 
 
-def new_id(now: float) -> str:
-    """A time-ordered UUID, version 7 (RFC 9562): 48 bits of milliseconds, the rest random.
-
-    From a generator of our own: one that an application seeds for its own ends would give
-    two tasks one id. It is seeded anew after a fork; an id is no secret.
-    """
-    moment, noise = int(now * 1_000) & 0xFFFF_FFFF_FFFF, _noise.getrandbits(74)
-    version = 0x7000 | noise >> 62
-    variant = 0x8000 | noise >> 48 & 0x3FFF
-    return (
-        f"{moment >> 16:08x}-{moment & 0xFFFF:04x}-{version:04x}-{variant:04x}"
-        f"-{noise & 0xFFFF_FFFF_FFFF:012x}"
-    )
+def _several(name: str, tasks: Iterable[QueueTask[Any, Any]]) -> tuple[QueueTask[Any, Any], ...]:
+    """The tasks given, which the caller's own list may change from meanwhile."""
+    if not isinstance(tasks, Iterable):
+        single = name.replace("_many", "")
+        raise InvalidQueueTaskError(f"{name} takes several tasks, got {type(tasks).__name__}; {single} takes one")
+    return tuple(tasks)

@@ -123,7 +123,7 @@ def _class_findings(
         extra = sorted(exc.extra_fields)
         names = ", ".join([_brief(name) for name in extra[:5]])
         names += f" and {len(extra) - 5} more" if len(extra) > 5 else ""
-        advice = "a field that was removed needs a new version of the payload and an upcaster"
+        advice = "a field that was added needs a new version of the payload, one that was removed an upcaster as well"
         return [(path, f"{type_name(cls)} has no field {names}; {advice}")]
     notes = cast("list[object]", getattr(exc, "__notes__", []))
     for note in notes:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 import attrs
+import trio
 
 from dispatch.bell import Bell
-from dispatch.errors import QueueConfigConflictError
+from dispatch.errors import QueueConfigConflictError, StorageError
 from dispatch.handlers import HandlerEntry
 from dispatch.records import NewTask
 from dispatch.storage.protocol import QueueRecord, Storage
@@ -41,19 +42,35 @@ class Registry:
         factory=dict[tuple[str, str], TaskType[Any, Any]]
     )
     """Every task type handled here: what a stored payload is decoded as."""
+    defaulted: set[str] = attrs.field(factory=set[str])
+    """Queues that were registered without a configuration: what is stored of them for all processes stays."""
     undeclared: dict[str, TaskQueueConfig] = attrs.field(factory=dict[str, TaskQueueConfig])
     """Registered, but not yet written to the storage."""
     consumed: frozenset[str] | None = None
     """The queues that are worked on here, None for all that are registered."""
+    tags: frozenset[str] | None = None
+    """What the tags of a task must be among to be taken here; None takes all."""
     unhandled: dict[tuple[str, str, int], list[str]] = attrs.field(factory=dict[tuple[str, str, int], list[str]])
     """Of each type and version that was published here and has no handler here, the ids of some tasks."""
     _watching: list[Bell] = attrs.field(factory=list[Bell])
+    _declaring: trio.Lock = attrs.field(factory=trio.Lock)
+    _attempts: int = 0
+    """How often it was tried to declare."""
+    _refused: str | None = None
+    """What the last time came to, if it failed."""
 
-    def add_queue(self, name: str, config: TaskQueueConfig) -> bool:
-        """Add a queue; False if it stands there identically. A different one raises 1005."""
+    def add_queue(self, name: str, config: TaskQueueConfig | None) -> bool:
+        """Add a queue, with Go's defaults for None; False if it stands there identically. A different one raises 1005."""
+        given = config
+        config = TaskQueueConfig() if config is None else config
         known = self.configs.get(name)
         if known is not None:
+            if given is None:
+                return False  # nothing is said of it
             if known == config:
+                if name in self.defaulted:  # it is said now that these are meant
+                    self.defaulted.discard(name)
+                    self.undeclared[name] = known
                 return False
             changed = [
                 f"{field.name}={getattr(config, field.name)!r} (registered: {getattr(known, field.name)!r})"
@@ -61,8 +78,11 @@ class Registry:
                 if getattr(config, field.name) != getattr(known, field.name)
             ]
             raise QueueConfigConflictError(
-                f"queue {name!r} is registered with another configuration, which stays: {', '.join(changed)}"
+                f"queue {name!r} is registered with another configuration, which stays: {', '.join(changed)}; "
+                "register it once, or with the same config"
             )
+        if given is None:
+            self.defaulted.add(name)
         self.configs[name] = config
         self.undeclared[name] = config
         return True
@@ -108,8 +128,51 @@ class Registry:
         """Tell the storage of the queues it has not been told of. A checkpoint if there are any."""
         if not self.undeclared:
             return
+        asked = self._attempts
+        async with self._declaring:  # what several want told is told once
+            if self._attempts > asked and self._refused is not None:
+                raise StorageError(self._refused)  # who waited for an attempt shares its answer
+            self._refused = None
+            try:
+                await self._declare(storage)
+            except StorageError as exc:
+                self._refused = exc.detail
+                raise
+            finally:
+                self._attempts += 1
+
+    async def _declare(self, storage: Storage) -> None:
         batch = dict(self.undeclared)
-        records = [_record(name, config, durable=storage.durable) for name, config in batch.items()]
+        fresh = [name for name in batch if name in self.defaulted]
+        if fresh:
+            await self._declare_new(storage, fresh)
+        records = [_record(name, config, durable=storage.durable) for name, config in batch.items() if name not in fresh]
+        if records:
+            await self._declare_all(storage, records)
+        for name, config in batch.items():
+            if self.undeclared.get(name) is config and (name in fresh) == (name in self.defaulted):
+                del self.undeclared[name]
+
+    async def _declare_new(self, storage: Storage, names: Sequence[str]) -> None:
+        """Make those queues that are not there; what others have said of a queue is not taken back by saying nothing."""
+        records = {name: _record(name, self.configs[name], durable=storage.durable) for name in names}
+        await storage.declare(list(records.values()), new_only=True)
+        for stored in await storage.queues():
+            mine = records.get(stored.name)
+            kept = [
+                f"{name}={getattr(stored, name)!r}"
+                for name in DECLARED
+                if mine is not None and getattr(mine, name) != getattr(stored, name)
+            ]
+            if kept:
+                log.info(
+                    "queue %s: registered here without a config, so what is stored of it holds: %s",
+                    stored.name,
+                    ", ".join(kept),
+                    extra={"event": "declared", "queue": stored.name},
+                )
+
+    async def _declare_all(self, storage: Storage, records: Sequence[QueueRecord]) -> None:
         # Where others declare, too, the last one decides, for all: that must not happen in silence.
         before = {record.name: record for record in await storage.queues()} if storage.durable else {}
         await storage.declare(records)
@@ -122,9 +185,6 @@ class Registry:
                     changed,
                     extra={"event": "redeclared", "queue": record.name},
                 )
-        for name, config in batch.items():
-            if self.undeclared.get(name) is config:
-                del self.undeclared[name]
 
 
 def _changed(before: QueueRecord, record: QueueRecord) -> str:

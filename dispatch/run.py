@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from math import inf
 from typing import Any, Final, cast
 
 import attrs
 import trio
 
 from dispatch.checks import check_within, shown
-from dispatch.errors import ClaimLostError, InvalidConfigError
+from dispatch.errors import ClaimLostError, InvalidConfigError, StorageError
 from dispatch.records import Claim, NewTask, Transition
-from dispatch.tasks import QueueTask
+from dispatch.tasks import Progress, QueueTask
 
-__all__ = ["Run"]
+__all__ = ["Run", "progress_of"]
 
 PROGRESS_EVERY_S: Final = 1.0
 log: Final = logging.getLogger("dispatch.run")
 
 Prepare = Callable[[QueueTask[Any, Any]], Awaitable[NewTask]]
 Report = Callable[[tuple[str, int], bytes], Awaitable[bool]]
+Later = Callable[[Callable[[], Awaitable[None]]], None]
+"""Starts a trio task beside the attempt, or not, where all is coming to its end."""
 
 
 @attrs.frozen
@@ -35,10 +39,40 @@ class Completing:
     settle_in_async: Callable[[object, Transition], Awaitable[bool]]
 
 
+def progress_of(data: bytes | None) -> Progress | None:
+    """What `Run.progress` has kept; None for nothing, and for what another program wrote there."""
+    if data is None:
+        return None
+    try:
+        kept: Any = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(kept, dict):
+        return None
+    said = cast("dict[str, Any]", kept)
+    fraction, message = said.get("fraction"), said.get("message")
+    if not (isinstance(fraction, int | float) and 0 <= fraction <= 1):
+        fraction = None
+    return Progress(None if fraction is None else float(fraction), message if isinstance(message, str) else "")
+
+
 class Run:
     """One attempt, seen from inside it."""
 
-    __slots__ = ("_claim", "_completing", "_ended", "_prepare", "_report", "_reported_at", "_scope", "_spawned", "log")
+    __slots__ = (
+        "_claim",
+        "_completing",
+        "_ended",
+        "_later",
+        "_prepare",
+        "_report",
+        "_reported_at",
+        "_reporting",
+        "_scope",
+        "_spawned",
+        "_unreported",
+        "log",
+    )
 
     def __init__(
         self,
@@ -47,6 +81,7 @@ class Run:
         prepare: Prepare,
         report: Report,
         completing: Callable[[], Completing] | None = None,
+        later: Later | None = None,
     ) -> None:
         self._claim = claim
         self._completing = completing
@@ -55,7 +90,10 @@ class Run:
         self._prepare = prepare
         self._report = report
         self._spawned: list[NewTask] = []
+        self._later = later
+        self._reporting: trio.Lock | None = None
         self._reported_at: float | None = None
+        self._unreported: bytes | None = None
         self.log: logging.LoggerAdapter[logging.Logger] = _RunLog(log, claim)
         """A logger whose lines carry task_id, queue, task_type and attempt in `extra`."""
 
@@ -77,7 +115,9 @@ class Run:
     async def publish(self, task: QueueTask[Any, Any]) -> str:
         """Publish `task` if and only if this attempt succeeds; its id.
 
-        With `unique`, a match keeps its own id, and this one is nobody's.
+        With `unique`, a match keeps its own id, and this one is nobody's. What is found
+        to be in its way only then, a match to `"reject"` or a task of another type with its
+        id, keeps it from being stored: nobody is left to raise to, and a warning says so.
         It is checked now, and stored in the same step as the success, so a
         retry never publishes twice. To publish at once, whatever becomes of
         this attempt, use the publisher. Never waits for room.
@@ -95,9 +135,11 @@ class Run:
         return prepared.id
 
     async def progress(self, fraction: float | None = None, message: str = "") -> None:
-        """Keep how far this attempt has come, for people who watch; throttled to one a second.
+        """Keep how far this attempt has come, for people who watch: `QueueTask.progress`, until the next attempt.
 
         `fraction` is within 0 and 1, of `message` the first 500 characters are kept.
+        Written at once, and then once a second at most: of what is said in between
+        the last, when the second is over or the attempt ends.
         Raises InvalidConfigError for others, and ClaimLostError if the run is no
         longer ours. A checkpoint.
         """
@@ -107,14 +149,46 @@ class Run:
         if not isinstance(told, str):
             raise InvalidConfigError(f"progress: message must be a str, got {shown(told)}")
         await trio.lowlevel.checkpoint()
-        now = trio.current_time()
-        due = self._reported_at is None or now - self._reported_at >= PROGRESS_EVERY_S
-        if not due and fraction != 1:
-            return
-        self._reported_at = now
-        data = json.dumps({"fraction": fraction, "message": message[:500]}).encode()
-        if not await self._report((self._claim.id, self._claim.epoch), data):
-            raise ClaimLostError(f"task {self._claim.id}: attempt {self._claim.attempt} is no longer ours")
+        if self._ended:
+            raise ClaimLostError(f"task {self._claim.id}: attempt {self._claim.attempt} has ended")
+        waits = self._unreported is not None
+        self._unreported = json.dumps({"fraction": fraction, "message": message[:500]}).encode()
+        if fraction == 1 or self._pause_s() <= 0:
+            if not await self.report():
+                raise ClaimLostError(f"task {self._claim.id}: attempt {self._claim.attempt} is no longer ours")
+        elif not waits and self._later is not None:
+            self._later(self._report_later)
+
+    def _pause_s(self) -> float:
+        return -inf if self._reported_at is None else self._reported_at + PROGRESS_EVERY_S - trio.current_time()
+
+    async def _report_later(self) -> None:
+        await trio.sleep(self._pause_s())
+        if not self._ended:
+            with suppress(StorageError):  # the next one may be kept
+                await self.report()
+
+    async def report(self) -> bool:
+        """See that what `progress` was last told is written; False if the run is no longer ours.
+
+        For who makes the attempt. Raises StorageError (1021).
+        """
+        if not self.is_reporting:
+            return True
+        if self._reporting is None:
+            self._reporting = trio.Lock()
+        async with self._reporting:  # else the earlier could be written after the later
+            data = self._unreported  # written by another meanwhile
+            self._unreported = None
+            if data is None:
+                return True
+            self._reported_at = trio.current_time()
+            try:
+                return await self._report((self._claim.id, self._claim.epoch), data)
+            except BaseException:
+                if self._unreported is None:  # else there is a later one by now
+                    self._unreported = data
+                raise
 
     def complete_in(self, connection: object, result: Any = None) -> None:
         """End this run as a success inside your own transaction on the storage's database.
@@ -124,7 +198,8 @@ class Run:
         even if the process dies right after the commit. `connection` is that of
         `TaskQueuePublisher.publish_in`; PostgreSQL only. Commit and return the
         same `result`, both at once: the task's row is locked until the commit,
-        and after it there is no run to renew, time out or retry. Until then the
+        and after it the success stands. What the handler raises then, a timeout or
+        a cancellation too, is logged and changes nothing. Until the commit the
         lease is not renewed, and nobody else can take the task; rolled back after
         the lease is over, it may be taken by another worker.
 
@@ -156,6 +231,11 @@ class Run:
     def end(self) -> None:
         """The handler has returned: `publish` refuses from now on. For who makes the attempt."""
         self._ended = True
+
+    @property
+    def is_reporting(self) -> bool:
+        """Whether `progress` was told something that is not written yet."""
+        return self._unreported is not None or (self._reporting is not None and self._reporting.locked())
 
     @property
     def spawned(self) -> tuple[NewTask, ...]:

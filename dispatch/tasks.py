@@ -193,7 +193,8 @@ class Unique:
     `replace_in`. With a wider `scope` than the type, KEEP may answer with a task
     of another type, and REPLACE does not write a `payload` into one: that is
     refused as with REJECT. `rerun` by hand looks for no twin. A debounce is `Unique(key=..., on_clash="replace",
-    replace={"payload", "available_at"})` with a `delay`.
+    replace={"payload", "available_at"}, statuses={"pending", "held"})` with a `delay`: a running
+    task has its payload already, and would be answered with while the new payload is lost.
     """
 
     key: str | None = None
@@ -251,8 +252,8 @@ class TaskQueueConfig:
     """How one queue behaves. Equal settings make a re-registration a no-op.
 
     On a database `keyed`, `on_retry`, `max_waiting`, `overflow`, `max_running` and
-    `rate_limit` hold for every process, and the last one to start decides; where that
-    changes them, its log says so.
+    `rate_limit` hold for every process, and the last one to start with a config decides;
+    where that changes them, its log says so. A queue registered without one keeps them.
 
     The first four and their defaults are Go's:
 
@@ -262,8 +263,8 @@ class TaskQueueConfig:
     - `buffer_size`: how many due tasks may wait in memory before publishing
       waits or raises (`overflow`). On a database the store is the buffer;
       `max_waiting` bounds it there, None being no bound; on PostgreSQL each of
-      several who publish at once may exceed it by one batch, and with room for
-      thousands what falls due by itself is seen a second later. Where a queue is
+      several who publish at once may exceed it by one batch or 100 tasks, and with
+      room for thousands what falls due by itself is seen a second later. Where a queue is
       nearly full each publish counts what waits: let it be thousands, not millions.
 
     The rest is ours:
@@ -389,6 +390,14 @@ def _headers(given: Mapping[str, str]) -> Mapping[str, str]:
     return MappingProxyType(dict(given)) if given else NO_HEADERS
 
 
+@attrs.frozen
+class Progress:
+    """How far an attempt says it has come: a fraction within 0 and 1, or None, and a message."""
+
+    fraction: float | None = None
+    message: str = ""
+
+
 @attrs.frozen(kw_only=True, slots=False)
 class QueueTask(Generic[P_co, R_co]):
     """One unit of background work: what is published, and what is stored.
@@ -414,7 +423,8 @@ class QueueTask(Generic[P_co, R_co]):
     `last_error` (type and message of the last failure), `failure_reason`,
     `created_at`, `started_at`, `finished_at` (aware, UTC), `result` (None until
     it succeeded), `worker` (who runs it, or ran it last), `cron` (the cron
-    task it came from). Publishing a task with one of these set is error 1003:
+    task it came from), `progress` (what its attempt said last of how far it has
+    come; see `Run.progress`). Publishing a task with one of these set is error 1003:
     `again()` gives an unpublished copy.
     """
 
@@ -441,7 +451,8 @@ class QueueTask(Generic[P_co, R_co]):
     result: R_co | None = None
     worker: str | None = None
     cron: str | None = None
-    declared: TaskType[Any, Any] | None = attrs.field(default=None, eq=False, repr=False)
+    progress: Progress | None = None
+    declared: TaskType[P_co, R_co] | None = attrs.field(default=None, eq=False, repr=False)
 
     def again(self) -> QueueTask[P_co, R_co]:
         """An unpublished copy: same address, payload and options, no id and no history.

@@ -8,7 +8,8 @@ looks once a minute for what has been due as long. Of a queue that it finds busy
 it looks every few minutes, and at the first tasks alone: that is cheap, and what nobody
 takes is soon first there, when all that was stored before it has run. A task that somebody
 takes meanwhile is nobody's concern, nor is a type that somebody works on, so in a fleet
-each process may well handle types of its own. Each type is named once, and of a type that
+each process may well handle types of its own; who is at other work of the queue has a
+minute to come to it. Each type is named once, and of a type that
 is handled here each version.
 """
 
@@ -27,7 +28,7 @@ from dispatch.bell import Bell
 from dispatch.errors import StorageError
 from dispatch.records import TaskRecord
 from dispatch.registry import Registry
-from dispatch.storage.protocol import Storage
+from dispatch.storage.protocol import QueueRecord, Storage
 from dispatch.storage.query import All, Ids, Order, Queues, Statuses, Time, Types, Where
 from dispatch.tasks import TaskStatus
 
@@ -118,7 +119,12 @@ class Unhandled:
             due_s = now - first.available_at
             if due_s < NEARLY * PATIENCE_S:
                 again_s = min(again_s, max(-due_s, 0.0))
-            elif queues[kind[0]].paused or await self._is_taken(kind, first.available_at):
+            elif (
+                (actors := queues[kind[0]]).paused
+                or await self._is_taken(kind, min(first.available_at, now - EVERY_S))
+                or await self._is_full(actors)
+                or (due_s < EVERY_S and await self._others_work(actors))
+            ):
                 again_s = min(again_s, EVERY_S)
             else:
                 self._name(kind, f"task {first.id} has been due for {due_s:.0f} s")
@@ -128,7 +134,7 @@ class Unhandled:
         now = trio.current_time()
         concerned = [actors for actors in self.queues() if self._concerned(actors) and not actors.paused]
         # Where something is being done, what waits may be waiting for that.
-        idle = [actors.name for actors in concerned if not actors.busy]
+        idle = [actors.name for actors in concerned if not actors.busy and not await self._is_full(actors)]
         if idle:
             await self._look_at_idle(idle)
         self._looked.update(dict.fromkeys(idle, now))
@@ -177,8 +183,14 @@ class Unhandled:
         return known is None or record.version > known
 
     async def _is_taken(self, kind: _Kind, since: float) -> bool:
-        """Whether somebody runs tasks of this kind, or has since then: it is his backlog, and no mistake."""
+        """Whether somebody runs tasks of this kind, or has since then: it is his backlog, and no mistake.
+
+        Looked for further back where the queue's rate lets only few start.
+        """
         queue, type_name, version = kind
+        rate = (await self._stored(queue)).rate
+        if rate is not None:
+            since = min(since, self.storage.now() - 2 * rate[1])
         tasks = (Queues(queue), Types(type_name))
         ended = (Statuses("succeeded", "failed", "cancelled"), Time("finished_at", since=since))
         for working in ((Statuses("running"),), ended):
@@ -196,6 +208,24 @@ class Unhandled:
                 if after is None:
                     break
         return False
+
+    async def _is_full(self, actors: QueueActors) -> bool:
+        """Whether as much of the queue runs as may, so that nobody can take more."""
+        most = (await self._stored(actors.name)).max_running
+        return most is not None and await self._running(actors.name, most) >= most
+
+    async def _others_work(self, actors: QueueActors) -> bool:
+        """Whether somebody else has tasks of the queue in hand; he may take others after them."""
+        mine = len(actors.held())
+        return await self._running(actors.name, mine + 1) > mine
+
+    async def _stored(self, queue: str) -> QueueRecord:
+        """The queue as it stands for all processes."""
+        found = [each for each in await self.storage.queues() if each.name == queue]
+        return found[0] if found else QueueRecord(name=queue)
+
+    async def _running(self, queue: str, bound: int) -> int:
+        return sum((await self.storage.count(All(Queues(queue), Statuses("running")), bound=bound)).values())
 
     def _is_named(self, kind: _Kind) -> bool:
         return kind in self._named or (
@@ -218,7 +248,7 @@ class Unhandled:
             self._named.add(kind)
             log.warning(
                 "queue %s: tasks of the type %r wait that are of version %d; the handler here knows up to %d, and nobody else "
-                "takes them: %s. Run a release that declares version %d, or look after the worker that is to take them",
+                "has taken them: %s. Run a release that declares version %d, or look after the worker that is to take them",
                 queue,
                 type_name,
                 version,
@@ -231,8 +261,8 @@ class Unhandled:
         self._named.add((queue, type_name, 0))
         here = self._handled(queue)
         log.warning(
-            "queue %s: the task type %r has no handler here, and nobody else takes it: %s; handled here: %s. Register "
-            "its handler with consumer.register_handler, correct the type where it is published, or look after the "
+            "queue %s: the task type %r has no handler here, and nobody else has taken it: %s; handled here: %s. "
+            "Register its handler with consumer.register_handler, correct the type where it is published, or look after the "
             "worker that is to take it",
             queue,
             type_name,

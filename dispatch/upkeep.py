@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from typing import Final
 
@@ -106,7 +106,7 @@ class Upkeep:
         self._bell.ring()
 
     def attend(self) -> None:
-        """A queue was added: read its controls soon, and say so in the worker's record."""
+        """A queue was added, or its first handler: read its controls soon, and say so in the worker's record."""
         self._beat_due = -inf
         self._bell.ring()
 
@@ -301,6 +301,15 @@ class Upkeep:
 
     async def _beat(self) -> None:
         actors = list(self.queues())
+        # Before the write: what is added meanwhile is said in the next one, at once.
+        self._beat_due = trio.current_time() + self.storage.beat_s
+        try:
+            await self._write_beat(actors)
+        except BaseException:
+            self._beat_due = -inf
+            raise
+
+    async def _write_beat(self, actors: Sequence[QueueActors]) -> None:
         await self.storage.beat(
             WorkerRecord(
                 id=self.worker,
@@ -308,11 +317,10 @@ class Upkeep:
                 pid=os.getpid(),
                 started_at=self._started_at,
                 seen_at=0.0,
-                queues=tuple(sorted(each.name for each in actors)),
+                queues=tuple(sorted(each.name for each in actors if each.consumes)),
                 running=tuple(sorted(task for each in actors for task in each.running_ids())),
             )
         )
-        self._beat_due = trio.current_time() + self.storage.beat_s
 
     def _name_overdue(self) -> None:
         now = trio.current_time()

@@ -101,6 +101,8 @@ class Facts:
     """Due tasks of the queue with a higher priority, or as high a one and due earlier; some may wait for their key."""
     runs: Sequence[TaskRecord] = ()
     """Tasks of the queue that run, have lately ended, or wait to run again."""
+    begun: bool = False
+    """Whether a run of the queue, of whichever type, has begun since it fell due."""
     taken: bool = False
     """Whether a run of its type, of whichever version, has begun and ended since it fell due."""
 
@@ -216,7 +218,8 @@ def _asked_after(record: TaskRecord, facts: Facts, *, free: bool) -> list[WaitCa
     """What there is to say of a task that may be claimed, or might be if it were not for the limits."""
     causes: list[WaitCause] = []
     unseen = facts.now - record.available_at > PATIENCE_S and not _is_seen(record, facts)
-    others = bool(facts.running and (facts.before or facts.crowd))  # it may be they that it waits for
+    # Those that run may have every slot; unless one began since, with nothing of higher place in between.
+    others = bool(facts.running and (facts.before or facts.crowd or not facts.begun))
     if free and (others or not unseen):
         causes.append(_turn(record, facts))
     if unseen:
@@ -230,8 +233,8 @@ def _is_seen(record: TaskRecord, facts: Facts) -> bool:
     if newest is not None and newest < record.version:
         return False  # what ended of the type may be all of versions that its worker knows
     # A handler of a version takes all before it. Ended before this fell due, a run tells of another time;
-    # and of a worker that lacks one of its tags, nothing at all.
-    return (facts.taken and not record.tags) or any(
+    # and of a worker that lacks one of its tags, or of whose version nothing is known, nothing at all.
+    return (facts.taken and not record.tags and record.version == 1) or any(
         run.type == record.type
         and run.version >= record.version
         and set(record.tags) <= set(run.tags)

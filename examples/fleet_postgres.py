@@ -78,7 +78,7 @@ async def web(url: str) -> None:
     config.bind = ["127.0.0.1:0"]
     config.loglevel = "WARNING"
     async with stopping_on_sigterm() as stop, open_dispatcher(url) as dispatcher:
-        dispatcher.consumer.register_queue("orders")  # declared, so that it may be published to
+        dispatcher.consumer.register_queue("orders")  # to be published to; its settings are the workers' affair
         async with trio.open_nursery() as servers:
             start = partial(serve, partial(app, dispatcher), config, shutdown_trigger=stop.wait)
             [bound] = await servers.start(start)

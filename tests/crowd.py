@@ -249,6 +249,14 @@ class Calls:
         name = await self.entry()
         return lambda: self.storage.remove_cron(name)
 
+    async def one_remove_queue(self) -> Call:
+        [name] = self.ids(1)
+        await self.storage.declare([QueueRecord(name=name)])
+        return lambda: self.storage.remove_queue(name)
+
+    async def one_remove_queue_in_use(self) -> Call:
+        return lambda: self.storage.remove_queue("q")
+
     async def compared(self, cost: Callable[[Call], Awaitable[int]]) -> dict[str, int]:
         """What each of them costs, by name: the least of three, as something may go on beside them."""
         for prepare in self.measured().values():  # the first visit clears up what others left

@@ -183,8 +183,8 @@ class CronTaskDispatcher:
         """Add a cron task under a name; `what` is a function, run here, or a task, published.
 
         `spec` is a cron text (see `CronSpec` for its fields) or a `CronSpec`;
-        the options are `zone`, `dst`, `start`, `end`, `description`, and those
-        of `CronPolicy`. The first tick is the next one from now. A task's `id`
+        the options are `zone` (a key, or a `ZoneInfo` that has one), `dst`, `start`,
+        `end`, `description`, and those of `CronPolicy`. The first tick is the next one from now. A task's `id`
         and `available_at` cannot be given: each tick has its own.
 
         Raises InvalidCronSpecError (1014), also if no tick is left before its
@@ -213,7 +213,7 @@ class CronTaskDispatcher:
 
     async def _add(self, task: CronTask, *, replace: bool) -> CronTask:
         async with self._alone_with(task.name):
-            self._check_open()
+            self._check_open(task.name)
             if task.task is None:
                 return await self._add_function(task, replace=replace)
             self._check_no_function(task.name)
@@ -237,9 +237,11 @@ class CronTaskDispatcher:
                 if name in self._adding and not self._adding[name].locked():
                     del self._adding[name]
 
-    def _check_open(self) -> None:
+    def _check_open(self, name: str) -> None:
         if self._closing.is_set():
-            raise ClosedError("this cron dispatcher is closed; nothing was added")
+            raise ClosedError(
+                f"cron task {name!r} was not added: this cron dispatcher is closed; add it to one that is not"
+            )
 
     def _check_no_function(self, name: str) -> None:
         if name in self._functions.entries:
@@ -259,7 +261,7 @@ class CronTaskDispatcher:
             raise taken(task.name)
         now = self._now()
         if not declared:
-            self._check_open()  # it may have been closed since
+            self._check_open(task.name)  # it may have been closed since
             check_not_over(task.spec, from_seconds(now))
         self._functions.put(task, definition, now)
         self._wake_if_earlier()

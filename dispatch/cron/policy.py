@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final, Literal, TypedDict, cast
+from zoneinfo import ZoneInfo
 
 import attrs
 
@@ -45,7 +46,7 @@ and never in the very moment of a tick."""
 class CronOptions(TypedDict, total=False):
     """What adding a cron task takes beside its text: zone and DST rule, bounds, policies."""
 
-    zone: str
+    zone: str | ZoneInfo
     dst: Literal["vixie", "robfig"]
     start: datetime | None
     end: datetime | None

@@ -25,6 +25,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
 from typing import Final, Literal, cast
+from zoneinfo import ZoneInfo
 
 import attrs
 
@@ -47,6 +48,11 @@ _MAX_GAP: Final = timedelta(hours=3)
 _TICK: Final = timedelta(microseconds=1)
 
 
+def _key_of(given: str | ZoneInfo) -> str:
+    """The key of a zone; what has none goes on as it is, to be refused together with the text."""
+    return cast("str", (given.key or given) if isinstance(given, ZoneInfo) else given)
+
+
 @attrs.frozen(repr=False)
 class CronSpec:
     """The moments of a cron text, after or before a given one.
@@ -54,7 +60,8 @@ class CronSpec:
         CronSpec("30 2 * * MON-FRI", "Europe/Berlin").next(datetime.now(UTC))
 
     `text` is 5 fields, 6 (seconds first), 7 (and the year last), `@daily` and the
-    like, or `@every 90m`; `CRON_TZ=Area/City ` before it wins over `zone`. `dst` is
+    like, or `@every 90m`; `CRON_TZ=Area/City ` before it wins over `zone`, which is a
+    key such as "Europe/Berlin" or a `ZoneInfo` that has one, and kept as the key. `dst` is
     the rule for clock changes: "vixie" makes up for skipped times of day and fires
     repeated ones once, "robfig" skips and repeats. `name` is what `H` is drawn
     from. Moments lie from `start` to `end`, both included.
@@ -72,7 +79,7 @@ class CronSpec:
     """
 
     text: str
-    zone: str = "UTC"
+    zone: str = attrs.field(default="UTC", converter=_key_of)
     dst: DstRule = "vixie"
     name: str | None = attrs.field(default=None, kw_only=True)
     anchor: datetime | None = attrs.field(default=None, kw_only=True)

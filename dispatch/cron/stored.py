@@ -47,7 +47,8 @@ from dispatch.errors import (
     StorageError,
 )
 from dispatch.failures import describe, printable
-from dispatch.publisher import TaskQueuePublisher, new_id
+from dispatch.ids import new_id
+from dispatch.publisher import TaskQueuePublisher
 from dispatch.records import NewTask, from_seconds, to_seconds
 from dispatch.storage.protocol import (
     AdvanceAnswer,
@@ -163,6 +164,7 @@ class StoredEntries:
         self._unreadable: dict[str, str] = {}
         self._declared: dict[str, CronRecord] = {}
         self._queues: set[str] = set()
+        """Queues that the storage knew when it was asked, on behalf of entries that are still there."""
 
     # -- reading --------------------------------------------------------------
 
@@ -216,6 +218,7 @@ class StoredEntries:
                 return None
             if entry is not None:
                 self._schedule(entry, None)
+            self._queues.discard(record.template.queue)
             entry = self.entries[record.name] = made
         entry.record = record
         # The entry may stand elsewhere even if its row is as it was: a database may have lost the last commits.
@@ -359,7 +362,7 @@ class StoredEntries:
         new = _publication(entry.record, new_id(self._storage.now()), None)
         [result] = await self._publisher.store([new])
         if result.answer not in (EnqueueAnswer.CREATED, EnqueueAnswer.EXISTING, EnqueueAnswer.REPLACED):
-            raise self._publisher.refusal(new, result)
+            raise await self._publisher.refusal(new, result)
         task_id = new.id if result.record is None else result.record.id
         page = await self._storage.find(Ids(task_id), limit=1)
         return self._publisher.snapshot(page.records[0]) if page.records else None
@@ -379,7 +382,7 @@ class StoredEntries:
         results = await self._publisher.store(batch)
         for new, result in zip(batch, results, strict=True):
             if result.answer is EnqueueAnswer.UNKNOWN_QUEUE:
-                raise self._publisher.refusal(new, result)
+                raise await self._publisher.refusal(new, result)
         return [result.id for result in results if result.answer is EnqueueAnswer.CREATED]
 
     # -- declared in code -----------------------------------------------------
@@ -557,6 +560,7 @@ class StoredEntries:
         """The tick was decided, but its task not stored: say so, and read how many were."""
         name = entry.record.name
         self.moved.add(name)
+        self._queues.clear()
         if entry.record.template.unique is not None:
             log.info("cron task %s: a unique task stands in the way of a tick's", name)
             return
@@ -568,8 +572,9 @@ class StoredEntries:
         """Raise QueueNotRegisteredError unless the storage knows the queue.
 
         Asked before the tick is decided, which then waits as if nothing ran:
-        the service that registers the queue may be about to start. No queue is
-        ever taken back, so a known one is not asked for again.
+        the service that registers the queue may be about to start. A known one is
+        not asked for again until there is a new entry for it, or a tick was refused:
+        a queue is removed only while no entry publishes into it.
         """
         if queue in self._queues:
             return

@@ -83,8 +83,10 @@ class Zone:
         Raises UnknownZoneError.
         """
         # Callers may be untyped, and `len` of something else would be another error.
+        if isinstance(key, ZoneInfo):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UnknownZoneError("a ZoneInfo without a key cannot be stored; wanted is one of ZoneInfo(key)")
         if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise UnknownZoneError(f"a zone key is a str, got {type(key).__name__}")
+            raise UnknownZoneError(f"a zone is a key such as Europe/Berlin or a ZoneInfo, got {type(key).__name__}")
         return cls._named(key)
 
     @classmethod

@@ -51,8 +51,9 @@ LAG_BUCKETS_S: Final = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60, 600, 3_600, 86_400)
 class PrometheusObserver(Surveyor):
     """Counts every `TaskEvent` into a registry of its own, or the one given.
 
-    One observer may serve several dispatchers of a process; the gauges then
-    show the one looked at last. Two on one registry raise prometheus_client's
+    One observer may serve several dispatchers of a process; of a queue that they
+    share the gauges then show what was seen last, and a look that fails takes away
+    those of all until each is looked at again. Two on one registry raise prometheus_client's
     ValueError, for their names are taken.
     """
 
@@ -101,6 +102,8 @@ class PrometheusObserver(Surveyor):
         )
         self._running = gauge("dispatch_tasks_running", "Attempts this process is making.", ("queue",))
         self._gauges = (self._tasks, self._oldest, self._paused, self._concurrency, self._running)
+        self._shown: set[str] = set()
+        """The queues that the gauges are of."""
         # Finding a child by its labels takes a lock and builds a tuple of strings: done once each.
         self._stores: dict[tuple[str, str], Counter] = {}
         self._starts: dict[tuple[str, str], Histogram] = {}
@@ -146,7 +149,11 @@ class PrometheusObserver(Surveyor):
         self._lag.observe(max(lag_s, 0.0))
 
     def show(self, queues: Sequence[QueueSurvey]) -> None:
-        """Set the gauges."""
+        """Set the gauges; those of a queue that was removed go."""
+        names = {each.queue for each in queues}
+        if not self._shown <= names:  # seldom: all go, rather than look for its own in each
+            self.forget()
+        self._shown = names
         for each in queues:
             for status, count in each.tasks.items():
                 self._tasks.labels(each.queue, status).set(count)

@@ -6,7 +6,9 @@ import copy
 import pickle
 import threading
 from datetime import UTC, datetime, timedelta, timezone
+from importlib import resources
 from itertools import islice
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import attrs
@@ -362,6 +364,31 @@ def test_a_huge_text_is_refused_by_its_length_alone() -> None:
     longest = f"{'0,' * 123}0  0 * * *"
     assert len(longest) == 256
     assert CronSpec(longest) != CronSpec("0 0 * * *")
+
+
+def test_a_zone_may_be_a_zoneinfo_with_a_key() -> None:
+    spec = CronSpec("30 2 * * *", ZoneInfo("Europe/Berlin"))
+    assert spec == CronSpec("30 2 * * *", "Europe/Berlin")
+    assert (spec.zone, pickle.loads(pickle.dumps(spec))) == ("Europe/Berlin", spec)  # noqa: S301 - of our own
+    assert CronSpec("CRON_TZ=Asia/Tokyo 30 2 * * *", ZoneInfo("Europe/Berlin")).zone == "Asia/Tokyo"
+    assert attrs.evolve(spec, zone=ZoneInfo("Asia/Tokyo")).zone == "Asia/Tokyo"
+
+
+def test_a_zoneinfo_without_a_key_is_refused() -> None:
+    with (resources.files("tzdata.zoneinfo") / "Europe" / "Berlin").open("rb") as file:
+        keyless = ZoneInfo.from_file(file)
+    with pytest.raises(InvalidCronSpecError) as caught:
+        CronSpec("30 2 * * *", keyless)
+    assert caught.value.field == "zone"
+    assert caught.value.reason.endswith(
+        ": a ZoneInfo without a key cannot be stored; wanted is one of ZoneInfo(key)"
+    )
+
+
+@pytest.mark.parametrize("given", [None, 5, UTC])
+def test_another_kind_of_zone_is_refused(given: Any) -> None:
+    with pytest.raises(InvalidCronSpecError, match="a zone is a key such as Europe/Berlin or a ZoneInfo, got "):
+        CronSpec("30 2 * * *", given)
 
 
 def test_a_text_that_the_zone_never_lets_fire_is_refused() -> None:

@@ -17,6 +17,7 @@ from dispatch import (
     InvalidQueueTaskError,
     MemoryStorage,
     Priority,
+    QueueInUseError,
     QueueNotRegisteredError,
     QueueTask,
     TaskCancelledError,
@@ -26,9 +27,17 @@ from dispatch import (
     TaskStatus,
     TaskType,
     Unique,
+    open_dispatcher,
 )
 from dispatch.bell import Bell
-from dispatch.storage.protocol import Page, Topic, TopicKind
+from dispatch.storage.protocol import (
+    Page,
+    QueueRecord,
+    RemoveAnswer,
+    Topic,
+    TopicKind,
+    WorkerRecord,
+)
 from dispatch.storage.query import PruneSpec, Queues, dead_letters
 from dispatch.tasks import LATEST
 
@@ -253,6 +262,117 @@ async def test_an_unknown_queue_cannot_be_paused(autojump_clock: object) -> None
         assert str(caught.value) == "[1007] queue 'r' is not registered; registered: q"
 
 
+async def test_an_unused_queue_is_removed_and_publishing_into_it_is_refused(autojump_clock: object) -> None:
+    storage = MemoryStorage()
+    async with working(nothing, storage=storage) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.drain()
+    async with open_dispatcher(storage, queues=()) as dispatcher:
+        control = dispatcher.control
+        await control.pause_queue("q")
+        assert await control.prune(PruneSpec(keep=0)) == 1
+        await control.remove_queue("q", dry_run=True)
+        assert [record.name for record in await control.queues()] == ["q"]
+        await control.remove_queue("q")
+        assert await control.queues() == []
+        with pytest.raises(QueueNotRegisteredError) as caught:
+            await dispatcher.publisher.publish(JOB(Job()))
+        assert caught.value.code == 1007
+        with pytest.raises(QueueNotRegisteredError) as caught:
+            await control.remove_queue("q")
+        assert caught.value.detail == "queue 'q' is not registered; registered: none"
+    async with working(nothing, storage=storage) as dispatcher:  # it is there again, and not paused
+        await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.drain()
+        assert await dispatcher.control.count(by=("status",)) == {("succeeded",): 1}
+
+
+async def test_a_queue_stays_while_anything_uses_it_and_all_of_that_is_told(autojump_clock: object) -> None:
+    storage = MemoryStorage()
+    async with (
+        working(Script(500.0), storage=storage) as worker,
+        open_dispatcher(storage, queues=()) as dispatcher,
+    ):
+        control, publisher = dispatcher.control, dispatcher.publisher
+        running = await publisher.publish(JOB(Job()))
+        await trio.sleep(1)
+        later = await publisher.publish(JOB(Job(), delay=600.0))
+        held = await publisher.publish(JOB(Job(), delay=600.0))
+        await control.hold(held)
+        await dispatcher.cron.add_with_name("@daily", "nightly", JOB(Job()))
+        before = await control.queues()
+        for dry_run in (False, True):
+            with pytest.raises(QueueInUseError) as caught:
+                await control.remove_queue("q", dry_run=dry_run)
+            [me] = [each for each in await control.workers() if each.queues]
+            assert str(caught.value) == (
+                f"[1023] queue 'q' is in use, and stays: stop what consumes it: worker {me.id}; "
+                "cancel what publishes into it: cron task nightly; "
+                "cancel the tasks of it that are open, and delete all: 1 held, 1 later, 1 running"
+            )
+            assert caught.value.tasks == {"held": 1, "later": 1, "running": 1}
+            assert (caught.value.workers, caught.value.crons) == ([me.id], ["nightly"])
+        assert await control.queues() == before
+        for task in (running, later, held):
+            await control.cancel(task)
+        await dispatcher.cron.cancel("nightly")
+        await worker.drain()
+        with pytest.raises(QueueInUseError, match="3 cancelled"):
+            await control.remove_queue("q")
+        await control.prune(PruneSpec(keep=0))
+        with pytest.raises(QueueInUseError) as caught:
+            await control.remove_queue("q")
+        assert (caught.value.tasks, caught.value.workers) == ({}, [me.id])
+    async with open_dispatcher(storage, queues=()) as dispatcher:
+        await dispatcher.control.remove_queue("q")
+
+
+async def test_of_many_in_the_way_a_few_are_named(autojump_clock: object) -> None:
+    storage = MemoryStorage()
+    async with working(storage=storage, queues=()) as dispatcher:
+        await dispatcher.control.queues()
+        for number in range(7):
+            worker = WorkerRecord(id=f"w{number}", host="h", pid=1, started_at=0.0, seen_at=0.0, queues=("q",))
+            await storage.beat(worker)
+        with pytest.raises(QueueInUseError) as caught:
+            await dispatcher.control.remove_queue("q")
+        assert caught.value.detail == (
+            "queue 'q' is in use, and stays: stop what consumes it: workers w0, w1, w2, w3, w4 and 2 more"
+        )
+
+
+async def test_a_task_stored_at_the_moment_of_a_removal_stays_with_its_queue(autojump_clock: object) -> None:
+    class Crossed(MemoryStorage):
+        async def remove_queue(self, name: str) -> RemoveAnswer:
+            task = await dispatcher.publisher.publish(JOB(Job()))
+            answer = await super().remove_queue(name)
+            if over:
+                await dispatcher.control.cancel(task)
+                await dispatcher.control.prune(PruneSpec(keep=0))
+            return answer
+
+    async with working(storage=Crossed(), queues=()) as dispatcher:
+        over = False
+        with pytest.raises(QueueInUseError, match=r"and delete all: 1 pending$"):
+            await dispatcher.control.remove_queue("q")
+        await dispatcher.control.cancel(Queues("q"))
+        await dispatcher.control.prune(PruneSpec(keep=0))
+        over = True
+        with pytest.raises(QueueInUseError, match=r"a task of it was stored at this moment; try again$"):
+            await dispatcher.control.remove_queue("q")
+        assert [record.name for record in await dispatcher.control.queues()] == ["q"]
+
+
+async def test_a_removal_that_was_cancelled_before_removes_nothing(autojump_clock: object) -> None:
+    async with working(queues=()) as dispatcher:
+        await dispatcher.control.queues()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await dispatcher.control.remove_queue("q")
+        assert scope.cancelled_caught
+        assert [record.name for record in await dispatcher.control.queues()] == ["q"]
+
+
 async def test_concurrency_is_changed_while_running(autojump_clock: object) -> None:
     now = 0
     seen: list[tuple[float, int]] = []
@@ -346,7 +466,7 @@ async def test_whoever_waits_hears_how_it_ended_however_many_end_meanwhile(autoj
     async def doubled(task: QueueTask[Job, Answer]) -> Answer:
         return Answer(2 * task.payload.n)
 
-    storage, answers = MemoryStorage(), dict[int, Answer]()
+    storage, answers = MemoryStorage(keep_finished=1_000), dict[int, Answer]()
     config = TaskQueueConfig(concurrency=128, buffer_size=3_000)
     async with working(doubled, config, storage=storage, task_type=ASK) as dispatcher:
 
@@ -373,7 +493,10 @@ async def test_waiting_for_an_unknown_task_is_an_error() -> None:
     async with working() as dispatcher:
         with pytest.raises(TaskNotFoundError) as caught:
             await dispatcher.publisher.wait("nobody")
-        assert str(caught.value) == "[1002] no task has the id 'nobody'; it may have been pruned"
+        assert str(caught.value) == (
+            "[1002] no task has the id 'nobody'; it may have been pruned, or be beyond what memory keeps, "
+            "MemoryStorage(keep_finished=...)"
+        )
 
 
 async def test_tasks_are_listed_counted_and_their_history_shown(autojump_clock: object) -> None:
@@ -475,6 +598,7 @@ async def test_who_asks_in_a_loop_lets_others_run(autojump_clock: object) -> Non
         control, cron = dispatcher.control, dispatcher.cron
         task = await dispatcher.publisher.publish(JOB(Job(), delay=60.0))
         await cron.add_with_name("@daily", "stored", JOB(Job()))
+        await dispatcher.storage.declare([QueueRecord(name="r")])
         for ask in (
             partial(control.get, task),
             partial(control.why, task),
@@ -491,6 +615,7 @@ async def test_who_asks_in_a_loop_lets_others_run(autojump_clock: object) -> Non
             partial(control.pause_queue, "q"),
             partial(control.resume_queue, "q"),
             partial(control.set_concurrency, "q", 3),
+            partial(control.remove_queue, "r"),
             partial(control.cancel, task),
             partial(cron.get_task, "stored"),
             partial(cron.preview, "stored"),

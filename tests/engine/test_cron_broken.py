@@ -36,8 +36,14 @@ from dispatch import (
     open_dispatcher,
 )
 from dispatch.cron.dispatcher import CronTaskDispatcher
-from dispatch.storage.protocol import AdvanceAnswer, CronRecord, EnqueueAnswer, QueueRecord
-from dispatch.storage.query import All, Crons
+from dispatch.storage.protocol import (
+    AdvanceAnswer,
+    CronRecord,
+    EnqueueAnswer,
+    QueueRecord,
+    RemoveAnswer,
+)
+from dispatch.storage.query import All, Crons, PruneSpec
 from dispatch.storage.sqlite import SqliteStorage
 from dispatch.testing.faults import FaultyStorage
 
@@ -194,6 +200,40 @@ async def test_ticks_of_an_unknown_queue_wait_until_a_process_registers_it(
             await consumer.publisher.publish(JOB(Job()))
             await trio.sleep(60)
             assert len(await other.slots("hourly")) == 1  # the latest of those that waited
+
+
+async def test_ticks_of_a_removed_queue_wait_until_it_is_registered_again(
+    autojump_clock: object, stage: Stage
+) -> None:
+    async with working(storage=stage, queues=()) as dispatcher:
+        cron, control = dispatcher.cron, dispatcher.control
+        await cron.add_with_name("* * * * *", "old", JOB(Job()))
+        await trio.sleep(75)
+        assert len(await stage.slots("old")) == 1  # from now on the queue is known
+        await cron.cancel("old")
+        await control.cancel(All())
+        await control.prune(PruneSpec(keep=0))
+        # Added when the queue was there still, and the first to tick when it is not.
+        await cron.add_with_name("* * * * *", "new", JOB(Job()))
+        assert await stage.remove_queue("q") is RemoveAnswer.REMOVED
+        await trio.sleep(120)
+        task = await cron.get_task("new")
+        assert task.last_error == (
+            "QueueNotRegisteredError: [1007] queue 'q' is not registered by any process yet; its ticks wait"
+        )
+        assert await stage.count(All()) == {}
+        await stage.declare([QueueRecord(name="q")])
+        await trio.sleep(120)
+        assert len(await stage.slots("new")) >= 2
+        # One that has ticked already is refused once, and then waits as well.
+        await control.cancel(All())
+        await control.prune(PruneSpec(keep=0))
+        assert await stage.remove_queue("q") is RemoveAnswer.REMOVED
+        total = (await cron.get_task("new")).total
+        await trio.sleep(300)
+        task = await cron.get_task("new")
+        assert task.total == total
+        assert "its ticks wait" in str(task.last_error)
 
 
 async def test_a_tick_whose_task_is_refused_is_counted_and_said(

@@ -8,15 +8,18 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import trio
 
-from dispatch import Clock, CronEntry, Dispatcher, MemoryStorage, QueueTask
+from dispatch import Clock, CronEntry, Dispatcher, MemoryStorage, QueueTask, open_dispatcher
 from dispatch.cron.policy import CronOptions
 from dispatch.cron.spec import jitter_s
 from dispatch.records import TaskRecord, from_seconds
-from dispatch.storage.query import All
+from dispatch.storage.protocol import CronRecord, PutAnswer
+from dispatch.storage.query import All, Crons
 
 from .work import JOB, Job, nothing, working
 
@@ -332,3 +335,38 @@ async def test_a_clock_that_was_ahead_and_is_put_right_silences_nothing_later(
             assert len(watched.ran) - ran in (5, 6)
     slots = await watched.slots()
     assert len(slots) == len(set(slots))
+
+
+class Slow(MemoryStorage):
+    """It stores an entry some milliseconds after it was asked to, as a database does."""
+
+    async def put_cron(self, entry: CronRecord, *, replace: bool = False) -> PutAnswer:
+        await trio.sleep(0.003)
+        return await super().put_cron(entry, replace=replace)
+
+
+@pytest.mark.parametrize("misfire", ["latest", "all", "skip"])
+async def test_what_a_storage_needs_to_add_an_entry_is_no_tick(
+    misfire: Literal["latest", "all", "skip"], autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = Slow()
+    async with working(nothing, storage=storage) as dispatcher:
+        added = await dispatcher.cron.add_with_name("@every 2s", "c", JOB(Job()), misfire=misfire)
+        assert added.spec is not None
+        planned = added.spec.preview(3, after=from_seconds(storage.now()))
+        await trio.sleep(7)
+        records = (await storage.find(All())).records
+    assert [from_seconds(record.slot or 0.0) for record in records] == planned
+    assert [record for record in caplog.records if record.name == "dispatch.cron"] == []
+
+
+async def test_ticks_are_counted_from_the_moment_an_entry_was_added_by_the_real_clock(tmp_path: Path) -> None:
+    async with open_dispatcher(f"sqlite:///{tmp_path / 'jobs.db'}") as dispatcher:
+        dispatcher.consumer.register_queue("q")
+        dispatcher.consumer.register_handler(JOB, nothing)
+        names = [f"c{n}" for n in range(8)]
+        for name in names:
+            await dispatcher.cron.add_with_name("@every 1s", name, JOB(Job()), misfire="all")
+        await trio.sleep(1.5)
+        counted = [(await dispatcher.storage.count(Crons(name))).get((), 0) for name in names]
+    assert counted == [1] * 8

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import timedelta
+from itertools import pairwise
 from math import inf, nan
 from typing import Any
 
@@ -24,11 +26,13 @@ from dispatch import (
     MemoryStorage,
     PermanentError,
     Priority,
+    Progress,
     QueueTask,
     RetryAfter,
     RetryPolicy,
     Run,
     Snooze,
+    StorageError,
     TaskQueueConfig,
     TaskStatus,
     TaskType,
@@ -416,19 +420,143 @@ async def test_the_publisher_stores_at_once_whatever_becomes_of_the_attempt(auto
     assert len(children.seen) == 1
 
 
+class Told(MemoryStorage):
+    """It keeps when which progress was written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[tuple[float, float]] = []
+        self.fails = False
+        self.slowness_s = 0.0
+
+    async def progress(self, claim: tuple[str, int], data: bytes) -> bool:
+        await trio.sleep(0.01 + self.slowness_s)
+        if self.fails:
+            raise StorageError("away")
+        self.written.append((round(trio.current_time() - 0.01, 2), json.loads(data)["fraction"]))
+        return await super().progress(claim, data)
+
+
 async def test_progress_is_kept_and_throttled(autojump_clock: object) -> None:
     async def handler(task: QueueTask[Job], run: Run) -> None:
-        for n in range(101):
+        for n in range(100):
             await run.progress(n / 100, f"step {n}")
             await trio.sleep(0.05)
 
-    async with working(handler) as dispatcher:
+    storage = Told()
+    async with working(handler, storage=storage) as dispatcher:
+        began = trio.current_time()
         task = await dispatcher.publisher.publish(JOB(Job()))
         await trio.sleep(2.6)
-        [record] = (await dispatcher.storage.find(Ids(task.id))).records
-        assert record.progress is not None
-        assert b'"fraction": 0.' in record.progress
+        assert (await dispatcher.control.get(task)).progress in [Progress(n / 100, f"step {n}") for n in (38, 39, 40)]
+        ended = await dispatcher.publisher.wait(task)
+    assert ended.progress == Progress(0.99, "step 99")  # what it said last, though little time was left
+    moments = [at for at, _ in storage.written]
+    assert moments[0] == began
+    print(storage.written)
+    assert len(moments) == 6
+    assert all(0.99 <= after - before <= 1.1 for before, after in pairwise(moments))
+
+
+async def test_what_a_handler_says_last_of_its_progress_is_written_within_a_second(autojump_clock: object) -> None:
+    async def handler(task: QueueTask[Job], run: Run) -> None:
+        await run.progress(0.1, "phase 1")
+        await trio.sleep(0.1)
+        await run.progress(message="phase 2")
+        await run.progress(0.5, "phase 3")
+        await trio.sleep(60)
+
+    storage = Told()
+    async with working(handler, storage=storage) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(0.9)
+        assert (await dispatcher.control.get(task)).progress == Progress(0.1, "phase 1")
+        await trio.sleep(0.2)
+        assert (await dispatcher.control.get(task)).progress == Progress(0.5, "phase 3")
         await dispatcher.drain()
+    assert len(storage.written) == 2
+
+
+async def test_progress_that_cannot_be_written_costs_the_attempt_nothing(autojump_clock: object) -> None:
+    async def handler(task: QueueTask[Job], run: Run) -> None:
+        await run.progress(0.1)
+        storage.fails = True
+        await run.progress(0.5)
+        await trio.sleep(5)
+
+    storage = Told()
+    async with working(handler, storage=storage) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        ended = await dispatcher.publisher.wait(task)
+    assert (ended.status, ended.progress) == (TaskStatus.SUCCEEDED, Progress(0.1))
+
+
+@pytest.mark.parametrize("strikes", ["timeout", "grace", "cancel"])
+async def test_what_strikes_while_the_last_progress_is_written_comes_too_late(strikes: str, autojump_clock: object) -> None:
+    async def handler(task: QueueTask[Job], run: Run) -> None:
+        runs.append(run.attempt)
+        await run.progress(0.1)
+        storage.slowness_s = 0.8
+        await run.progress(0.9)
+        await trio.sleep(0.5)
+
+    storage, runs = Told(), list[int]()
+    config = TaskQueueConfig(max_retry=1, timeout=0.9 if strikes == "timeout" else None)
+    async with working(handler, config, storage=storage, grace=0.3) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(0.7)
+        if strikes == "cancel":
+            await dispatcher.control.cancel(task)
+        if strikes != "grace":
+            await dispatcher.publisher.wait(task)
+    [record] = (await storage.find(Ids(task.id))).records
+    assert (record.status, runs) == (TaskStatus.SUCCEEDED, [1])
+    assert dispatcher.report.interrupted == ()
+    assert record.progress is not None
+    assert b"0.9" in record.progress
+
+
+@pytest.mark.parametrize("once", ["cancelled", "failed"])
+async def test_a_progress_whose_writing_came_to_nothing_is_written_at_the_end(once: str, autojump_clock: object) -> None:
+    async def handler(task: QueueTask[Job], run: Run) -> None:
+        await run.progress(0.1)
+        if once == "failed":
+            storage.fails = True
+            await run.progress(0.9)
+            await trio.sleep(1.5)
+            storage.fails = False
+        else:
+            storage.slowness_s = 5.0
+            await trio.sleep(1.5)
+            with trio.move_on_after(0.5):
+                await run.progress(0.9)
+            storage.slowness_s = 0.0
+
+    storage = Told()
+    async with working(handler, storage=storage) as dispatcher:
+        ended = await dispatcher.publisher.wait(await dispatcher.publisher.publish(JOB(Job())))
+    assert (ended.status, ended.progress) == (TaskStatus.SUCCEEDED, Progress(0.9))
+
+
+async def test_progress_after_the_end_is_refused(autojump_clock: object) -> None:
+    refused: list[ClaimLostError] = []
+
+    async def later(run: Run) -> None:
+        await trio.sleep(0.2)
+        try:
+            await run.progress(0.5)
+        except ClaimLostError as exc:
+            refused.append(exc)
+
+    async def handler(task: QueueTask[Job], run: Run) -> None:
+        await run.progress(0.1)
+        nursery.start_soon(later, run)
+
+    async with trio.open_nursery() as nursery, working(handler) as dispatcher:
+        task = await dispatcher.publisher.wait(await dispatcher.publisher.publish(JOB(Job())))
+        await trio.sleep(1)
+    assert "attempt 1 has ended" in str(refused[0])
+    assert task.progress == Progress(0.1)
 
 
 async def test_a_result_is_typed(autojump_clock: object) -> None:
@@ -436,7 +564,9 @@ async def test_a_result_is_typed(autojump_clock: object) -> None:
         return Answer(task.payload.n * 2)
 
     async with working(answer, task_type=ASK) as dispatcher:
-        assert await dispatcher.publisher.result(await dispatcher.publisher.publish(ASK(Job(21)))) == Answer(42)
+        task = await dispatcher.publisher.publish(ASK(Job(21)))
+        assert await dispatcher.publisher.result(task) == Answer(42)
+        assert await dispatcher.publisher.result(task.id) == Answer(42)
 
 
 @frozen
@@ -459,8 +589,30 @@ async def test_a_result_that_no_longer_fits_its_class_is_no_typed_answer(
         with pytest.raises(InvalidQueuePayloadError) as caught:
             await dispatcher.publisher.result(later)
         shown = (await dispatcher.publisher.wait(later)).result
-    assert str(caught.value) == f"[1010] stored data of Priced: {why}"
+    assert str(caught.value) == (
+        f"[1010] the result of task old (q/ask): stored data of Priced: {why}; a result has no version, "
+        "so a new field of its class needs a default"
+    )
     assert shown == ({"n": 7} if before is ASK else None)
+
+
+@frozen
+class Richer:
+    n: int
+    unit: str = "EUR"
+    part: Answer | None = None
+
+
+async def test_a_result_may_have_fields_more_than_its_reader_knows(autojump_clock: object) -> None:
+    newer = TaskType("q", "ask", Job, list[Richer])
+    older = TaskType("q", "ask", Job, list[Answer])
+    async with working(Script([Richer(1), Richer(2, "CHF", Answer(3))]), task_type=newer) as dispatcher:
+        await dispatcher.publisher.wait(await dispatcher.publisher.publish(newer(Job(1), id="a")))
+        assert await dispatcher.publisher.result(older(Job(1), id="a")) == [Answer(1), Answer(2)]
+        assert (await dispatcher.publisher.wait(older(Job(1), id="a"))).result == [Answer(1), Answer(2)]
+        wrong = TaskType("q", "ask", Job, list[Priced])
+        with pytest.raises(InvalidQueuePayloadError, match=r"\$\[0\].currency: it is missing"):
+            await dispatcher.publisher.result(wrong(Job(1), id="a"))
 
 
 async def test_a_result_of_another_class_is_a_permanent_failure(autojump_clock: object) -> None:
@@ -675,7 +827,7 @@ async def test_what_run_publish_could_not_store_is_told(
     [line] = [each.getMessage() for each in caplog.records if each.name == "dispatch.execution"]
     assert line == (
         f"task {task.id} (q/job): what it gave to run.publish as {ids[1]} (q/job) was not stored: "
-        f"task {ids[0]} is in its way"
+        f"task {ids[0]} is in its way, and unique says to reject"
     )
     assert told == [task.id, ids[0]]
 

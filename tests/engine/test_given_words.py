@@ -304,7 +304,7 @@ async def test_a_full_queue_names_the_bound_in_force(autojump_clock: object, opt
     async with open_dispatcher() as dispatcher:
         dispatcher.consumer.register_queue("q", config)
         await dispatcher.publisher.publish(JOB(Job()))
-        with pytest.raises(QueueFullError, match=f"raise its {option}, add workers"):
+        with pytest.raises(QueueFullError, match=f"its {option} is 1; raise that, add workers"):
             await dispatcher.publisher.publish(JOB(Job()))
 
 

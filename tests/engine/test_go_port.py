@@ -54,8 +54,9 @@ async def test_a_different_configuration_is_refused_and_the_old_one_stays(autoju
             dispatcher.consumer.register_queue("q", TaskQueueConfig(concurrency=5, max_retry=1))
         assert str(caught.value) == (
             "[1005] queue 'q' is registered with another configuration, which stays: "
-            "concurrency=5 (registered: 2), max_retry=1 (registered: 0)"
+            "concurrency=5 (registered: 2), max_retry=1 (registered: 0); register it once, or with the same config"
         )
+        dispatcher.consumer.register_queue("q")  # says nothing of it
         for n in range(6):
             await dispatcher.publisher.publish(JOB(Job(n)))
         await dispatcher.drain()

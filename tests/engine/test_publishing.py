@@ -25,6 +25,7 @@ from dispatch import (
     QueueFullError,
     QueueNotRegisteredError,
     QueueTask,
+    RateLimit,
     TaskQueueConfig,
     TaskStatus,
     TaskType,
@@ -35,6 +36,7 @@ from dispatch import (
 from dispatch.publisher import TaskQueuePublisher
 from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.protocol import EnqueueAnswer
+from dispatch.storage.query import PruneSpec
 
 from .work import JOB, Job, Script, nothing, working
 
@@ -97,6 +99,13 @@ async def test_a_handler_of_a_queue_that_others_work_on_decides_nothing(autojump
         assert (await dispatcher.publisher.publish(JOB(Job(1)))).status is TaskStatus.PENDING
 
 
+async def test_a_handler_of_a_worker_that_takes_no_such_tags_decides_nothing(autojump_clock: object) -> None:
+    async with working(Script(), task_type=TaskType("q", "job", Named), tags=["cpu"]) as dispatcher:
+        await dispatcher.publisher.publish(JOB(Job(1), tags=("gpu",)))
+        with pytest.raises(InvalidQueuePayloadError):
+            await dispatcher.publisher.publish(JOB(Job(1), tags=("cpu",)))
+
+
 async def test_a_payload_that_fits_the_class_of_the_handler_here_is_taken(autojump_clock: object) -> None:
     handler = Script()
     async with working(handler, task_type=TaskType("q", "job", Twin)) as dispatcher:
@@ -145,6 +154,17 @@ async def test_a_publish_that_waits_for_workers_at_work_is_not_named(
     assert said(caplog) == []
 
 
+async def test_a_publish_that_waits_for_a_rate_is_not_named(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    limited = TaskQueueConfig(buffer_size=2, rate_limit=RateLimit(1, 8.0))
+    async with working(nothing, limited) as dispatcher:
+        for n in range(6):
+            await dispatcher.publisher.publish(JOB(Job(n)))
+        await dispatcher.drain()
+    assert said(caplog) == []
+
+
 async def test_publishing_raises_where_the_queue_says_so(autojump_clock: object) -> None:
     async with working(config=TaskQueueConfig(buffer_size=2, overflow="raise")) as dispatcher:
         for n in range(2):
@@ -152,7 +172,7 @@ async def test_publishing_raises_where_the_queue_says_so(autojump_clock: object)
         with pytest.raises(QueueFullError) as caught:
             await dispatcher.publisher.publish(JOB(Job(2)))
         assert str(caught.value) == (
-            "[1020] queue 'q' is full; raise its buffer_size, add workers, "
+            "[1020] queue 'q' is full, its buffer_size is 2; raise that, add workers, "
             'or let publishing wait with overflow="wait"'
         )
         await dispatcher.publisher.publish(JOB(Job(3), delay=60))  # not due: takes no room
@@ -486,3 +506,17 @@ def test_a_storage_in_memory_that_nobody_works_on_is_for_one_run_after_another()
     trio.run(in_a_thread)
     trio.run(work)
     assert storage.statistics().finished == 2
+
+
+async def test_publishing_into_a_queue_that_was_removed_since_says_so(autojump_clock: object) -> None:
+    async with working(queues=()) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.control.cancel(task)
+        await dispatcher.control.prune(PruneSpec(keep=0))
+        await dispatcher.control.remove_queue("q")
+        with pytest.raises(QueueNotRegisteredError) as caught:
+            await dispatcher.publisher.publish(JOB(Job()))
+        assert str(caught.value) == (
+            "[1007] queue 'q' was removed since it was registered here; "
+            "start this program anew to register it again, or publish elsewhere"
+        )

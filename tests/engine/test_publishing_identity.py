@@ -44,7 +44,7 @@ async def test_a_seed_of_the_application_gives_no_two_tasks_one_id(autojump_cloc
 
 def test_a_fork_gives_other_ids() -> None:
     code = (
-        "import os\nfrom dispatch.publisher import new_id\nread, write = os.pipe()\n"
+        "import os\nfrom dispatch.ids import new_id\nread, write = os.pipe()\n"
         "if os.fork() == 0:\n    os.write(write, new_id(1.0).encode())\n    os._exit(0)\n"
         "assert os.read(read, 100).decode() != new_id(1.0)\n"
     )

@@ -140,7 +140,7 @@ def parts() -> list[tuple[Any, Callable[..., Any], str, str]]:
     storage = MemoryStorage()
     consumer, cron, pool = TaskQueueConsumer(storage), CronTaskDispatcher(storage), TaskDispatcher(2)
     consumer.register_queue("q")
-    closed = "run: this consumer is closed"
+    closed = "run: this consumer is closed; make another one"
     return [
         (consumer, consumer.run, "this consumer runs already", closed),
         (cron, cron.run, "this cron dispatcher runs already", "this cron dispatcher is closed; make another one"),
@@ -266,7 +266,12 @@ async def test_a_queue_is_named_by_a_str(name: Any, tmp_path: Path) -> None:
     for url in ("memory:", f"sqlite:///{tmp_path / 'jobs.db'}"):
         async with open_dispatcher(url) as dispatcher:
             control = dispatcher.control
-            for call in (control.pause_queue, control.resume_queue, partial(control.set_concurrency, concurrency=1)):
+            for call in (
+                control.pause_queue,
+                control.resume_queue,
+                control.remove_queue,
+                partial(control.set_concurrency, concurrency=1),
+            ):
                 with pytest.raises(InvalidQueueNameError) as caught:
                     await call(name)
                 assert caught.value.detail == f"queue name must be a str, got {name!r}"

@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from inspect import signature
 from math import inf, nan
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pytest
+import trio
+from attrs import define, frozen
 
 import dispatch
 from dispatch import (
@@ -26,8 +28,12 @@ from dispatch import (
     InvalidTaskHandlerError,
     InvalidTaskTypeError,
     MemoryStorage,
+    QueueFullError,
+    QueueInUseError,
+    QueueTask,
     RateLimit,
     RetryPolicy,
+    StorageError,
     TaskDispatcher,
     TaskQueueConfig,
     TaskQueueConsumer,
@@ -35,12 +41,15 @@ from dispatch import (
     TaskQueuePublisher,
     TaskType,
     Unique,
+    WaitReason,
     open_dispatcher,
 )
 from dispatch.checks import shown
 from dispatch.dispatcher import DispatcherOptions
+from dispatch.storage.protocol import QueueRecord, WorkerRecord
 from dispatch.storage.query import PruneSpec, Tags, dead_letters
 from dispatch.storage.sqlite import SqliteStorage
+from dispatch.testing.faults import FaultyStorage
 
 from .work import JOB, Job, Script, nothing, working
 
@@ -265,6 +274,98 @@ def test_a_handlers_annotation_that_cannot_be_read_is_the_handlers_fault(annotat
         dispatcher.consumer.register_handler("q", "t", handler)
 
 
+@frozen
+class Other(Job):
+    more: int = 0
+
+
+class Countable(Protocol):
+    n: int
+
+
+X = TypeVar("X")
+
+
+@define
+class WithFields:
+    task: Job
+    more: int = 0
+
+    async def __call__(self, task: QueueTask[Other]) -> None: ...
+
+
+class Object:
+    async def __call__(self, task: QueueTask[Other]) -> None: ...
+
+    async def method(self, task: Other) -> None: ...
+
+    async def unbound(self, task: QueueTask[Job]) -> None: ...
+
+
+async def of_another(task: QueueTask[Other]) -> None: ...
+
+
+async def of_the_payload(payload: Job) -> None: ...
+
+
+async def with_number(task: QueueTask[Job], number: int) -> None: ...
+
+
+def with_more(more: int, task: QueueTask[Other]) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "takes"),
+    [
+        (of_another, "of_another takes QueueTask[Other], but the payload of the task type is Job; use one class"),
+        (with_more, "QueueTask[Other]"),
+        (Object(), "takes QueueTask[Other], but"),
+        (of_the_payload, "of_the_payload takes Job, but a handler is given the task: annotate it as QueueTask[Job], and"),
+        (Object().method, "Object.method takes Other, but a handler is given the task"),
+        (Object.unbound, "the second argument of Object.unbound is a dispatch.tasks.QueueTask["),
+        (with_number, "the second argument of with_number is a <class 'int'>, but a handler is given (task, run)"),
+    ],
+)
+def test_a_handler_annotated_for_another_payload_is_refused(handler: Any, takes: str) -> None:
+    dispatcher = Dispatcher()
+    dispatcher.consumer.register_queue("q")
+    given = partial(handler, 1) if handler is with_more else handler
+    with pytest.raises(InvalidTaskHandlerError) as caught:
+        dispatcher.consumer.register_handler(JOB, given)
+    assert takes in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "annotation", [QueueTask, QueueTask[Any], QueueTask[Job], QueueTask[object], QueueTask[Countable], QueueTask[X],
+                   Any, object, X, "QueueTask[Unknown]", QueueTask[Job] | None]
+)
+def test_a_handler_annotated_for_more_than_its_payload_is_taken(annotation: Any) -> None:
+    async def handler(task: Any) -> None: ...
+
+    handler.__annotations__["task"] = annotation
+    dispatcher = Dispatcher()
+    dispatcher.consumer.register_queue("q")
+    dispatcher.consumer.register_handler(TaskType("q", "t", Other), handler)
+
+
+def test_the_fields_of_a_callable_object_are_no_arguments() -> None:
+    dispatcher = Dispatcher()
+    dispatcher.consumer.register_queue("q")
+    dispatcher.consumer.register_handler(TaskType("q", "t", Other), WithFields(Job()))
+    dispatcher.consumer.register_handler("q", "u", WithFields(Job()))
+    assert dispatcher._registry.types["q", "u"].payload is Other
+
+
+def test_around_a_decorator_nothing_is_asked() -> None:
+    @wraps(of_the_payload)
+    async def handler(payload: Any) -> None:
+        await of_the_payload(payload.payload)
+
+    dispatcher = Dispatcher()
+    dispatcher.consumer.register_queue("q")
+    dispatcher.consumer.register_handler(JOB, handler)
+
+
 async def test_a_queue_that_another_process_declared_otherwise_is_changed_with_a_word(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -282,6 +383,102 @@ async def test_a_queue_that_another_process_declared_otherwise_is_changed_with_a
         "queue q: changed for all processes, as it is registered here: keyed from True to False, "
         "max_running from 1 to 3, rate from None to (5, 60.0)"
     ]
+
+
+async def test_a_queue_registered_without_a_config_keeps_what_others_have_said_of_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    limited = TaskQueueConfig(max_running=1, keyed=True, max_waiting=2, overflow="raise")
+    async with (
+        SqliteStorage(tmp_path / "jobs.db") as storage,
+        open_dispatcher(storage) as worker,
+        open_dispatcher(storage) as front,
+    ):
+        worker.consumer.register_queue("q", limited)
+        before = await worker.control.queues()
+        front.consumer.register_queue("q")
+        front.consumer.register_queue("fresh", None)
+        assert [each for each in await front.control.queues() if each.name == "q"] == before
+        await front.publisher.publish_many([JOB(Job(n)) for n in range(2)])
+        with trio.fail_after(5), pytest.raises(QueueFullError):
+            await front.publisher.publish(JOB(Job(3)))
+        assert [each for each in caplog.messages if "without a config" in each] == [
+            "queue q: registered here without a config, so what is stored of it holds: keyed=True, "
+            "max_waiting=2, overflow='raise', max_running=1"
+        ]
+        assert not any("changed for all" in each for each in caplog.messages)
+        # Said in so many words, it is meant for all.
+        front.consumer.register_queue("q", TaskQueueConfig())
+        [_, after] = await front.control.queues()
+        assert (after.keyed, after.max_running) == (False, None)
+    assert any("changed for all processes" in each for each in caplog.messages)
+
+
+async def test_a_queue_without_a_handler_is_declared_for_others(autojump_clock: object) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_dispatcher(storage) as dispatcher:
+        await trio.sleep(1)
+        storage.fail("declare", times=3)
+        dispatcher.consumer.register_queue("q")
+        await trio.sleep(0.2)
+        assert await storage.queues() == []
+        await trio.sleep(5)
+        assert [queue.name for queue in await storage.queues()] == ["q"]
+
+
+class Unwilling(MemoryStorage):
+    """A declaration takes it 4 s, and is refused."""
+
+    async def declare(self, queues: Sequence[QueueRecord], *, new_only: bool = False) -> None:
+        await trio.sleep(4)
+        raise StorageError("locked")
+
+
+async def test_who_waits_for_a_declaration_shares_its_answer(autojump_clock: object) -> None:
+    async with open_dispatcher(Unwilling()) as dispatcher:
+        dispatcher.consumer.register_queue("q")
+        began, failed_after = trio.current_time(), list[float]()
+
+        async def publish(n: int) -> None:
+            with pytest.raises(StorageError, match="locked"):
+                await dispatcher.publisher.publish(JOB(Job(n)))
+            failed_after.append(trio.current_time() - began)
+
+        async with trio.open_nursery() as nursery:
+            for n in range(10):
+                nursery.start_soon(publish, n)
+    assert max(failed_after) <= 8.5  # behind the queue's own attempt, at most
+
+
+class SlowBeat(MemoryStorage):
+    async def beat(self, worker: WorkerRecord) -> None:
+        await trio.sleep(0.05)
+        await super().beat(worker)
+
+
+async def test_a_queue_that_is_added_while_the_worker_is_written_is_listed_at_once(autojump_clock: object) -> None:
+    async with open_dispatcher(SlowBeat()) as dispatcher:
+        for name in ("a", "b", "c"):
+            dispatcher.consumer.register_queue(name)
+            dispatcher.consumer.register_handler(TaskType(name, "job", Job), nothing)
+            await trio.sleep(0.02)
+        await trio.sleep(1)
+        assert [worker.queues for worker in await dispatcher.control.workers()] == [("a", "b", "c")]
+        with pytest.raises(QueueInUseError):
+            await dispatcher.control.remove_queue("b")
+
+
+async def test_who_has_no_handler_of_a_queue_is_no_worker_of_it(autojump_clock: object) -> None:
+    async with open_dispatcher() as dispatcher:
+        dispatcher.consumer.register_queue("q")
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(1)
+        assert [worker.queues for worker in await dispatcher.control.workers()] == [()]
+        assert (await dispatcher.control.why(task)).reason is WaitReason.NO_WORKER
+        dispatcher.consumer.register_handler(TaskType("q", "other", Job), nothing)
+        await trio.sleep(1)
+        assert [worker.queues for worker in await dispatcher.control.workers()] == [("q",)]
 
 
 def upcast(old: dict[str, Any]) -> dict[str, Any]:

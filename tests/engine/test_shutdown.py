@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from dispatch import (
     Dispatcher,
     MemoryStorage,
     QueueTask,
+    ShutdownReport,
     StorageError,
     TaskQueueConfig,
     TaskQueueConsumer,
@@ -113,6 +116,26 @@ async def test_a_queue_that_says_fail_does_not_run_an_interrupted_task_again(aut
     assert (record.status, record.failure_reason) == (TaskStatus.FAILED, "interrupted")
 
 
+async def test_what_ended_after_its_lease_was_not_handed_back(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def stubborn(task: QueueTask[Job]) -> None:
+        for _ in range(9):
+            with suppress(trio.Cancelled):
+                await trio.sleep(60)
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1)
+
+    storage = MemoryStorage()
+    async with working(stubborn, storage=storage, grace=0.5, lease=1.0) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(0.2)
+    assert dispatcher.report == ShutdownReport(too_late=(task.id,))
+    assert (await row(storage, task)).failure_reason == "exhausted"
+    assert f"did not end before their leases did; that counts as a failed attempt: {task.id}" in caplog.text
+    assert "handed back" not in caplog.text
+
+
 async def test_leaving_memory_says_once_what_is_lost(
     autojump_clock: object, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -123,6 +146,19 @@ async def test_leaving_memory_says_once_what_is_lost(
         "the in-memory storage ends with 3 unfinished tasks: 2 q/later, 1 q/pending. "
         "A durable storage would have kept them"
     ]
+
+
+async def test_what_is_lost_of_many_queues_is_said_of_the_fullest(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working() as dispatcher:
+        for n in range(25):
+            dispatcher.consumer.register_queue(f"q{n:02}")
+            for _ in range(1 + (n == 24)):
+                await dispatcher.publisher.publish(TaskType(f"q{n:02}", "job", Job)(Job(n)))
+    [text] = [m for m in caplog.messages if "in-memory" in m]
+    assert text.startswith("the in-memory storage ends with 26 unfinished tasks: 1 q00/pending, 1 q01/pending, ")
+    assert text.endswith(", 1 q18/pending, 2 q24/pending, 5 in other queues. A durable storage would have kept them")
 
 
 async def test_nothing_is_said_when_nothing_is_lost(
@@ -553,6 +589,38 @@ async def test_what_ends_the_block_comes_out_as_it_is(error: BaseException, auto
     with pytest.raises(type(error)) as caught:
         await end()
     assert caught.value is error
+
+
+@pytest.mark.parametrize("moment", ["handler", "ending"])
+async def test_a_ctrl_c_comes_out_as_it_is_wherever_it_strikes(moment: str) -> None:
+    program = f"""
+import os, signal, threading, trio
+from dispatch import TaskQueueConfig, open_dispatcher
+from tests.engine.work import JOB, Job
+
+async def handler(task):
+    if {moment!r} == "handler":
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+    await trio.sleep(30)
+
+async def main():
+    async with open_dispatcher(grace=30) as dispatcher:
+        dispatcher.consumer.register_queue("q")
+        dispatcher.consumer.register_handler(JOB, handler)
+        await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(0.2)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup it is ignored
+try:
+    trio.run(main)
+except KeyboardInterrupt as exc:
+    print("bare", *exc.args)
+"""
+    ran = await trio.run_process([sys.executable, "-c", program], capture_stdout=True, capture_stderr=True, check=False)
+    assert ran.stdout == b"bare\n", ran.stderr.decode()
 
 
 async def test_a_log_that_fails_at_the_end_does_not_hold_the_process(

@@ -13,10 +13,12 @@ from dispatch import (
     Dispatcher,
     MemoryStorage,
     QueueTask,
+    RateLimit,
     Run,
     TaskQueueConfig,
     TaskQueueConsumer,
     TaskQueuePublisher,
+    TaskStatus,
     TaskType,
     open_dispatcher,
     unhandled,
@@ -66,7 +68,7 @@ async def test_a_type_without_handler_is_named_once(
         assert said(caplog) == []
         await trio.sleep(0.2)
         assert said(caplog) == [
-            f"queue q: the task type 'jbo' has no handler here, and nobody else takes it: task {task.id} has been due "
+            f"queue q: the task type 'jbo' has no handler here, and nobody else has taken it: task {task.id} has been due "
             "for 5 s; handled here: 'job'. Register its handler with consumer.register_handler, correct the type where "
             "it is published, or look after the worker that is to take it"
         ]
@@ -84,7 +86,7 @@ async def test_a_version_that_the_handler_here_does_not_know_is_named_once(
         await trio.sleep(6)
         assert said(caplog) == [
             "queue q: tasks of the type 'job' wait that are of version 7; the handler here knows up to 1, and nobody else "
-            f"takes them: task {task.id} has been due for 5 s. Run a release that declares version 7, or look after the "
+            f"has taken them: task {task.id} has been due for 5 s. Run a release that declares version 7, or look after the "
             "worker that is to take them"
         ]
         await dispatcher.publisher.publish(NEWER(Job(2)))
@@ -230,12 +232,10 @@ async def test_what_another_process_published_is_named_by_an_idle_worker(
         dispatcher.consumer.register_handler(JOB, nothing)
         await dispatcher.control.queues()
         await TaskQueuePublisher(other).publish(TYPO(Job(1)))
-        with trio.fail_after(10):
-            while not said(caplog):  # noqa: ASYNC110 - the log has no event
-                await trio.sleep(0.05)
+        await named(caplog)
         await trio.sleep(1)
     [text] = said(caplog)
-    assert "and nobody else takes it: tasks of it have been due for over 0.4 s; handled here: 'job'" in text
+    assert "and nobody else has taken it: tasks of it have been due for over 0.4 s; handled here: 'job'" in text
 
 
 async def test_nothing_is_said_where_another_worker_takes_it_or_nothing_is_handled_here(
@@ -282,6 +282,60 @@ async def test_a_backlog_of_another_worker_is_no_mistake(
     assert said(caplog) == []
 
 
+async def test_the_only_worker_that_takes_it_may_be_at_something_else(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def slow(task: QueueTask[Job]) -> None:
+        await trio.sleep(40)
+
+    storage = MemoryStorage()
+    async with open_dispatcher(storage) as one, open_dispatcher(storage) as other:
+        for each in (one, other):
+            each.consumer.register_queue("q", TaskQueueConfig(concurrency=1))
+        one.consumer.register_handler(JOB, nothing)
+        long = TaskType("q", "long", Job)
+        other.consumer.register_handler(long, slow)
+        other.consumer.register_handler(TYPO, nothing)
+        await other.publisher.publish(long(Job()))
+        await trio.sleep(1)
+        await one.publisher.publish(TYPO(Job()))
+        await other.drain()
+        assert said(caplog) == []
+        await one.publisher.publish(long(Job()))
+        await one.publisher.publish(TaskType("q", "tpyo", Job)(Job()))
+        await trio.sleep(130)
+        assert len(said(caplog)) == 1
+
+
+async def test_a_type_that_a_rate_holds_back_is_not_named(autojump_clock: object, caplog: pytest.LogCaptureFixture) -> None:
+    storage = MemoryStorage()
+    limited = TaskQueueConfig(rate_limit=RateLimit(1, 600.0))
+    async with open_dispatcher(storage) as one, open_dispatcher(storage) as other:
+        for each, type_ in ((one, JOB), (other, TYPO)):
+            each.consumer.register_queue("q", limited)
+            each.consumer.register_handler(type_, nothing)
+        for n in range(2):
+            task = await one.publisher.publish(TYPO(Job(n)))
+        await trio.sleep(590)
+        assert (await one.control.get(task)).status is TaskStatus.PENDING
+        await one.publisher.wait(task)
+    assert said(caplog) == []
+
+
+async def test_a_queue_that_runs_as_much_as_it_may_is_asked_when_it_has_room(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(endless, TaskQueueConfig(max_running=1)) as dispatcher:
+        running = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(1)
+        await dispatcher.publisher.publish(TYPO(Job()))
+        await trio.sleep(600)
+        assert said(caplog) == []
+        await dispatcher.control.cancel(running)
+        await trio.sleep(70)
+        assert len(said(caplog)) == 1
+
+
 async def test_a_version_that_another_process_left_is_named_by_an_idle_worker(
     tmp_path: Path, impatient: None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -294,7 +348,7 @@ async def test_a_version_that_another_process_left_is_named_by_an_idle_worker(
         text = await named(caplog)
         await trio.sleep(1)
     assert len(said(caplog)) == 1
-    assert "are of version 7; the handler here knows up to 1, and nobody else takes them: tasks of it have been" in text
+    assert "are of version 7; the handler here knows up to 1, and nobody else has taken them: tasks of it have been" in text
 
 
 async def test_a_version_that_another_worker_takes_is_no_mistake(

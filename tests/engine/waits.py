@@ -36,6 +36,7 @@ SAID: dict[str, list[tuple[WaitReason, str | None]]] = {
     "key-late": [(WaitReason.NOT_DUE, None)],
     "other-key": [(WaitReason.TURN, None)],
     "behind-aside": [(WaitReason.TURN, None)],
+    "behind-many": [(WaitReason.KEY, "ahead")],
     "one-more": [(WaitReason.MAX_RUNNING, None)],
     "rated-3": [(WaitReason.RATE_LIMIT, None)],
     "fresh": [(WaitReason.TURN, None)],
@@ -82,6 +83,11 @@ async def furnish(storage: Storage) -> None:
     await store("aside", "yields", key="a")
     await run("aside", "yields", TransitionKind.FAILED, error="E: no", retry_in=60.0)
     await store("behind-aside", "yields", key="a")
+    for n in range(25):
+        await store(f"aside-{n}", "yields", key="b")
+        await run(f"aside-{n}", "yields", TransitionKind.FAILED, error="E: no", retry_in=60.0)
+    await store("ahead", "yields", key="b")
+    await store("behind-many", "yields", key="b")
     await store("one", "one")
     await run("one", "one")
     await store("one-more", "one")

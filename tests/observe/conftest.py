@@ -7,13 +7,28 @@ from typing import Any
 
 import attrs
 import pytest
+import trio
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from dispatch import MemoryStorage, StorageError
 from dispatch.observe.otel import OpenTelemetryObserver
+
+
+class Away(MemoryStorage):
+    """It cannot be looked at while `away`: it fails, or with `hangs` does not answer."""
+
+    away = hangs = False
+
+    async def count(self, *args: Any, **kwargs: Any) -> Any:
+        if self.away and self.hangs:
+            await trio.sleep_forever()
+        if self.away:
+            raise StorageError("away")
+        return await super().count(*args, **kwargs)
 
 
 @attrs.define

@@ -45,7 +45,7 @@ from dispatch.storage.protocol import Change, Want
 from dispatch.storage.query import Ids
 from tests.engine.work import JOB, Job, Script, nothing, working
 
-from .conftest import Telemetry
+from .conftest import Away, Telemetry
 
 NEXT = TaskType("q", "next", Job)
 
@@ -467,14 +467,6 @@ async def test_metrics_are_in_base_units_and_of_low_cardinality(
 async def test_while_the_storage_is_away_the_gauges_say_nothing(
     autojump_clock: object, telemetry: Telemetry
 ) -> None:
-    class Away(MemoryStorage):
-        away = False
-
-        async def count(self, *args: Any, **kwargs: Any) -> Any:
-            if self.away:
-                raise StorageError("away")
-            return await super().count(*args, **kwargs)
-
     storage, observer = Away(), telemetry.observer()
     gauges = {"dispatch.queue.depth", "dispatch.queue.oldest_age", "dispatch.queue.paused"}
     async with working(nothing, storage=storage, observers=[observer]) as dispatcher:

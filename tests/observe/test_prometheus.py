@@ -19,14 +19,15 @@ from dispatch import (
     MemoryStorage,
     PermanentError,
     Snooze,
-    StorageError,
     TaskEvent,
     TaskQueueConfig,
 )
 from dispatch.observe.prometheus import CONTENT_TYPE, OPERATIONS, PrometheusObserver
 from dispatch.observe.survey import QueueSurvey
-from dispatch.storage.protocol import Want
+from dispatch.storage.protocol import QueueRecord, Want
 from tests.engine.work import JOB, Job, Script, nothing, working
+
+from .conftest import Away
 
 DOCS = Path(__file__).parents[2] / "docs/telemetry"
 
@@ -156,6 +157,19 @@ async def test_a_pause_is_a_gauge(autojump_clock: object) -> None:
     assert value(resumed, "dispatch_queue_paused", queue="q") == 0
 
 
+async def test_a_removed_queue_is_in_no_gauge_any_more(autojump_clock: object) -> None:
+    metrics = PrometheusObserver()
+    async with working(observers=[metrics]) as dispatcher:
+        await dispatcher.storage.declare([QueueRecord(name="old")])
+        await dispatcher.control.pause_queue("old")
+        before = await metrics.exposition(dispatcher)
+        await dispatcher.control.remove_queue("old")
+        after = await metrics.exposition(dispatcher)
+    assert value(before, "dispatch_queue_paused", queue="old") == 1  # of which an alert tells
+    assert b'queue="old"' not in after
+    assert value(after, "dispatch_queue_paused", queue="q") == 0
+
+
 async def test_counting_stops_at_its_bound(autojump_clock: object) -> None:
     metrics = PrometheusObserver()
     async with working(observers=[metrics]) as dispatcher:
@@ -189,14 +203,6 @@ async def test_the_gauges_follow_at_an_interval_until_cancelled(autojump_clock: 
 async def test_a_storage_that_is_away_costs_the_gauges_only(
     autojump_clock: object, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Away(MemoryStorage):
-        away = False
-
-        async def count(self, *args: Any, **kwargs: Any) -> Any:
-            if self.away:
-                raise StorageError("away")
-            return await super().count(*args, **kwargs)
-
     metrics, storage = PrometheusObserver(), Away()
     async with working(nothing, storage=storage, observers=[metrics]) as dispatcher:
         await dispatcher.publisher.publish(JOB(Job()))
@@ -218,20 +224,11 @@ async def test_while_the_storage_is_away_the_gauges_show_nothing(
 ) -> None:
     """An age that stands still would be taken for one that does not grow."""
 
-    class Away(MemoryStorage):
-        away = False
-
-        async def count(self, *args: Any, **kwargs: Any) -> Any:
-            if self.away and hangs:
-                await trio.sleep_forever()
-            if self.away:
-                raise StorageError("away")
-            return await super().count(*args, **kwargs)
-
     def gauges(body: bytes) -> set[str]:
         return {name for name, _ in samples(body) if name.startswith(("dispatch_queue_", "dispatch_tasks_running"))}
 
     metrics, storage = PrometheusObserver(), Away()
+    storage.hangs = hangs
     async with working(nothing, storage=storage, observers=[metrics]) as dispatcher:
         before = await metrics.exposition(dispatcher)
         storage.away = True

@@ -4,30 +4,43 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, assert_type
+from zoneinfo import ZoneInfo
 
+import trio
 from attrs import frozen
 
 from dispatch import (
     CronEntry,
     CronPolicy,
+    CronSpec,
     Dispatcher,
     OnClash,
+    Priority,
     QueueTask,
     RetryPolicy,
     Run,
+    Task,
+    TaskDispatcher,
     TaskQueueConfig,
+    TaskQueueControl,
     TaskStatus,
     TaskType,
     Unique,
     open_dispatcher,
 )
-from dispatch.testing.harness import Scripted
+from dispatch.testing.harness import Harness, Scripted
 
 
 @frozen
 class Order:
     number: int
+
+
+@frozen
+class Parcel(Order):
+    grams: int
 
 
 @frozen
@@ -89,6 +102,7 @@ def configure() -> None:
     Unique(on_clash=OnClash.KEEP, statuses=())
     assert_type(TaskType("orders", "plain", Order, None), TaskType[Order, None])
     open_dispatcher("sqlite:///jobs.db", grace=5.0, observers=(), queues=["orders"])
+    Harness(register, grace=5.0, observers=None, cron=[CronEntry("@daily", "tidy", NOTE(Order(1)))])
 
 
 async def use() -> None:
@@ -113,3 +127,46 @@ async def use() -> None:
         declared = CronEntry("@daily", "tidy", NOTE(Order(1)), misfire="skip", description="tidies up")
         assert_type(declared.policy, CronPolicy)
         CronEntry("@every 90m", "beat", print)
+        await dispatcher.cron.add_with_name("@daily", "here", print, zone=ZoneInfo("Europe/Berlin"))
+        assert_type(CronSpec("@daily", ZoneInfo("Europe/Berlin")).zone, str)
+
+
+def add(x: int, y: int = 1) -> int:
+    return x + y
+
+
+async def send(to: str, times: int) -> str:
+    return to * times
+
+
+async def pooled(pool: TaskDispatcher) -> None:
+    assert_type(pool.run(add, 1, 2), Task[int])
+    assert_type(pool.run(add, 1), Task[int])
+    assert_type(await pool.run(send, "ada", 2).result(), str)
+    assert_type(pool.run(lambda: send("ada", 2)), Task[str])
+    assert_type(pool.run(functools.partial(send, "ada"), 2), Task[str])
+    assert_type(pool.run(Receipt, 1.0), Task[Receipt])
+    assert_type(pool.run(trio.sleep, 1), Task[None])
+    pool.run(trio.sleep_forever)
+    pool.run(print, "a", 1)
+    assert_type(pool.run_task(Task(send, ("ada", 2), "mail")), Task[str])
+    assert_type(Task(lambda: 4, name="four").value, int | None)
+    several: list[Task[object]] = [pool.run(add, 1, 2), pool.run(send, "ada", 2)]
+    plain: list[Task] = [*several]
+    print(plain)
+
+
+async def edited(
+    control: TaskQueueControl,
+    order: QueueTask[Order],
+    either: QueueTask[Order] | QueueTask[Receipt],
+    maybe_id: QueueTask[Order] | str,
+) -> None:
+    await control.edit(order, payload=Order(2), priority=Priority.HIGH)
+    await control.edit(order, payload=Parcel(2, 500))
+    await control.edit(NOTE(Order(1)), payload=Order(2), timeout=None)
+    await control.edit(either, tags=("a",), max_retry=3)
+    await control.edit(maybe_id, payload=Order(2))
+    await control.edit("id", payload={"number": 2})
+    await control.edit(await control.get("id"), payload=Order(2))
+    await control.edit(await control.get(order), payload=Order(2))

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC
+
 from attrs import frozen
 
 from dispatch import (
@@ -11,11 +13,15 @@ from dispatch import (
     Dispatcher,
     QueueTask,
     RetryPolicy,
+    Task,
+    TaskDispatcher,
     TaskQueueConfig,
+    TaskQueueControl,
     TaskType,
     Unique,
     open_dispatcher,
 )
+from dispatch.testing.harness import Harness
 
 
 @frozen
@@ -64,6 +70,7 @@ async def misuse(dispatcher: Dispatcher) -> None:
     print(number, task.payload.nummer)  # REJECT: a field that the payload does not have
     await dispatcher.publisher.publish(Order(1))  # REJECT: a payload without its type
     await dispatcher.cron.add("@daily", NOTE(Order(1)), zon="UTC")  # REJECT: no such option
+    await dispatcher.cron.add("@daily", NOTE(Order(1)), zone=UTC)  # REJECT: a zone without a key
     await dispatcher.cron.add("@daily", NOTE(Order(1)), overlap="maybe")  # REJECT: no such policy
     CronEntry("@daily", "tidy", NOTE(Order(1)), misfire="never")  # REJECT: no such policy
     CronEntry("@daily", NOTE(Order(1)))  # REJECT: a declared entry without a name
@@ -73,5 +80,36 @@ async def misuse(dispatcher: Dispatcher) -> None:
     Unique(on_clash="ignore")  # REJECT: a setting's value that does not exist
     open_dispatcher(graec=5.0)  # REJECT: an option that does not exist
     open_dispatcher(grace="5")  # REJECT: an option of the wrong type
+    Harness(print, graze=3)  # REJECT: an option that does not exist
+    Harness(print, grace="3")  # REJECT: an option of the wrong type
     TaskQueueConfig(overflow="drop")  # REJECT: a setting's value that does not exist
     task.status = "done"  # REJECT: tasks are immutable
+
+
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+async def send(to: str, times: int) -> str:
+    return to * times
+
+
+async def misuse_the_pool(pool: TaskDispatcher) -> None:
+    pool.run(add)  # REJECT: no arguments
+    pool.run(add, "a", "b")  # REJECT: arguments of the wrong type
+    pool.run(send, "ada", "2")  # REJECT: an argument of the wrong type, of an async function
+    text: str = await pool.run(add, 1, 2).result()  # REJECT: a result used as another type
+    number: int = await pool.run(send, "ada", 2).result()  # REJECT: what is awaited, used as another type
+    print(text, number)
+    Task(add, (1,))  # REJECT: an argument too few
+    Task(send, (1, 2))  # REJECT: an argument of the wrong type
+    pool.run_task(add)  # REJECT: a function in place of a Task
+    other: Task[str] = pool.run_task(Task(add, (1, 2)))  # REJECT: a task of another result
+    print(other)
+
+
+async def misuse_edit(control: TaskQueueControl, task: QueueTask[Order]) -> None:
+    await control.edit(task, payload=Receipt(1.0))  # REJECT: a payload of another type
+    await control.edit(CHARGE(Order(1)), payload="order 2")  # REJECT: a payload of another type
+    await control.edit(task, prority=3)  # REJECT: a field that does not exist
+    await control.edit("id", priority="high")  # REJECT: a field of the wrong type
