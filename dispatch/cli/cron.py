@@ -8,7 +8,6 @@ import attrs
 from cyclopts import App, Parameter
 
 from dispatch.cli import values
-from dispatch.cli.nearest import known
 from dispatch.cli.output import ago, document, iso, table
 from dispatch.cli.seasons import ClockChange, clock_changes, told
 from dispatch.cli.shell import (
@@ -25,6 +24,7 @@ from dispatch.codec import Codec
 from dispatch.cron.policy import CronPolicy, read_definition
 from dispatch.cron.spec import CronSpec
 from dispatch.errors import CronNameConflictError, DispatchError
+from dispatch.nearest import known
 from dispatch.storage.protocol import CronRecord
 from dispatch.tasks import TaskType
 
@@ -272,6 +272,12 @@ async def add(
                 jitter=values.seconds(policies.jitter, "--jitter"),
             )
         except CronNameConflictError:
+            there = await opened.storage.crons(name)
+            if there and there[0].declared:
+                raise CommandError(
+                    f"a different cron task named {name!r} is declared in code: change it there; "
+                    f"`dispatch cron pause {name}` stops it"
+                ) from None
             raise CommandError(
                 f"a different cron task is named {name!r}; give --replace to replace it"
             ) from None

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, cast
 
-from dispatch.cli.nearest import known, nearest
 from dispatch.cli.shell import CommandError
 from dispatch.dispatcher import Dispatcher
+from dispatch.nearest import known, nearest
 
 __all__ = ["load", "prepared"]
 
@@ -73,14 +73,13 @@ def _imported(name: str) -> ModuleType:
 
 
 def _beside(name: str) -> str:
-    """The nearest module in the working directory."""
-    last = name.rpartition(".")[2]
-    folder = Path(*name.split(".")[:-1])
-    if not folder.is_dir():
-        folder = Path()
-    names = {each.stem for each in folder.glob("*.py")}
-    names |= {each.parent.name for each in folder.glob("*/__init__.py")}
-    return known(last, sorted(names - {"__init__", "__main__"})) if names else ""
+    """The nearest module in its package, or else in the working directory."""
+    package, dot, last = name.rpartition(".")
+    # Its package was imported before, or that one would be missing.
+    folders: list[str] = list(getattr(sys.modules.get(package), "__path__", ())) if dot else [os.curdir]
+    names = {each.stem for folder in folders for each in Path(folder).glob("*.py")}
+    names |= {each.parent.name for folder in folders for each in Path(folder).glob("*/__init__.py")}
+    return known(last, sorted(names - {"__init__", "__main__"}), f"{package}{dot}") if names else ""
 
 
 def _check_arity(target: str, found: Callable[..., object]) -> None:

@@ -1,4 +1,4 @@
-"""`dispatch queue`: how the queues stand; pause, resize and empty them."""
+"""`dispatch queue`: how the queues stand; pause, resize, empty and remove them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dispatch.storage.query import All, Ids, PruneSpec, Queues, Statuses, Time
 
 __all__ = ["app"]
 
-app: Final = App(name="queue", help="List, pause, resume, resize and empty queues.")
+app: Final = App(name="queue", help="List, pause, resume, resize, empty and remove queues.")
 
 _WAITING: Final = ("pending", "held")
 _ENDED: Final = ("succeeded", "failed", "cancelled")
@@ -190,3 +190,31 @@ async def _purge_waiting(
                 gone += await storage.prune(PruneSpec(keep=0, where=Ids(*ids), limit=BATCH))
                 advance(len(ids))
     shell.print(f"deleted {plural(gone, 'waiting task')}")
+
+
+@app.command
+async def rm(
+    name: str,
+    /,
+    *,
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+    store: StoreOption = None,
+    shell: ShellArgument,
+) -> None:
+    """Remove a queue that is used no longer: by no stored task, live worker or cron task.
+
+    Parameters
+    ----------
+    name
+        The queue.
+    """
+    async with shell.open(store) as opened:
+        await opened.queue_names(name)
+        await opened.control.remove_queue(name, dry_run=True)  # else it would be asked in vain
+        if dry_run:
+            shell.print(f"would remove queue {name}")
+            return
+        shell.confirm(f"remove queue {name}", yes=yes)
+        await opened.control.remove_queue(name)
+    shell.print(f"queue {name} is removed")

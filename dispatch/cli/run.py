@@ -11,12 +11,12 @@ from cyclopts import Parameter
 
 from dispatch.cli import values
 from dispatch.cli.loading import load, prepared
-from dispatch.cli.nearest import known
 from dispatch.cli.output import plural
 from dispatch.cli.reload import end_with_parent, reloading
 from dispatch.cli.shell import LOG_FORMAT, CommandError, Shell, ShellArgument, StoreOption, masked
 from dispatch.cli.signals import signals
 from dispatch.dispatcher import Dispatcher
+from dispatch.nearest import known
 
 __all__ = ["run"]
 
@@ -132,10 +132,12 @@ class _Service:
         said = ["dispatch: stopped at once" if self._forced else "dispatch: stopped"]
         if report.interrupted and not self._forced:
             said.append(f"{plural(len(report.interrupted), 'task')} handed back")
+        if report.too_late:
+            said.append(f"{plural(len(report.too_late), 'task')} ended too late, which counts as a failed attempt")
         if report.unwritten:
             said.append(f"the end of {plural(len(report.unwritten), 'run')} could not be written, and the leases decide")
         self.shell.say("; ".join(said))
-        return 1 if self._forced or report.unwritten else 0
+        return 1 if self._forced or report.unwritten or report.too_late else 0
 
     def _gracefully(self) -> None:
         running = self.dispatcher.statistics().running

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Final, Literal
 import attrs
 from cyclopts import Parameter
 
-from dispatch.cli.nearest import nearest
 from dispatch.cli.shell import CommandError, Opened, Shell, check_utf8
+from dispatch.nearest import nearest
 from dispatch.records import TaskRecord
 from dispatch.storage.query import (
     All,
@@ -24,6 +24,7 @@ from dispatch.storage.query import (
     Types,
     Where,
 )
+from dispatch.storage.search import SearchError, searched
 
 __all__ = [
     "BATCH",
@@ -59,8 +60,8 @@ IdsArgument = Annotated[
 ]
 
 
-def _many(text: str) -> Any:
-    return Parameter(negative=(), show_default=False, help=text)
+def _many(text: str, *, allow_leading_hyphen: bool = False) -> Any:
+    return Parameter(negative=(), show_default=False, help=text, allow_leading_hyphen=allow_leading_hyphen)
 
 
 @Parameter(name="*")
@@ -74,15 +75,26 @@ class Filters:
     key: Annotated[tuple[str, ...], _many("Only of this key; may be repeated.")] = ()
     tag: Annotated[tuple[str, ...], _many("Only with this tag; with every one if repeated.")] = ()
     cron: Annotated[tuple[str, ...], _many("Only from this cron task; may be repeated.")] = ()
+    match: Annotated[
+        str,
+        _many("Only what all these words mean, such as 'error:Timeout finished:1h -tag:vip'.", allow_leading_hyphen=True),
+    ] = ""
 
     @property
     def given(self) -> bool:
         """Whether there is any condition at all."""
         return self != Filters()
 
-    def where(self, *also: Where) -> Where:
-        """The conditions as a query, with more that must hold as well."""
-        parts: list[Where] = []
+    def check(self) -> None:
+        """Raise CommandError for words that cannot be read."""
+        try:
+            searched(self.match, 0.0)
+        except SearchError as exc:
+            raise CommandError(f"--match: {exc.detail}", 2) from exc
+
+    def where(self, now: float, *also: Where) -> Where:
+        """The conditions as a query at this moment, with more that must hold as well."""
+        parts: list[Where] = [*searched(self.match, now).parts]
         if self.queue:
             parts.append(Queues(*self.queue))
         if self.type:

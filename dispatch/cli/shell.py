@@ -13,10 +13,10 @@ from typing import Annotated, Final, Literal, TextIO
 import attrs
 from cyclopts import Parameter
 
-from dispatch.cli.nearest import nearest
 from dispatch.cli.output import line, safe
 from dispatch.control import TaskQueueControl
 from dispatch.cron.dispatcher import CronTaskDispatcher
+from dispatch.nearest import nearest
 from dispatch.publisher import TaskQueuePublisher
 from dispatch.storage.opening import open_storage, sqlite_address
 from dispatch.storage.protocol import Storage
@@ -105,7 +105,7 @@ def check_utf8(text: str, what: str) -> None:
 
 def _among(name: str, names: Sequence[str]) -> str:
     if not names:
-        return "; no worker ever registered one in this store"
+        return "; none is registered in this store"
     return nearest(name, names) or f"; there are: {', '.join(names[:20])}"
 
 

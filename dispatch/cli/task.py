@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import Annotated, Final, cast
 
 import attrs
@@ -21,21 +20,22 @@ from dispatch.cli.selection import (
     task_ids,
     unknown_task,
 )
-from dispatch.cli.shell import CommandError, JsonOption, Opened, Shell, ShellArgument, StoreOption
+from dispatch.cli.shell import CommandError, JsonOption, Shell, ShellArgument, StoreOption
 from dispatch.cli.task_change import cancel, hold, resume, retry, rm
+from dispatch.cli.task_edit import edit
 from dispatch.cli.task_push import push
 from dispatch.cli.tasks_json import run_object, shown_status, task_line, task_object
 from dispatch.codec import Codec
-from dispatch.errors import TaskNotFoundError
+from dispatch.control import waiting_for
 from dispatch.records import AttemptRecord, TaskRecord
 from dispatch.storage.protocol import Topic, TopicKind
 from dispatch.storage.query import Order
 from dispatch.tasks import TaskStatus
-from dispatch.waiting import WaitCause
 
 __all__ = ["app"]
 
-app: Final = App(name="task", help="List, inspect, publish, retry, hold, cancel and delete tasks.")
+app: Final = App(name="task", help="List, inspect, publish, edit, retry, hold, cancel and delete tasks.")
+app.command(edit)
 app.command(retry)
 app.command(hold)
 app.command(resume)
@@ -74,10 +74,11 @@ async def ls(
     """
     if not 1 <= limit <= 10_000:
         raise CommandError(f"--limit must be within 1 and 10000, got {limit}", 2)
+    filters.check()
     async with shell.open(store) as opened:
         await opened.queue_names(*filters.queue)
         page = await opened.storage.find(
-            filters.where(),
+            filters.where(opened.storage.now()),
             order=Order.OLDEST if oldest else Order.NEWEST,
             limit=limit,
             after=after,
@@ -165,7 +166,7 @@ async def show(
             raise CommandError(await unknown_task(opened, task_id))
         history = await opened.storage.history(task_id)
         now = opened.storage.now()
-        waiting = await _waiting(opened, record)
+        waiting = await waiting_for(opened.control, record)
     whole = task_object(record, Codec())
     if json:
         causes = [attrs.asdict(cause) for cause in waiting]
@@ -176,17 +177,6 @@ async def show(
     for cause in waiting:
         shell.print(f"waiting for: {cause.text}")
     _print_history(shell, history, now)
-
-
-async def _waiting(opened: Opened, record: TaskRecord) -> tuple[WaitCause, ...]:
-    """The causes, none unless the task waits, still does, and is still there."""
-    if record.status not in (TaskStatus.PENDING, TaskStatus.HELD):
-        return ()
-    with suppress(TaskNotFoundError):
-        why = await opened.control.why(record.id)
-        if why.waits:
-            return why.causes
-    return ()
 
 
 def _print_fields(shell: Shell, whole: dict[str, object]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Final
 
 import attrs
@@ -56,16 +56,13 @@ async def retry(
 
     By filters, tasks of other statuses are meant only with --status.
     """
-    change = Change(action="rerun")
-    named = _named(shell, ids, filters)
-    async with shell.open(store) as opened:
-        if named is not None:
-            return await _change_ids(shell, opened, named, change, dry_run=dry_run)
-        await opened.queue_names(*filters.queue)
-        chosen = filters if filters.status else attrs.evolve(filters, status=("failed",))
+    chosen = filters if filters.status else attrs.evolve(filters, status=("failed",))
+
+    def meant(now: float) -> Where:
         # One that fails again while this goes on is not run a third time.
-        before = Time("finished_at", until=opened.storage.now() + _NOW_S)
-        return await _change_matching(shell, opened, chosen.where(before), change, dry_run=dry_run)
+        return chosen.where(now, Time("finished_at", until=now))
+
+    return await _change(shell, store, ids, filters, meant, Change(action="rerun"), dry_run=dry_run)
 
 
 async def hold(
@@ -76,14 +73,11 @@ async def hold(
     shell: ShellArgument,
 ) -> int:
     """Park waiting tasks until they are resumed; a running one is left alone."""
-    change = Change(action="hold")
-    named = _named(shell, ids, filters)
-    async with shell.open(store) as opened:
-        if named is not None:
-            return await _change_ids(shell, opened, named, change, dry_run=dry_run)
-        await opened.queue_names(*filters.queue)
-        before = Time("created_at", until=opened.storage.now() + _NOW_S)
-        return await _change_matching(shell, opened, filters.where(Statuses("pending"), before), change, dry_run=dry_run)
+
+    def meant(now: float) -> Where:
+        return filters.where(now, Statuses("pending"), Time("created_at", until=now))
+
+    return await _change(shell, store, ids, filters, meant, Change(action="hold"), dry_run=dry_run)
 
 
 async def resume(
@@ -94,13 +88,11 @@ async def resume(
     shell: ShellArgument,
 ) -> int:
     """Let held tasks wait for their turn again."""
-    change = Change(action="resume")
-    named = _named(shell, ids, filters)
-    async with shell.open(store) as opened:
-        if named is not None:
-            return await _change_ids(shell, opened, named, change, dry_run=dry_run)
-        await opened.queue_names(*filters.queue)
-        return await _change_matching(shell, opened, filters.where(Statuses("held")), change, dry_run=dry_run)
+
+    def meant(now: float) -> Where:
+        return filters.where(now, Statuses("held"))
+
+    return await _change(shell, store, ids, filters, meant, Change(action="resume"), dry_run=dry_run)
 
 
 async def cancel(
@@ -119,17 +111,12 @@ async def cancel(
     reason
         Kept with the task.
     """
+
+    def meant(now: float) -> Where:
+        return filters.where(now, Statuses("pending", "running", "held"), Time("created_at", until=now))
+
     change = Change(action="cancel", reason=reason)
-    named = _named(shell, ids, filters)
-    async with shell.open(store) as opened:
-        if named is not None:
-            return await _change_ids(shell, opened, named, change, dry_run=dry_run)
-        await opened.queue_names(*filters.queue)
-        where = filters.where(
-            Statuses("pending", "running", "held"),
-            Time("created_at", until=opened.storage.now() + _NOW_S),
-        )
-        return await _change_matching(shell, opened, where, change, dry_run=dry_run, yes=yes)
+    return await _change(shell, store, ids, filters, meant, change, dry_run=dry_run, yes=yes)
 
 
 async def rm(
@@ -146,7 +133,7 @@ async def rm(
         if named is not None:
             return await _remove_ids(shell, opened, named, dry_run=dry_run, yes=yes)
         await opened.queue_names(*filters.queue)
-        spec = PruneSpec(keep=0, where=filters.where(Statuses(*_ENDED)), dead_letters=True)
+        spec = PruneSpec(keep=0, where=filters.where(opened.storage.now(), Statuses(*_ENDED)), dead_letters=True)
         await prune_all(shell, opened, spec, dry_run=dry_run, yes=yes)
     return 0
 
@@ -154,6 +141,7 @@ async def rm(
 def _named(shell: Shell, ids: Sequence[str], filters: Filters) -> list[str] | None:
     """The ids given, or None where filters were; one of the two it must be."""
     refuse_options(ids)
+    filters.check()
     if ids and filters.given:
         raise CommandError("give either ids or filters, not both", 2)
     if not ids and not filters.given:
@@ -162,6 +150,27 @@ def _named(shell: Shell, ids: Sequence[str], filters: Filters) -> list[str] | No
             2,
         )
     return task_ids(shell, ids) if ids else None
+
+
+async def _change(
+    shell: Shell,
+    store: str | None,
+    ids: Sequence[str],
+    filters: Filters,
+    meant: Callable[[float], Where],
+    change: Change,
+    *,
+    dry_run: bool,
+    yes: bool = True,
+) -> int:
+    """Change the tasks named, or those that the filters mean at this moment of the store; the exit status."""
+    named = _named(shell, ids, filters)
+    async with shell.open(store) as opened:
+        if named is not None:
+            return await _change_ids(shell, opened, named, change, dry_run=dry_run)
+        await opened.queue_names(*filters.queue)
+        where = meant(opened.storage.now() + _NOW_S)
+        return await _change_matching(shell, opened, where, change, dry_run=dry_run, yes=yes)
 
 
 async def _change_ids(
@@ -179,7 +188,7 @@ async def _change_ids(
 
 
 async def _change_matching(
-    shell: Shell, opened: Opened, where: Where, change: Change, *, dry_run: bool, yes: bool = True
+    shell: Shell, opened: Opened, where: Where, change: Change, *, dry_run: bool, yes: bool
 ) -> int:
     """Change all that match, in steps; interrupted, the steps that were made stay."""
     total = sum((await opened.storage.count(where)).values())

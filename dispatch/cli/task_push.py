@@ -13,7 +13,6 @@ import trio
 from cyclopts import Parameter
 
 from dispatch.cli import values
-from dispatch.cli.nearest import known
 from dispatch.cli.output import plural, progress
 from dispatch.cli.selection import BATCH
 from dispatch.cli.shell import CommandError, Opened, Shell, ShellArgument, StoreOption
@@ -21,6 +20,7 @@ from dispatch.cli.task_change import DryRunOption
 from dispatch.cli.task_fields import NO_FIELDS, TaskFields
 from dispatch.codec import Codec, Limits, Undecodable
 from dispatch.errors import DispatchError
+from dispatch.nearest import known
 from dispatch.publisher import Published
 from dispatch.storage.protocol import EnqueueAnswer
 from dispatch.tasks import QueueTask, TaskType

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Final
 
 from cyclopts import Parameter, Token
 
-from dispatch.cli.nearest import known
 from dispatch.cli.shell import CommandError
 from dispatch.codec import Codec, Undecodable
+from dispatch.nearest import known
 from dispatch.records import to_seconds
 from dispatch.tasks import Priority
 
@@ -68,7 +68,12 @@ def pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:
     for text in texts:
         if "=" not in text:
             raise CommandError(f"{option} wants NAME=VALUE, got {text[:60]!r}", 2)
-    return {name: value for name, _, value in (text.partition("=") for text in texts)}
+    found: dict[str, str] = {}
+    for name, _, value in (text.partition("=") for text in texts):
+        if name in found:
+            raise CommandError(f"{option} {name[:60]}: given twice, as {found[name][:60]!r} and {value[:60]!r}", 2)
+        found[name] = value
+    return found
 
 
 def priority(text: str) -> Priority:

@@ -9,9 +9,10 @@ whose message goes to whoever asked.
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from math import inf, isfinite
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from math import inf, isfinite, nan
 from typing import Any, Final, Literal, TypedDict, cast
 from urllib.parse import parse_qsl, urlencode
 
@@ -26,19 +27,24 @@ from dispatch.errors import (
     InvalidConfigError,
     InvalidQueuePayloadError,
     InvalidQueueTaskError,
+    StorageError,
 )
+from dispatch.failures import describe, printable
 from dispatch.lifecycle import TABLE, Event
 from dispatch.publisher import TaskQueuePublisher
 from dispatch.records import NewTask, TaskRecord, from_seconds
 from dispatch.storage.protocol import Change
 from dispatch.storage.query import All, Ids, PruneSpec, Queues, Statuses, Time, Where
+from dispatch.storage.search import SearchError
 from dispatch.tasks import Priority, QueueTask, TaskStatus, TaskType
 from dispatch.web import pages
 from dispatch.web.desk import BOUND, Desk, priority
-from dispatch.web.filters import QUERY_LIMIT, FilterError, TaskFilter, whole
+from dispatch.web.filters import QUERY_LIMIT, TaskFilter, whole
 from dispatch.web.shown import TEXT_LIMIT, as_json, restored, visible
 
 __all__ = ["ACTIONS", "Ask", "Done", "Fields", "preview", "tags_text"]
+
+log: Final = logging.getLogger("dispatch.web")
 
 Fields = Mapping[str, Sequence[str]]
 """A form's fields; each may be given more than once."""
@@ -80,6 +86,15 @@ class Ask:
     """When it was counted: what came later was not asked about."""
 
 
+TASK_ACTIONS: Final = ("now", "save", "rerun", "copy")
+QUEUE_ACTIONS: Final = ("pause", "resume", "concurrency")
+CRON_ACTIONS: Final = ("add", "change", "run", "pause", "resume", "delete")
+
+
+def _no_action(on: str, action: str, names: Iterable[str]) -> InvalidConfigError:
+    return InvalidConfigError(f"no action on {on} is named {action[:40]!r}; there are {', '.join(names)}")
+
+
 def _one(fields: Fields, name: str, limit: int = 500) -> str:
     """A field's first value, bounded; "" if it is missing."""
     given = fields.get(name)
@@ -104,11 +119,11 @@ _VERBS: Final[Mapping[str, str]] = {
 async def change_tasks(desk: Desk, fields: Fields) -> Done | Ask:
     """Rerun, cancel, hold, resume or delete the chosen tasks, or all that a filter means.
 
-    A filter that is not understood to its last condition is a FilterError.
+    A filter that is not understood to its last condition is a SearchError.
     """
     action = _one(fields, "action")
     if action not in _VERBS:
-        raise InvalidConfigError(f"no action on tasks is named {action[:40]!r}")
+        raise _no_action("tasks", action, _VERBS)
     everything = _one(fields, "all") == "yes"
     wanted = _filter(fields) if everything else TaskFilter.parse(_query(_one(fields, "query", QUERY_LIMIT)))
     back = attrs.evolve(wanted, after="").query()
@@ -175,7 +190,7 @@ def _filter(fields: Fields) -> TaskFilter:
     """What `all` is said of. A form without `query` may be a slip: only an empty one means every task."""
     given = fields.get("query", ())
     if len(given) != 1:
-        raise FilterError(
+        raise SearchError(
             f"all: wanted is one query, such as status=failed, an empty one for every task; got {len(given)}"
         )
     return TaskFilter.exactly(given[0])
@@ -229,9 +244,24 @@ async def _each(
 ) -> list[str]:
     """Change what is meant and was `before`, in batches, at most `BOUND` in one request; the ids changed.
 
-    What is deleted has no ids to tell: as many empty ones stand for it.
+    What is deleted has no ids to tell: as many empty ones stand for it. What was changed before
+    it failed, or was cancelled, stays so: the log says to how many, and a StorageError, too.
     """
     found: list[str] = []
+    try:
+        await _change_each(desk, action, meant, before, found, dry_run=dry_run)
+    except BaseException as exc:
+        if found and not dry_run:
+            log.warning("%s: stopped after %d: %s", action, len(found), printable(describe(exc)), extra={"event": "acted"})
+            if isinstance(exc, StorageError):
+                raise StorageError(f"{exc.detail}; {_many(len(found), False, 'task')} had been changed by then") from exc
+        raise
+    return found
+
+
+async def _change_each(
+    desk: Desk, action: str, meant: Sequence[Where], before: Where, found: list[str], *, dry_run: bool
+) -> None:
     limit = BOUND if dry_run else BATCH
     for where in meant:
         tree = All(where, before)
@@ -245,7 +275,6 @@ async def _each(
             # Those named are one batch: a second would run those again that have ended meanwhile.
             if dry_run or len(batch) < limit or isinstance(where, Ids):
                 break
-    return found
 
 
 def _many(n: int, more: bool, noun: str) -> str:
@@ -264,8 +293,8 @@ async def change_task(desk: Desk, fields: Fields) -> Done | Ask:
         change = Change(action="patch", available_at=desk.storage.now())
         changed = await desk.storage.alter(Ids(record.id), change)
         return Done(what="now", n=len(changed), page="task", query=query, ids=tuple(changed))
-    if action not in ("save", "rerun", "copy"):
-        raise InvalidConfigError(f"no action on a task is named {action[:40]!r}")
+    if action not in TASK_ACTIONS:
+        raise _no_action("a task", action, TASK_ACTIONS)
     new = await _edited(desk, record, fields)
     if action == "copy":
         await desk.storage.enqueue([new])
@@ -291,25 +320,20 @@ async def change_task(desk: Desk, fields: Fields) -> Done | Ask:
 
 
 async def _edited(desk: Desk, record: TaskRecord, fields: Fields) -> NewTask:
-    """The task with a form's fields in place of its own, checked as `publish` checks it."""
-    shown = _shown(desk, record)
-    payload = restored(_json(_one(fields, "payload", 1_000_000), "payload"), shown, desk.raw(record.payload))
-    before = dict(record.headers)
-    headers = restored(
-        _json(_one(fields, "headers", 100_000) or "{}", "headers"), desk.redactor.tree(before), before
-    )
-    return await _prepared(
-        desk,
-        attrs.evolve(
-            record,
-            payload=_bytes(payload),
-            headers=headers,
-            tags=_tags(fields),
-            priority=_priority(fields),
-            timeout=_number(fields, "timeout"),
-            max_retry=_whole(fields, "max_retry"),
-        ),
-    )
+    """The task with a form's fields in place of its own, checked as `publish` checks it; what it leaves out stays."""
+    edited: dict[str, Any] = {}
+    if "payload" in fields:
+        shown = _shown(desk, record)
+        payload = restored(_json(_one(fields, "payload", 1_000_000), "payload"), shown, desk.raw(record.payload))
+        edited["payload"] = _bytes(payload)
+    if "headers" in fields:
+        before = dict(record.headers)
+        headers = _json(_one(fields, "headers", 100_000) or "{}", "headers")
+        edited["headers"] = restored(headers, desk.redactor.tree(before), before)
+    for name, read in _EDITS.items():
+        if name in fields:
+            edited[name] = read(fields)
+    return await _prepared(desk, attrs.evolve(record, **edited))
 
 
 def _shown(desk: Desk, record: TaskRecord) -> Any:
@@ -400,27 +424,38 @@ def _priority(fields: Fields) -> int:
         ) from None
 
 
-def _number(fields: Fields, name: str, *, least: float = 0.001, most: float = MAX_DELAY_S) -> float | None:
+def _number(
+    fields: Fields, name: str, unit: str = "seconds", *, least: float = 0.001, most: float = MAX_DELAY_S
+) -> float | None:
+    """What is too much is the most; what is too little is refused, for it may mean all, or nothing."""
     given = _one(fields, name, 40).strip()
     if not given:
         return None
     try:
         value = float(given)
     except ValueError:
-        raise InvalidConfigError(f"{name}: a number of seconds, got {given!r}") from None
-    if not isfinite(value):
-        raise InvalidConfigError(f"{name}: a number of seconds, got {given!r}")
-    return min(max(value, least), most)
+        value = nan
+    if not isfinite(value) or value < least:
+        raise InvalidConfigError(f"{name}: a number of {unit} from {least:g}, got {given!r}")
+    return min(value, most)
 
 
 def _whole(fields: Fields, name: str) -> int | None:
     given = _one(fields, name, 40).strip()
     if not given:
         return None
-    try:
-        return min(max(int(given), 0), 1_000_000)
-    except ValueError:
-        raise InvalidConfigError(f"{name}: a whole number, got {given!r}") from None
+    if not given.isdecimal():
+        raise InvalidConfigError(f"{name}: a whole number from 0, got {given!r}")
+    return min(int(given), 1_000_000)
+
+
+_EDITS: Final[Mapping[str, Callable[[Fields], Any]]] = {
+    "tags": _tags,
+    "priority": _priority,
+    "timeout": lambda fields: _number(fields, "timeout"),
+    "max_retry": lambda fields: _whole(fields, "max_retry"),
+}
+"""What a form may change of a task beside its payload and headers."""
 
 
 # -- queues -------------------------------------------------------------------
@@ -435,12 +470,16 @@ async def change_queue(desk: Desk, fields: Fields) -> Done | Ask:
         case "resume":
             await desk.control.resume_queue(name)
         case "concurrency":
+            if "concurrency" not in fields:
+                raise InvalidConfigError("concurrency: a whole number, or an empty field for the queue's own; it is missing")
             given = _one(fields, "concurrency", 20).strip()
-            if given and not given.isdecimal():
-                raise InvalidConfigError(f"concurrency: a whole number, or nothing for the queue's own; got {given!r}")
+            if given and (not given.isdecimal() or not int(given)):
+                raise InvalidConfigError(
+                    f"concurrency: a whole number from 1, or nothing for the queue's own; got {given!r}; pause it to stop it"
+                )
             await desk.control.set_concurrency(name, whole(given, 1, 1, 10_000) if given else None)
         case _:
-            raise InvalidConfigError(f"no action on a queue is named {action[:40]!r}")
+            raise _no_action("a queue", action, QUEUE_ACTIONS)
     return Done(what=f"queue-{action}", page="queues")
 
 
@@ -481,7 +520,7 @@ async def change_cron(desk: Desk, fields: Fields) -> Done | Ask:
                 raise CronTaskNotFoundError(f"no cron task is named {name!r}; nothing was deleted")
             return Done(what="cron-delete", page="cron")
         case _:
-            raise InvalidConfigError(f"no action on a cron task is named {action[:40]!r}")
+            raise _no_action("a cron task", action, CRON_ACTIONS)
     return Done(what=f"cron-{action}", page="cron", query=query)
 
 
@@ -630,7 +669,7 @@ async def prune(desk: Desk, fields: Fields) -> Done | Ask:
     """Delete ended tasks by age; at most 10,000 in one request."""
     if _one(fields, "action") != "prune":
         raise InvalidConfigError("no such action on the storage")
-    days = _number(fields, "days", least=0.0)
+    days = _number(fields, "days", "days", least=0.0)
     if days is None:
         raise InvalidConfigError("days: how old the ended tasks to delete are at least")
     age_s = min(days, 36_500.0) * 86_400.0

@@ -8,7 +8,7 @@ what one costs; what was too many to count is not counted again for a while.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import attrs
 import trio
@@ -19,6 +19,7 @@ from dispatch.cron.dispatcher import CronTask, CronTaskDispatcher
 from dispatch.dispatcher import Dispatcher
 from dispatch.publisher import TaskQueuePublisher
 from dispatch.records import TaskRecord
+from dispatch.run import progress_of
 from dispatch.storage.protocol import QueueRecord, Storage
 from dispatch.storage.query import All, Order, Queues, Statuses
 from dispatch.tasks import Priority, TaskStatus, TaskType
@@ -249,17 +250,10 @@ class Desk:
 
     def progress(self, record: TaskRecord) -> View | None:
         """How far a run says it has come: a fraction or None, and a message."""
-        if record.progress is None:
+        said = progress_of(record.progress)
+        if said is None:
             return None
-        data: Any = self._codec.decode_plain(record.progress)
-        if not isinstance(data, dict):
-            return None
-        said = cast("dict[str, Any]", data)
-        fraction, message = said.get("fraction"), said.get("message")
-        return {
-            "fraction": float(fraction) if isinstance(fraction, int | float) and 0 <= fraction <= 1 else None,
-            "message": self.redactor.text(message, 500) if isinstance(message, str) else "",
-        }
+        return {"fraction": said.fraction, "message": self.redactor.text(said.message, 500)}
 
     def data(self, stored: bytes, declared: type[Any] | None) -> tuple[Any, bool]:
         """Payload or result bytes as masked JSON data; the second says whether they are JSON."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from math import isfinite
 from typing import Any, Final, Generic, TypeVar
@@ -11,15 +10,17 @@ from typing import Any, Final, Generic, TypeVar
 import attrs
 import trio
 
+from dispatch.control import waiting_for
 from dispatch.cron.dispatcher import CronTask
 from dispatch.errors import InvalidConfigError, TaskNotFoundError
 from dispatch.lifecycle import TABLE, Event
 from dispatch.records import AttemptRecord, NewTask, TaskRecord, from_seconds
 from dispatch.storage.protocol import QueueRecord, WorkerRecord
 from dispatch.storage.query import All, Ids, Order, Queues, Statuses, matches
+from dispatch.storage.search import SearchError
 from dispatch.tasks import Priority, QueueTask, TaskStatus
 from dispatch.web.desk import MOST_QUEUES, SHOWN, Count, Desk, View, priority
-from dispatch.web.filters import FilterError, TaskFilter
+from dispatch.web.filters import TaskFilter
 from dispatch.web.history import History
 from dispatch.web.shown import TEXT_LIMIT, moment
 
@@ -175,7 +176,7 @@ async def tasks(desk: Desk, wanted: TaskFilter, problem: str | None = None) -> V
         found = await search(
             desk, wanted, desk.row, limit=wanted.limit, for_s=max(left_s, LEAST_SEARCH_S)
         )
-    except FilterError as exc:
+    except SearchError as exc:
         view["problem"] = str(exc)
     except (InvalidConfigError, ValueError):
         view["problem"] = "That page is not there; go back to the newest tasks."
@@ -212,7 +213,7 @@ async def search(
     What an index leads to, the storage finds in one go. For the rest, tasks are
     read in slices and looked at here, until the page is full or the time is over:
     a storage asked for a rare one in a million would read them all, and answer
-    nobody else meanwhile. Raises FilterError.
+    nobody else meanwhile. Raises SearchError.
     """
     names = tuple(queue.name for queue in await desk.queues())
     now = desk.storage.now()
@@ -280,13 +281,8 @@ async def task(desk: Desk, task_id: str) -> View:
 
 
 async def _waiting_for(desk: Desk, record: TaskRecord) -> list[View]:
-    """Why it waits, if it does, still does, and is still there."""
-    if record.status in (TaskStatus.PENDING, TaskStatus.HELD):
-        with suppress(TaskNotFoundError):
-            why = await desk.control.why(record.id)
-            if why.waits:
-                return [attrs.asdict(cause) | {"text": desk.redactor.text(cause.text)} for cause in why.causes]
-    return []
+    causes = await waiting_for(desk.control, record)
+    return [attrs.asdict(cause) | {"text": desk.redactor.text(cause.text)} for cause in causes]
 
 
 async def found(desk: Desk, task_id: str) -> TaskRecord:

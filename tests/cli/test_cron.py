@@ -218,6 +218,18 @@ def test_adding_the_same_changes_nothing_and_another_needs_replace(nightly: Term
     assert entry(nightly)["text"] == "@daily"
 
 
+@pytest.mark.parametrize("more", [(), ("--replace",)])
+def test_one_that_is_declared_in_code_is_not_offered_to_be_replaced(nightly: Terminal, more: tuple[str, ...]) -> None:
+    [record] = nightly.does(nightly.storage.crons)
+    nightly.does(nightly.storage.put_cron, attrs.evolve(record, name="declared", declared=True))
+    ran = nightly("cron", "add", "declared", "@daily", "email", "report", *more)
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err == (
+        "dispatch: a different cron task named 'declared' is declared in code: change it there; "
+        "`dispatch cron pause declared` stops it\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [

@@ -82,7 +82,7 @@ def test_queues_are_paused_and_resumed(queues: Terminal) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [("pause", "emial"), ("resume", "emial"), ("limit", "emial", "2"), ("purge", "emial")],
+    [("pause", "emial"), ("resume", "emial"), ("limit", "emial", "2"), ("purge", "emial"), ("rm", "emial")],
 )
 def test_an_unknown_queue_names_the_nearest_and_nothing_is_done(
     queues: Terminal, command: tuple[str, ...]
@@ -145,3 +145,48 @@ def test_a_number_of_a_thousand_digits_is_no_number(terminal: Terminal) -> None:
     ran = terminal("queue", "limit", "email", "9" * 5_000)
     assert ran.status == 2
     assert "limit wants a number from 1" in ran.err
+
+
+def test_an_unused_queue_is_removed_when_that_was_agreed_to(queues: Terminal) -> None:
+    ran = queues("queue", "rm", "idle", "--dry-run")
+    assert (ran.status, ran.out) == (0, "would remove queue idle\n")
+    ran = queues("queue", "rm", "idle")
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err == "dispatch: this would remove queue idle; there is no terminal to ask on, so give --yes\n"
+    ran = queues("queue", "rm", "idle", stdin="n\n", tty=True)
+    assert (ran.status, ran.err) == (1, "Remove queue idle? [y/N] dispatch: nothing was changed\n")
+    assert record(queues, "idle")["paused"] is False
+    ran = queues("queue", "rm", "idle", stdin="y\n", tty=True)
+    assert (ran.status, ran.out) == (0, "queue idle is removed\n")
+    ran = queues("queue", "rm", "idle", "--yes")
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err == "dispatch: no queue 'idle'; there are: billing, email\n"
+    queues.declare("idle")
+    assert queues("queue", "rm", "idle", "-y").out == "queue idle is removed\n"
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--yes", None])
+def test_a_queue_in_use_is_refused_before_anybody_is_asked(queues: Terminal, option: str | None) -> None:
+    before = queues.statuses()
+    ran = queues("queue", "rm", "email", *([] if option is None else [option]))
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err == (
+        "dispatch: queue 'email' is in use, and stays: cancel the tasks of it that are open, and delete all: "
+        "1 failed, 1 held, 1 later, 1 pending, 1 running, 2 succeeded\n"
+    )
+    assert queues.statuses() == before
+    queues("cron", "add", "nightly", "@daily", "idle", "sweep", "{}")
+    worker = WorkerRecord(id="w1", host="h", pid=1, started_at=0.0, seen_at=0.0, queues=("idle",))
+    queues.does(queues.storage.beat, worker)
+    ran = queues("queue", "rm", "idle", *([] if option is None else [option]))
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err == (
+        "dispatch: queue 'idle' is in use, and stays: stop what consumes it: worker w1; "
+        "cancel what publishes into it: cron task nightly\n"
+    )
+
+
+def test_a_queue_is_emptied_and_then_removed(queues: Terminal) -> None:
+    assert queues("queue", "purge", "billing", "--yes").status == 0
+    assert queues("queue", "rm", "billing", "--yes").out == "queue billing is removed\n"
+    assert [row[0] for row in queues("queue", "ls").rows] == ["email", "idle"]

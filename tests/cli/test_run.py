@@ -249,6 +249,27 @@ def test_a_target_that_is_none_is_explained(
 
 
 @pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("shop.servic", "there is no module 'shop.servic'; did you mean 'shop.service'?"),
+        ("shop.back.ofice", "there is no module 'shop.back.ofice'; did you mean 'shop.back.office'?"),
+        ("shop.zzz", "there is no module 'shop.zzz'; there are: shop.back, shop.service"),
+        ("shpo.service", "there is no module 'shpo'; did you mean 'shop'?"),
+        ("jobs_here.setup", "there is no module 'jobs_here.setup'"),
+    ],
+)
+def test_a_module_of_a_package_is_suggested_with_its_package(
+    project: Terminal, tmp_path: Path, target: str, said: str
+) -> None:
+    back = tmp_path / "shop" / "back"
+    back.mkdir(parents=True)
+    for folder, name in ((back.parent, "__init__"), (back.parent, "service"), (back, "__init__"), (back, "office")):
+        write(folder, name, "")
+    ran = project("run", f"{target}:setup", "--burst")
+    assert (ran.status, ran.err) == (1, f"dispatch: {said}\n")
+
+
+@pytest.mark.parametrize(
     ("text", "told", "last"),
     [
         ("import nosuchthing", "import nosuchthing", "dispatch: importing broken_here failed"),

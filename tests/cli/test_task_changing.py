@@ -89,6 +89,36 @@ def test_by_filter_the_dead_letters_are_retried(mixed: Terminal) -> None:
     assert mixed("task", "retry", "--status", "succeeded").out == "retried 1 task\n"
 
 
+def test_tasks_are_meant_by_the_words_of_a_search(mixed: Terminal) -> None:
+    mixed.store("late", "shot", tags=("vip",))
+    mixed.run("late", "shot", fail="TimeoutError: no answer within 5 s")
+    mixed.claim("waiting")
+    search = 'error:"no answer" finished:1h'
+    assert mixed("task", "ls", "--match", search, "--ids").out.split() == ["shot", "late"]
+    assert mixed("task", "ls", "--match", "error:E", "--queue", "billing", "--ids").out.split() == ["other"]
+    assert mixed("task", "retry", "--match", f"{search} -id:shot").out == "retried 1 task\n"
+    assert mixed("task", "retry", "--match", "-tag:vip", "--dry-run").out == "would retry 3 tasks\n"
+    assert mixed("task", "rm", "--match", "finished:1s", "--dry-run").out == "would delete 5 tasks\n"
+    assert mixed.statuses()["late"] == "pending"
+
+
+@pytest.mark.parametrize("command", ["ls", "retry", "hold", "resume", "cancel", "rm"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("finished:soon", "--match: finished: how long ago at most, such as 90s, 15m, 6h or 2d; got 'soon'"),
+        ("status:failed", "--match: no filter is named 'status'; there are attempt, created, cron, error, "),
+        ('error:"no', '--match: error:"no: its quote is not closed'),
+    ],
+)
+def test_words_that_cannot_be_read_change_nothing(mixed: Terminal, command: str, words: str, said: str) -> None:
+    before = mixed.statuses()
+    ran = mixed("task", command, "--match", words)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.startswith(f"dispatch: {said}")
+    assert mixed.statuses() == before
+
+
 def test_a_bulk_change_takes_more_than_one_step(terminal: Terminal) -> None:
     ids = [f"t{number:04}" for number in range(1_201)]
     terminal.store(*ids)

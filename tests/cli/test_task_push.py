@@ -152,7 +152,7 @@ def test_a_field_that_makes_no_sense_is_refused(ready: Terminal, options: tuple[
 
 def test_an_unknown_queue_names_the_nearest_and_an_empty_store_says_so(terminal: Terminal) -> None:
     assert terminal("task", "push", "email", "t").err == (
-        "dispatch: no queue 'email'; no worker ever registered one in this store\n"
+        "dispatch: no queue 'email'; none is registered in this store\n"
     )
     terminal.declare("email", "billing")
     ran = terminal("task", "push", "emial", "t")

@@ -20,6 +20,7 @@ from dispatch import (
     CronSpec,
     MemoryStorage,
     OnClash,
+    StorageError,
     TaskQueueConfig,
     TaskType,
     Unique,
@@ -28,8 +29,8 @@ from dispatch import (
 from dispatch.cron.dispatcher import CronTaskDispatcher
 from dispatch.records import NewTask, Transition, TransitionKind
 from dispatch.storage.protocol import Change, QueueRecord, Want
-from dispatch.storage.query import Ids, Queues
-from dispatch.web import create_app
+from dispatch.storage.query import All, Ids, Queues, Statuses
+from dispatch.web import actions, create_app
 from dispatch.web.pages import SLICE
 from tests.web.visitor import WELCOME, Mail, Visitor, settle, status_of, visit
 
@@ -66,6 +67,22 @@ async def test_what_destroys_is_asked_first(action: str, task_id: str) -> None:
     assert done.status == 303
     assert await status_of(storage, task_id) == {"cancel": "cancelled", "delete": None}[action]
     assert await status_of(storage, "running") == "running"
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ("tasks", "no action on tasks is named 'edit'; there are rerun, cancel, hold, resume, delete"),
+        ("task", "no action on a task is named 'edit'; there are now, save, rerun, copy"),
+        ("queues", "no action on a queue is named 'edit'; there are pause, resume, concurrency"),
+        ("cron", "no action on a cron task is named 'edit'; there are add, change, run, pause, resume, delete"),
+    ],
+)
+async def test_an_action_that_does_not_exist_is_told_those_that_do(page: str, said: str) -> None:
+    visitor, _ = await visit()
+    refused = await visitor.post(f"{page}.json", {"action": "edit", "id": "waiting", "name": "email"})
+    assert refused.status == 422
+    assert said in refused.data["error"]
 
 
 async def test_all_that_a_filter_means_is_counted_asked_and_changed() -> None:
@@ -158,7 +175,8 @@ async def test_all_that_a_misread_filter_means_is_nothing(query: list[str], said
 NAMES = "1 to 128 characters of A-Z a-z 0-9 _ . : -"
 ALONE = f"a word alone is an id, and an id has {NAMES}"
 WORDS = (
-    "there are attempt, created, cron, finished, id, key, priority, queue, started, tag, type, header.NAME and payload.PATH"
+    "there are attempt, created, cron, error, finished, id, key, priority, queue, started, tag, type, header.NAME and "
+    "payload.PATH"
 )
 NEEDS = "what is turned round needs a name, such as -tag:x"
 MISSING = 'its value is missing; it follows the colon at once, an empty one as ""'
@@ -173,7 +191,7 @@ UNCLOSED = 'its quote is not closed; one that is meant is written \\"'
         ("-header2.x:1", f"no filter is named 'header2.x'; {WORDS}; an id with a colon in it is written id:header2.x:1"),
         ("--tag:x", f"no filter is named '-tag'; {WORDS}; an id with a colon in it is written id:-tag:x"),
         ('-"tag:a b"', f"no filter is named 'tag'; {WORDS}"),
-        ("-status:failed", f"no filter is named 'status'; {WORDS}"),
+        ("-status:failed", f"no filter is named 'status'; {WORDS}; an id with a colon in it is written id:status:failed"),
         ("-created=1h", f"{ALONE}, got 'created=1h'"),
         ('-payload["a"]:1', f"no filter is named 'payload[\"a\"]'; {WORDS}"),
         ("-old", f"-old: {NEEDS}; an id that is not meant is written -id:old"),
@@ -391,6 +409,45 @@ async def test_an_edit_is_saved_without_running() -> None:
     assert (changed.status.value, dict(changed.headers)) == ("failed", {"trace": "1"})
 
 
+async def test_what_a_form_leaves_out_stays_as_it_is() -> None:
+    visitor, storage = await visit()
+    kept = {"tags": "vip", "headers": '{"tenant": "a"}', "priority": "high", "timeout": "3", "max_retry": "2"}
+    await visitor.post("task", edit(action="save", **kept))
+    before = await record(storage, "dead")
+    answer = await visitor.post("task.json", {"id": "dead", "action": "save", "timeout": ""})
+    assert answer.data["done"] is True
+    after = await record(storage, "dead")
+    assert (after.tags, dict(after.headers), after.priority) == (("vip",), {"tenant": "a"}, 2)
+    assert (after.max_retry, after.payload, after.timeout) == (2, before.payload, None)
+    answer = await visitor.post("task.json", {"id": "dead", "action": "rerun"})
+    assert (answer.data["what"], answer.data["n"]) == ("rerun", 1)
+    again = await record(storage, "dead")
+    assert (again.status.value, again.tags, again.payload) == ("pending", ("vip",), before.payload)
+
+
+async def test_what_was_changed_before_it_failed_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(actions, "BATCH", 2)
+    visitor, storage = await visit()
+    await storage.enqueue([NewTask(id=f"more{n}", queue="email", type="welcome", payload=b"{}") for n in range(9)])
+    alter, calls = storage.alter, 0
+
+    async def failing(*given: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += not options.get("dry_run")
+        if calls == 3:
+            raise StorageError("away")
+        return await alter(*given, **options)
+
+    monkeypatch.setattr(storage, "alter", failing)
+    fields = {"action": "hold", "all": "yes", "query": "queue=email", "sure": "yes"}
+    answer = await visitor.post("tasks.json", fields)
+    assert (answer.status, answer.data["error"]) == (503, "[1021] away; 4 tasks had been changed by then")
+    assert (await storage.count(Statuses("held")))[()] >= 4
+    assert "hold: stopped after 4: StorageError: [1021] away" in caplog.messages
+
+
 async def test_an_edited_copy_is_a_task_of_its_own() -> None:
     visitor, storage = await visit()
     done = await visitor.post("task.json", {**edit(action="copy"), "id": "done"})
@@ -446,6 +503,25 @@ async def test_numbers_of_a_form_are_clamped() -> None:
     assert changed.max_retry == 1_000_000
 
 
+@pytest.mark.parametrize(
+    ("page", "fields", "said"),
+    [
+        ("task", {"id": "dead", "action": "save", "timeout": "0"}, "timeout: a number of seconds from 0.001, got '0'"),
+        ("task", {"id": "dead", "action": "save", "timeout": "-1"}, "timeout: a number of seconds from 0.001, got '-1'"),
+        ("task", {"id": "dead", "action": "save", "max_retry": "-1"}, "max_retry: a whole number from 0, got '-1'"),
+        ("queues", {"name": "email", "action": "concurrency", "concurrency": "0"}, "concurrency: a whole number from 1, or"),
+        ("workers", {"action": "prune", "days": "-3", "sure": "yes"}, "days: a number of days from 0, got '-3'"),
+        ("workers", {"action": "prune", "days": "abc"}, "days: a number of days from 0, got 'abc'"),
+    ],
+)
+async def test_too_small_a_number_of_a_form_is_refused(page: str, fields: dict[str, str], said: str) -> None:
+    visitor, storage = await visit()
+    before = await storage.count(All())
+    answer = await visitor.post(f"{page}.json", fields)
+    assert (answer.status, said in answer.data["error"]) == (422, True), answer.data
+    assert await storage.count(All()) == before
+
+
 async def test_a_known_type_checks_the_edit_and_an_unknown_one_keeps_its_version() -> None:
     visitor, storage = await visit()
     await storage.enqueue([NewTask(id="v3", queue="email", type="other", payload=b'{"a":1}', version=3)])
@@ -498,6 +574,8 @@ async def test_a_queue_is_paused_resumed_and_resized() -> None:
     await visitor.post("queues", {"action": "concurrency", "name": "email", "concurrency": ""})
     assert (await queue()).concurrency is None
     assert (await visitor.post("queues", {"action": "concurrency", "name": "email", "concurrency": "-1"})).status == 422
+    answer = await visitor.post("queues.json", {"action": "concurrency", "name": "email"})
+    assert (answer.status, "it is missing" in answer.data["error"]) == (422, True)
     assert (await visitor.post("queues", {"action": "pause", "name": "nope"})).status == 422
 
 

@@ -19,6 +19,7 @@ from dispatch.storage.query import (
     Attempt,
     Header,
     Ids,
+    LastError,
     Not,
     Payload,
     Queues,
@@ -26,8 +27,9 @@ from dispatch.storage.query import (
     Tags,
     Time,
 )
+from dispatch.storage.search import SearchError
 from dispatch.web import create_app
-from dispatch.web.filters import FilterError, TaskFilter, misread
+from dispatch.web.filters import TaskFilter, misread
 from dispatch.web.guard import HEADERS
 from tests.web.visitor import WELCOME, Mail, Visitor, furnished, visit
 
@@ -275,6 +277,7 @@ def test_the_words_of_a_filter_become_a_query() -> None:
     assert where('payload.n:"7"') == All(Payload(("n",), "7"))
     assert where("header.traceparent:*") == All(Header("traceparent"))
     assert where("attempt:3") == All(Attempt(3, 3))
+    assert where('error:"timed out" -error:""') == All(LastError("timed out"), Not(LastError()))
     assert where("created:10m") == All(Time("created_at", since=400.0))
     failed = TaskFilter.parse({"status": "failed"}).where(0.0, ("a", "b"))
     assert failed == All(All(Queues("a", "b"), Statuses("failed")))
@@ -286,7 +289,7 @@ def test_the_words_of_a_filter_become_a_query() -> None:
 
 @pytest.mark.parametrize("text", ["nope:1", "payload:1", "attempt:many", "created:soon", "priority:9", "id.x:1"])
 async def test_a_filter_that_cannot_be_read_says_what_there_is(text: str) -> None:
-    with pytest.raises(FilterError):
+    with pytest.raises(SearchError):
         TaskFilter.parse({"text": text}).where(0.0, ())
     visitor, _ = await visit()
     answer = await visitor.get(f"tasks?text={text}")
