@@ -11,8 +11,8 @@ it runs both with it and without.
 
 Rounds alternate, so that a drifting machine hits both alike; the medians of
 jobs per second and of their ratio are printed, then publish-to-start latency on
-an idle queue, one task at a time; between the two that of the channel with nothing of
-the dispatcher but its codec and the context of an attempt.
+an idle queue, one task at a time, as medians of as many rounds; between the two that
+of the channel with nothing of the dispatcher but its codec and the context of an attempt.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Order:
 
 T = TypeVar("T")
 Throughput = Callable[[int], Awaitable[float]]
+Latency = Callable[[], Awaitable[list[float]]]
 ORDER = TaskType("orders", "ship", Order)
 
 
@@ -195,10 +196,10 @@ def json_by(fast: jsontext.Fast | None) -> Iterator[None]:
         jsontext.fast = before
 
 
-def percentiles(name: str, runs: list[float]) -> float:
+def percentiles(runs: list[float]) -> tuple[float, float]:
+    """p50 and p99."""
     cuts = quantiles(runs, n=100)
-    print(f"{name:<20} publish to start, idle: p50 {cuts[49] * 1e3:.3f} ms, p99 {cuts[98] * 1e3:.3f} ms")
-    return cuts[49]
+    return cuts[49], cuts[98]
 
 
 def main() -> None:
@@ -236,13 +237,26 @@ def main() -> None:
     for name, found in rates.items():
         ratio = median(ours / bare for ours, bare in zip(found, rates["channel"], strict=True))
         print(f"{name:<20} {median(found):>10,.0f} jobs/s {ratio:>8.3f} of the bare channel")
-    bare = percentiles("channel", trio.run(channel_latency))
-    by = {"": None} if jsontext.fast is None else {"": None, ", orjson": jsontext.fast}
-    for name, run in {"codec alone": codec_latency, "dispatcher": dispatcher_latency}.items():
-        for suffix, fast in by.items():
+    idle: dict[str, tuple[Latency, jsontext.Fast | None]] = {
+        "channel": (channel_latency, None),
+        "codec alone": (codec_latency, None),
+        "dispatcher": (dispatcher_latency, None),
+    }
+    if jsontext.fast is not None:
+        idle["codec alone, orjson"] = codec_latency, jsontext.fast
+        idle["dispatcher, orjson"] = dispatcher_latency, jsontext.fast
+    waits: dict[str, list[tuple[float, float]]] = {name: [] for name in idle}
+    for _ in range(options.rounds):
+        for name, (look, fast) in idle.items():
             with json_by(fast):
-                ours = percentiles(f"{name}{suffix}", trio.run(run))
-            print(f"{'':<20} {ours / bare:>10.2f} times the channel's p50")
+                waits[name].append(percentiles(trio.run(look)))
+    for name, measured in waits.items():
+        p50, p99 = (median(each) for each in zip(*measured, strict=True))
+        ratio = median(ours[0] / bare[0] for ours, bare in zip(measured, waits["channel"], strict=True))
+        print(
+            f"{name:<20} publish to start, idle: p50 {p50 * 1e3:.3f} ms, p99 {p99 * 1e3:.3f} ms; "
+            f"p50 {ratio:.2f} times the channel's"
+        )
 
 
 if __name__ == "__main__":

@@ -16,14 +16,15 @@ import dispatch
 ROOT = Path(__file__).parents[2] / "dispatch"
 
 ROOMS = """
-    errors callables bell failures scalars cron.zones cron.timetable storage.limits
+    errors callables bell failures nearest scalars cron.zones cron.timetable storage.limits
     checks threads storage.psycopg_conninfo
-    refusals containers cron.fields retry pool storage.psycopg_trio
+    refusals containers ids cron.fields retry pool storage.psycopg_trio
     shapes jsontext cron.days cron.text tasks
     admission cron.walls cron.describe events records
     clock codec cron.spec lifecycle run observe.logging storage.query
-    cron.policy handlers storage.protocol storage.sqlite_schema storage.postgres_schema storage.sqlite_writer
-    waiting alarm execution registry cron.entries storage.ready storage.changes storage.bells storage.texts storage.oldest testing.workbench
+    cron.policy handlers storage.protocol storage.search storage.sqlite_schema storage.postgres_schema storage.sqlite_writer
+    waiting outcomes alarm execution registry cron.entries storage.ready storage.changes storage.bells storage.texts storage.oldest testing.workbench
+    unstored
     actors publisher storage.memory_registry storage.memory_rows storage.sqlite_rows storage.postgres_rows storage.postgres_bell
     control upkeep pruning unhandled cron.functions cron.stored storage.memory storage.sqlite_query storage.postgres_query storage.postgres_step
     consumer cron.dispatcher storage.sqlite_places storage.postgres_claim storage.postgres_registry
@@ -41,10 +42,10 @@ ROOMS = """
     web.pages
     web.actions
     web.app
-    cli.nearest cli.output cli.signals cli.seasons
+    cli.output cli.signals cli.seasons
     cli.shell cli.state cli.tasks_json
     cli.values cli.selection cli.loading cli.migrate cli.reload cli.stats cli.web
-    cli.task_fields cli.task_change cli.health cli.run cli.top
+    cli.task_fields cli.task_change cli.task_edit cli.health cli.run cli.top
     cli.task_push cli.queue cli.cron cli.prune
     cli.task
     cli.app
@@ -54,7 +55,7 @@ ROOMS = """
 """Each line may import from the lines above it, not from its own and not from below."""
 
 WITHOUT_TRIO = """
-    errors callables checks tasks retry lifecycle records codec storage.query
+    errors callables checks tasks retry lifecycle records codec storage.query storage.search
     scalars shapes containers refusals admission jsontext
     cron.spec cron.policy cron.timetable cron.fields cron.days cron.text cron.walls cron.zones cron.describe
 """
