@@ -12,8 +12,8 @@ ordinary test::
 
 Hypothesis makes up what happens (publishing with every kind of uniqueness,
 claims, settles, workers that vanish, leases that expire, settles that come too
-late, changes by hand, a second process on the same data) and, when the two
-disagree, the shortest way there. The model is that of `dispatch.testing.model`.
+late, changes by hand, a queue that is removed and declared anew, a second process
+on the same data) and, when the two disagree, the shortest way there. The model is that of `dispatch.testing.model`.
 
 Theory of operation. A machine's rules are plain functions, a storage's methods
 are async and may rely on tasks and threads of its own that live on from step to
@@ -36,7 +36,7 @@ import trio
 from dispatch.errors import MissingExtraError
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import NewTask, Transition, TransitionKind, UniqueKey
-from dispatch.storage.protocol import Change, EnqueueAnswer, QueueRecord, Storage, Want
+from dispatch.storage.protocol import Change, EnqueueAnswer, QueueRecord, RemoveAnswer, Storage, Want
 from dispatch.storage.query import All, Ids, PruneSpec, matches
 from dispatch.tasks import OnClash, TaskStatus
 from dispatch.testing.model import ENDED, Model, Task
@@ -506,6 +506,37 @@ class StorageMachine(RuleBasedStateMachine):
         for fence in [fence for fence in self.past if self.model.task(fence[0]) is None][:1]:
             self.refused(data, fence, TransitionKind.DONE)
 
+    @rule(data=st.data(), emptied=seldom, keyed=st.booleans(), on_retry=on_retries)
+    def remove(self, data: st.DataObject, emptied: bool, keyed: bool, on_retry: str) -> None:
+        """Take the queue back, and declare it anew; while a task of it is stored it stays as it is."""
+        if emptied:
+            self.empty(data)
+        answer = self.run.call(lambda: self.storage.remove_queue("q"))
+        if self.model.tasks:
+            assert answer is RemoveAnswer.STORED
+            return
+        assert answer is RemoveAnswer.REMOVED
+        self.seen["removed"] += 1
+        if data.draw(st.booleans()):
+            self.change_process()
+        new = self.new_task(data)
+        [refused] = self.run.call(lambda: self.storage.enqueue([new]))
+        assert refused.answer is EnqueueAnswer.UNKNOWN_QUEUE
+        assert not self.run.call(lambda: self.storage.alter_queue("q", paused=True))
+        assert self.run.call(lambda: self.storage.remove_queue("q")) is RemoveAnswer.UNKNOWN
+        self.model.paused = False
+        self.redeclare(keyed, on_retry)
+
+    def empty(self, data: st.DataObject) -> None:
+        """End every task, and delete it."""
+        while self.model.running():
+            self.settle(data, TransitionKind.CANCELLED, None)
+        self.run.call(lambda: self.storage.alter(All(), Change(action="cancel")))
+        for task in [*self.model.tasks]:
+            self.model.alter(task, "cancel", 0.0, self.time)
+        self.advance(5.0)
+        self.prune(data, 0.0, dead_letters=True)
+
     # -- looking -----------------------------------------------------------------
 
     @rule(data=st.data())
@@ -598,7 +629,7 @@ def check_against_model(
     answers = set(EnqueueAnswer) - {EnqueueAnswer.UNKNOWN_QUEUE, EnqueueAnswer.CLAIM_LOST}
     ends = {f"settled {status}" for status in ("pending", "succeeded", "failed", "cancelled")}
     late = {f"late {answer}" for answer in ("repeated", "lost", "gone")}
-    done = {"claimed", "rescued", "renewed", "pruned", "cancel", "hold", "resume", "rerun", "patch"}
+    done = {"claimed", "rescued", "renewed", "pruned", "removed", "cancel", "hold", "resume", "rerun", "patch"}
     if machine.reopen is not StorageMachine.reopen:
         done.add("another process")
     missing = {*answers, *ends, *late, *done} - {what for what in machine.seen if machine.seen[what]}
