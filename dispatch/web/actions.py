@@ -87,7 +87,7 @@ class Ask:
 
 
 TASK_ACTIONS: Final = ("now", "save", "rerun", "copy")
-QUEUE_ACTIONS: Final = ("pause", "resume", "concurrency")
+QUEUE_ACTIONS: Final = ("pause", "resume", "concurrency", "remove")
 CRON_ACTIONS: Final = ("add", "change", "run", "pause", "resume", "delete")
 
 
@@ -462,7 +462,7 @@ _EDITS: Final[Mapping[str, Callable[[Fields], Any]]] = {
 
 
 async def change_queue(desk: Desk, fields: Fields) -> Done | Ask:
-    """Pause, resume or resize a queue, for every process."""
+    """Pause, resume or resize a queue, for every process; remove one that nothing uses."""
     action, name = _one(fields, "action"), _one(fields, "name", 128)
     match action:
         case "pause":
@@ -478,6 +478,17 @@ async def change_queue(desk: Desk, fields: Fields) -> Done | Ask:
                     f"concurrency: a whole number from 1, or nothing for the queue's own; got {given!r}; pause it to stop it"
                 )
             await desk.control.set_concurrency(name, whole(given, 1, 1, 10_000) if given else None)
+        case "remove":
+            sure = _sure(fields)
+            await desk.control.remove_queue(name, dry_run=not sure)
+            if not sure:
+                return Ask(
+                    sentence=f"Remove the queue {name}, and what was set on it by hand? "
+                    "Publishing into it is refused until a process that registers it starts.",
+                    button="Remove",
+                    n=1,
+                    page="queues",
+                )
         case _:
             raise _no_action("a queue", action, QUEUE_ACTIONS)
     return Done(what=f"queue-{action}", page="queues")

@@ -94,6 +94,7 @@ SAID: Final[Mapping[str, str]] = {
     "queue-pause": "Queue paused, in every process",
     "queue-resume": "Queue resumed",
     "queue-concurrency": "Concurrency changed, in every process",
+    "queue-remove": "Queue removed",
     "cron-add": "Cron task added",
     "cron-change": "Cron task changed",
     "cron-run": "Published just now, beside the plan",

@@ -110,6 +110,7 @@ async def queues(desk: Desk) -> View:
         line = _queue_line(desk, queue, counts[queue.name], history, now)
         line["workers"] = sum(queue.name in worker.queues for worker in workers)
         line["oldest_at"] = await _oldest(desk, queue.name, counts[queue.name])
+        line["unused"] = not line["workers"] and not any(count.n for count in counts[queue.name].values())
         lines.append(line)
     return {"queues": lines, "queues_in_all": len(known), "source": source}
 

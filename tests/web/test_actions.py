@@ -74,7 +74,7 @@ async def test_what_destroys_is_asked_first(action: str, task_id: str) -> None:
     [
         ("tasks", "no action on tasks is named 'edit'; there are rerun, cancel, hold, resume, delete"),
         ("task", "no action on a task is named 'edit'; there are now, save, rerun, copy"),
-        ("queues", "no action on a queue is named 'edit'; there are pause, resume, concurrency"),
+        ("queues", "no action on a queue is named 'edit'; there are pause, resume, concurrency, remove"),
         ("cron", "no action on a cron task is named 'edit'; there are add, change, run, pause, resume, delete"),
     ],
 )
@@ -577,6 +577,37 @@ async def test_a_queue_is_paused_resumed_and_resized() -> None:
     answer = await visitor.post("queues.json", {"action": "concurrency", "name": "email"})
     assert (answer.status, "it is missing" in answer.data["error"]) == (422, True)
     assert (await visitor.post("queues", {"action": "pause", "name": "nope"})).status == 422
+
+
+async def test_a_queue_that_nothing_uses_is_removed_once_it_was_asked() -> None:
+    visitor, storage = await visit()
+    await storage.declare([QueueRecord(name="old")])
+    remove = {"action": "remove", "name": "old"}
+    assert (await visitor.get("queues")).text.count("Remove…") == 2  # of the two that are empty
+    refused = await visitor.post("queues.json", {**remove, "name": "email", "sure": "yes"})
+    assert (refused.status, refused.data["code"]) == (422, 1023)
+    assert "delete all: 1 failed, 1 held," in refused.data["error"]
+    page = await visitor.post("queues", remove)
+    assert "Remove the queue old," in page.text
+    asked = await visitor.post("queues.json", remove)
+    assert (asked.data["done"], asked.data["n"], asked.data["confirm"]) == (False, 1, {"sure": "yes"})
+    assert "old" in {queue.name for queue in await storage.queues()}
+    answer = await visitor.post("queues.json", {**remove, **asked.data["confirm"]})
+    assert (answer.data["done"], answer.data["what"]) == (True, "queue-remove")
+    assert "old" not in {queue.name for queue in await storage.queues()}
+    gone = await visitor.post("queues.json", {**remove, "sure": "yes"})
+    assert (gone.status, gone.data["code"]) == (422, 1007)
+
+
+async def test_a_queue_with_a_worker_has_no_button_to_remove_it() -> None:
+    async with open_dispatcher(observers=()) as dispatcher:
+        dispatcher.consumer.register_queue("email")
+        dispatcher.consumer.register_handler(WELCOME, _nothing)
+        visitor = Visitor(create_app(dispatcher))
+        await trio.testing.wait_all_tasks_blocked()
+        assert "Remove…" not in (await visitor.get("queues")).text
+        refused = await visitor.post("queues.json", {"action": "remove", "name": "email", "sure": "yes"})
+        assert "stop what consumes it" in refused.data["error"]
 
 
 CRON = {
