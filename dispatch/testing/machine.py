@@ -36,7 +36,14 @@ import trio
 from dispatch.errors import MissingExtraError
 from dispatch.lifecycle import SettleAnswer
 from dispatch.records import NewTask, Transition, TransitionKind, UniqueKey
-from dispatch.storage.protocol import Change, EnqueueAnswer, QueueRecord, RemoveAnswer, Storage, Want
+from dispatch.storage.protocol import (
+    Change,
+    EnqueueAnswer,
+    QueueRecord,
+    RemoveAnswer,
+    Storage,
+    Want,
+)
 from dispatch.storage.query import All, Ids, PruneSpec, matches
 from dispatch.tasks import OnClash, TaskStatus
 from dispatch.testing.model import ENDED, Model, Task
