@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Annotated, Any, Final, Literal
 
 import attrs
@@ -17,6 +17,7 @@ from dispatch.storage.query import (
     Crons,
     Ids,
     Keys,
+    Not,
     Order,
     Queues,
     Statuses,
@@ -91,6 +92,16 @@ class Filters:
             searched(self.match, 0.0)
         except SearchError as exc:
             raise CommandError(f"--match: {exc.detail}", 2) from exc
+
+    async def check_names(self, shell: Shell, opened: Opened) -> None:
+        """Raise CommandError for a queue that is not there; say of a type that is nowhere stored which is near."""
+        # What is turned round is looked at, too: not of a queue that nobody has is every task.
+        words = [each.part if isinstance(each, Not) else each for each in searched(self.match, 0.0).parts]
+        named = chain.from_iterable(each.values for each in words if isinstance(each, Queues))
+        await opened.queue_names(*self.queue, *named)
+        typed = chain.from_iterable(each.values for each in words if isinstance(each, Types))
+        for sentence in await opened.mistyped((*self.type, *typed)):
+            shell.say(sentence)
 
     def where(self, now: float, *also: Where) -> Where:
         """The conditions as a query at this moment, with more that must hold as well."""

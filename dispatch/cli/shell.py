@@ -20,6 +20,7 @@ from dispatch.nearest import nearest
 from dispatch.publisher import TaskQueuePublisher
 from dispatch.storage.opening import open_storage, sqlite_address
 from dispatch.storage.protocol import Storage
+from dispatch.storage.query import All, Types, Where
 
 __all__ = [
     "LOG_FORMAT",
@@ -73,6 +74,11 @@ class CommandError(Exception):
         self.detail = detail
 
 
+ANY: Final = All()
+_LOOKED_AT: Final = 1_000
+"""Tasks among which a mistyped type is looked for."""
+
+
 @attrs.frozen(kw_only=True)
 class Opened:
     """An open store, with the parts that act on it."""
@@ -93,6 +99,16 @@ class Opened:
             if name not in names:
                 raise CommandError(f"no queue {name!r}{_among(name, names)}")
         return names
+
+    async def mistyped(self, types: Sequence[str], where: Where = ANY) -> list[str]:
+        """A sentence for each type that no stored task has, where one of nearly its name is stored."""
+        found: list[str] = []
+        for each in types:
+            if not await self.storage.count(All(where, Types(each)), bound=1):
+                stored = await self.storage.count(where, by=("type",), bound=_LOOKED_AT)
+                if hint := nearest(each, [name for (name,) in stored]):
+                    found.append(f"no task of type {each!r} is stored{hint}")
+        return found
 
 
 def check_utf8(text: str, what: str) -> None:

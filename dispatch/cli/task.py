@@ -76,7 +76,7 @@ async def ls(
         raise CommandError(f"--limit must be within 1 and 10000, got {limit}", 2)
     filters.check()
     async with shell.open(store) as opened:
-        await opened.queue_names(*filters.queue)
+        await filters.check_names(shell, opened)
         page = await opened.storage.find(
             filters.where(opened.storage.now()),
             order=Order.OLDEST if oldest else Order.NEWEST,

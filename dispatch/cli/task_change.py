@@ -132,7 +132,7 @@ async def rm(
     async with shell.open(store) as opened:
         if named is not None:
             return await _remove_ids(shell, opened, named, dry_run=dry_run, yes=yes)
-        await opened.queue_names(*filters.queue)
+        await filters.check_names(shell, opened)
         spec = PruneSpec(keep=0, where=filters.where(opened.storage.now(), Statuses(*_ENDED)), dead_letters=True)
         await prune_all(shell, opened, spec, dry_run=dry_run, yes=yes)
     return 0
@@ -168,7 +168,7 @@ async def _change(
     async with shell.open(store) as opened:
         if named is not None:
             return await _change_ids(shell, opened, named, change, dry_run=dry_run)
-        await opened.queue_names(*filters.queue)
+        await filters.check_names(shell, opened)
         where = meant(opened.storage.now() + _NOW_S)
         return await _change_matching(shell, opened, where, change, dry_run=dry_run, yes=yes)
 

@@ -34,8 +34,10 @@ async def edit(
     priority: str | None = None,
     timeout: str | None = None,  # noqa: ASYNC109 - a field of the task, not of this call
     max_retry: str | None = None,
-    tag: Annotated[tuple[str, ...] | None, Parameter(negative="--no-tags")] = None,
-    header: Annotated[tuple[str, ...] | None, Parameter(negative="--no-headers")] = None,
+    tag: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
+    no_tags: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    header: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
+    no_headers: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     delay: str | None = None,
     rerun: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     store: StoreOption = None,
@@ -59,8 +61,12 @@ async def edit(
         Retries after the first run; none is the queue's own.
     tag
         In place of all tags; may be repeated.
+    no_tags
+        Take all tags away.
     header
         NAME=VALUE, in place of all headers; may be repeated.
+    no_headers
+        Take all headers away.
     delay
         Run what waits no sooner than after 90s, 15m, 2h30m from now; 0 is at once.
     rerun
@@ -77,9 +83,12 @@ async def edit(
         edits["timeout"] = None if timeout == _NONE else values.seconds(timeout, "--timeout")
     if max_retry is not None:
         edits["max_retry"] = None if max_retry == _NONE else _count(max_retry)
-    if tag is not None:
+    for one, none, given in (("--tag", "--no-tags", tag and no_tags), ("--header", "--no-headers", header and no_headers)):
+        if given:
+            raise CommandError(f"give either {one} or {none}, not both", 2)
+    if tag or no_tags:
         edits["tags"] = tag
-    if header is not None:
+    if header or no_headers:
         edits["headers"] = values.pairs(header, "--header")
     wait_s = None if delay is None else values.seconds(delay, "--delay")
     check_duration("--delay", wait_s or 0.0)

@@ -23,6 +23,7 @@ from dispatch.errors import DispatchError
 from dispatch.nearest import known
 from dispatch.publisher import Published
 from dispatch.storage.protocol import EnqueueAnswer
+from dispatch.storage.query import Queues
 from dispatch.tasks import QueueTask, TaskType
 
 __all__ = ["push"]
@@ -86,6 +87,8 @@ async def push(
     task = _task(queue, type, values.payload(text, codec), options.version, fields, codec)
     async with shell.open(store) as opened:
         await opened.queue_names(queue)
+        for sentence in await opened.mistyped([type], Queues(queue)):
+            shell.say(sentence)
         if dry_run:
             shell.print(f"would publish 1 task to {queue}/{type}")
             return 0

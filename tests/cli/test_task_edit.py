@@ -130,6 +130,8 @@ def test_what_cannot_be_edited_is_told_and_nothing_is_changed(
         (("--header", "a"), "--header wants NAME=VALUE, got 'a'"),
         (("--tag", ""), "tag"),
         (("--tga", "x"), "--tga"),
+        (("--tag", "x", "--no-tags"), "give either --tag or --no-tags, not both"),
+        (("--no-headers", "--header", "a=b"), "give either --header or --no-headers, not both"),
     ],
 )
 def test_a_wrong_edit_is_explained_and_nothing_is_changed(

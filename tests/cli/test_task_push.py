@@ -163,6 +163,16 @@ def test_an_unknown_queue_names_the_nearest_and_an_empty_store_says_so(terminal:
     )
 
 
+def test_a_type_nearly_like_one_that_is_stored_is_told_and_published(ready: Terminal) -> None:
+    assert ready("task", "push", "email", "welcome").err == ""
+    for options in (("--dry-run",), ()):
+        ran = ready("task", "push", "email", "welcom", *options)
+        assert (ran.status, ran.err) == (0, "no task of type 'welcom' is stored; did you mean 'welcome'?\n")
+    assert ready("task", "push", "billing", "welcme").err == ""  # of another queue
+    assert ready("task", "push", "email", "invoice").err == ""
+    assert [record.type for record in records(ready)] == ["welcome", "welcom", "welcme", "invoice"]
+
+
 def test_a_dry_run_checks_and_stores_nothing(ready: Terminal) -> None:
     assert (
         ready("task", "push", "email", "t", "--dry-run").out == "would publish 1 task to email/t\n"

@@ -112,11 +112,27 @@ def test_filters_are_joined_and_ids_can_be_printed_alone(terminal: Terminal) -> 
         assert terminal("task", "ls", "--ids", *option).out == "d\n"
 
 
-def test_a_mistyped_queue_names_the_nearest(terminal: Terminal) -> None:
+@pytest.mark.parametrize("options", [("--queue", "emial"), ("--match", "queue:emial"), ("--match", "-queue:emial")])
+@pytest.mark.parametrize("command", [("ls",), ("rm", "--yes"), ("cancel", "--yes"), ("hold",)])
+def test_a_mistyped_queue_names_the_nearest(
+    terminal: Terminal, command: tuple[str, ...], options: tuple[str, ...]
+) -> None:
     terminal.declare("email", "billing")
-    ran = terminal("task", "ls", "--queue", "emial")
+    terminal("task", "push", "email", "welcome")
+    ran = terminal("task", *command, *options)
     assert (ran.status, ran.out) == (1, "")
     assert ran.err == "dispatch: no queue 'emial'; did you mean 'email'?\n"
+    assert len(terminal("task", "ls", "--status", "due", "--ids").out.split()) == 1
+
+
+@pytest.mark.parametrize("options", [("--type", "welcom"), ("--match", "type:welcom"), ("--match", "-type:welcom")])
+def test_a_type_that_nothing_has_names_the_nearest(terminal: Terminal, options: tuple[str, ...]) -> None:
+    terminal.declare("email")
+    assert terminal("task", "ls", *options).err == ""  # nothing is near
+    terminal("task", "push", "email", "welcome")
+    ran = terminal("task", "ls", "--ids", *options)
+    assert (ran.status, ran.err) == (0, "no task of type 'welcom' is stored; did you mean 'welcome'?\n")
+    assert len(ran.out.split()) == options[-1].startswith("-")
 
 
 @pytest.mark.parametrize("limit", ["0", "10001", "-1"])
