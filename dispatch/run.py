@@ -163,7 +163,7 @@ class Run:
         return -inf if self._reported_at is None else self._reported_at + PROGRESS_EVERY_S - trio.current_time()
 
     async def _report_later(self) -> None:
-        await trio.sleep(self._pause_s())
+        await trio.sleep(max(self._pause_s(), 0.0))  # it may be over by now
         if not self._ended:
             with suppress(StorageError):  # the next one may be kept
                 await self.report()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from attrs import define, field, frozen
 
 from dispatch import (
@@ -453,7 +454,6 @@ async def test_progress_is_kept_and_throttled(autojump_clock: object) -> None:
     assert ended.progress == Progress(0.99, "step 99")  # what it said last, though little time was left
     moments = [at for at, _ in storage.written]
     assert moments[0] == began
-    print(storage.written)
     assert len(moments) == 6
     assert all(0.99 <= after - before <= 1.1 for before, after in pairwise(moments))
 
@@ -475,6 +475,23 @@ async def test_what_a_handler_says_last_of_its_progress_is_written_within_a_seco
         assert (await dispatcher.control.get(task)).progress == Progress(0.5, "phase 3")
         await dispatcher.drain()
     assert len(storage.written) == 2
+
+
+async def test_a_handler_may_hold_the_loop_after_it_has_told_its_progress(autojump_clock: trio.testing.MockClock) -> None:
+    """The second may be over before anybody could begin to wait for it."""
+
+    async def handler(task: QueueTask[Job], run: Run) -> None:
+        await run.progress(0.1)
+        await run.progress(0.5)
+        autojump_clock.jump(3.0)  # as who computes without an await
+        await trio.sleep(60)
+
+    async with working(handler) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(4)
+        assert (await dispatcher.control.get(task)).progress == Progress(0.5)
+        ended = await dispatcher.publisher.wait(task)
+    assert (ended.status, ended.progress) == (TaskStatus.SUCCEEDED, Progress(0.5))
 
 
 async def test_progress_that_cannot_be_written_costs_the_attempt_nothing(autojump_clock: object) -> None:
