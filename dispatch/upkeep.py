@@ -219,26 +219,34 @@ class Upkeep:
 
     async def _renew(self) -> None:
         """Renew everything held; stop what is lost, or asked to stop. Raises what failed at its end."""
-        failure: StorageError | None = None
-        for actors in list(self.queues()):
-            held = actors.held()
-            if not held:
-                continue
-            began = trio.current_time()
-            try:
-                answers = await self.storage.renew(held, lease=self.lease_s)
-            except StorageError as exc:  # of one queue: the others must not lose their leases by it
-                failure = failure or exc
-                continue
-            for answer in answers:
-                if not answer.held:
-                    actors.stop_run(answer.id, answer.epoch, Stop.LOST, "its lease ran out")
-                elif answer.cancel_reason is not None:
-                    actors.stop_run(answer.id, answer.epoch, Stop.CANCEL, answer.cancel_reason)
-            actors.renewed_at = began
-        if failure is not None:
-            raise failure
+        failures: list[Exception] = []
+        queues = [(actors, held) for actors in self.queues() if (held := actors.held())]
+        if len(queues) == 1:  # as it mostly is
+            await self._renew_queue(*queues[0], failures)
+        elif queues:
+            # Side by side: one after the other, many queues of a slow storage would take longer than a lease.
+            async with trio.open_nursery() as nursery:
+                for actors, held in queues:
+                    nursery.start_soon(self._renew_queue, actors, held, failures)
+        if failures:
+            raise failures[0]
         self._renewed_at = trio.current_time()
+
+    async def _renew_queue(
+        self, actors: QueueActors, held: Sequence[tuple[str, int]], failures: list[Exception]
+    ) -> None:
+        began = trio.current_time()
+        try:
+            answers = await self.storage.renew(held, lease=self.lease_s)
+        except Exception as exc:  # noqa: BLE001 - of one queue: the others must not lose their leases by it
+            failures.append(exc)
+            return
+        for answer in answers:
+            if not answer.held:
+                actors.stop_run(answer.id, answer.epoch, Stop.LOST, "its lease ran out")
+            elif answer.cancel_reason is not None:
+                actors.stop_run(answer.id, answer.epoch, Stop.CANCEL, answer.cancel_reason)
+        actors.renewed_at = began
 
     async def _apply_controls(self) -> None:
         by_name = {actors.name: actors for actors in self.queues()}

@@ -1,0 +1,61 @@
+"""A storage whose steps take time: asked a while before they take effect, answered a while after."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+
+from dispatch import MemoryStorage, Storage, TaskQueueConfig, TaskType, open_dispatcher
+from dispatch.testing.proxy import StorageProxy
+
+from .work import Job, Script
+
+if TYPE_CHECKING:
+    import pytest
+
+T = TypeVar("T")
+
+
+class SlowStorage(StorageProxy):
+    """Each step takes effect `before_s` after it was asked for, and is answered `after_s` later.
+
+    What has taken effect is answered, as the hook promises, whether somebody cancels it or not.
+    """
+
+    def __init__(self, inner: Storage, *methods: str) -> None:
+        super().__init__(inner)
+        self.methods = methods
+        """Only these take time, if any are named."""
+        self.before_s = 0.0
+        self.after_s = 0.0
+
+    async def around(self, method: str, call: Callable[[], Awaitable[T]]) -> T:
+        slow = not self.methods or method in self.methods
+        await trio.sleep(self.before_s * slow)
+        after_s = self.after_s * slow  # as it was when it was asked
+        answer = await call()
+        with trio.CancelScope(shield=True):
+            await trio.sleep(after_s)
+        return answer
+
+
+async def test_many_queues_of_a_slow_storage_are_renewed_in_time(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One after the other, ten queues would take as long as the lease."""
+    storage, handler = SlowStorage(MemoryStorage()), Script(100.0)
+    async with open_dispatcher(storage, lease=5.0, observers=()) as dispatcher:
+        for n in range(10):
+            dispatcher.consumer.register_queue(f"q{n}", TaskQueueConfig(max_retry=5))
+            dispatcher.consumer.register_handler(TaskType(f"q{n}", "job", Job), handler)
+            await dispatcher.publisher.publish(TaskType(f"q{n}", "job", Job)(Job()))
+        await trio.sleep(1)
+        storage.before_s = storage.after_s = 0.25
+        await trio.sleep(110)
+        storage.before_s = storage.after_s = 0.0
+        await dispatcher.drain()
+    assert len(handler.seen) == 10
+    assert "rescued" not in caplog.text
+    assert "trying again" not in caplog.text
