@@ -144,8 +144,8 @@ class QueueActors:
     worker: str
     lease_s: float
     tags: frozenset[str] | None
-    on_claim: Callable[[], None]
-    """Called when claims were made: whoever renews leases may be asleep."""
+    on_claim: Callable[[float], None]
+    """Called when claims were made, with when they were asked for: whoever renews leases may be asleep."""
     on_doubt: Callable[[], None]
     """Called when claims may have been made that nobody here knows of: they need a sweep."""
 
@@ -596,6 +596,7 @@ class QueueActors:
         free = self._free if self._can_claim() else 0
         if free > 0:
             self._look = False
+        began = trio.current_time()
         try:
             answers, claimed = await self._step(self._writing, [self._want(free)] if free > 0 else ())
         except StorageError as exc:
@@ -615,7 +616,7 @@ class QueueActors:
             log.info("queue %s: the storage works again after %d failures", self.name, self._failures)
             self._failures = 0
         written, self._writing = self._writing, []
-        self._deliver(claimed, free)
+        self._deliver(claimed, free, began)
         for ending, answer in zip(written, answers, strict=True):
             self._settled(ending, answer)
 
@@ -705,13 +706,13 @@ class QueueActors:
             )
         return want
 
-    def _deliver(self, claimed: Claimed, free: int) -> None:
+    def _deliver(self, claimed: Claimed, free: int, began: float) -> None:
         """Put claims into the mailbox; wake or start actors for all but the first of them."""
         claims = claimed.claims
         self._alarm.heard(claimed.next_due, claimed=bool(claims))
         if not claims:
             return
-        self.on_claim()
+        self.on_claim(began)
         if self.config.prefetch and self._mailbox:
             # What comes again has lost its lease while it waited here: by a clock that jumped, say.
             again = {claim.id for claim in claims}

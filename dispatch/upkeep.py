@@ -72,6 +72,22 @@ class _KeeperBell(Bell):
         super().ring()
 
 
+class _AskedBell(Bell):
+    """Rung when a control changed or a run was asked to stop; hands that on, and notes when."""
+
+    __slots__ = ("_then", "at")
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        super().__init__()
+        self._then = then
+        self.at: float = -inf
+        """When it was rung last, in trio's time."""
+
+    def ring(self) -> None:
+        self.at = trio.current_time()
+        self._then()
+
+
 @attrs.define(eq=False)
 class Upkeep:
     """The one timer of a worker."""
@@ -82,6 +98,7 @@ class Upkeep:
     queues: Callable[[], Iterable[QueueActors]]
     observers: Observers
     _bell: _KeeperBell = attrs.field(factory=_KeeperBell)
+    _asked: _AskedBell = attrs.field(init=False)
     _asleep: bool = False
     _napping_long: bool = False
     _started_at: float = 0.0
@@ -94,8 +111,13 @@ class Upkeep:
     _seen_wall: float | None = None
     _seen_trio: float = 0.0
 
-    def claimed(self) -> None:
-        """Something was claimed: if the nap is longer than its lease allows, shorten it."""
+    def __attrs_post_init__(self) -> None:
+        self._asked = _AskedBell(self._bell.ring)
+
+    def claimed(self, since: float) -> None:
+        """Something was claimed by a step begun at `since`: if the nap is longer than its lease allows, shorten it."""
+        if self._asked.at >= since:  # to stop what was claimed, perhaps, which nobody here knew of yet
+            self._bell.ring()
         if self._asleep:
             self._asleep = False
             self._bell.arm()
@@ -113,9 +135,9 @@ class Upkeep:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep until cancelled. Started once orphans were looked after and controls applied."""
         self._started_at = self.storage.now()
-        topics = (Topic(TopicKind.CONTROL), Topic(TopicKind.LEASES, self.worker))
+        leases, control = Topic(TopicKind.LEASES, self.worker), Topic(TopicKind.CONTROL)
         started = False
-        with self.storage.watch(self._bell, *topics):
+        with self.storage.watch(self._bell, leases), self.storage.watch(self._asked, control):
             while True:
                 try:
                     # Cancelled halfway, every step of a round has happened or not, and comes again.

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from dispatch import MemoryStorage, Storage, TaskQueueConfig, TaskType, open_dispatcher
+from dispatch import MemoryStorage, Storage, TaskQueueConfig, TaskStatus, TaskType, open_dispatcher
 from dispatch.testing.proxy import StorageProxy
 
-from .work import Job, Script
+from .work import JOB, Job, Script, working
 
 if TYPE_CHECKING:
     import pytest
@@ -59,3 +59,24 @@ async def test_many_queues_of_a_slow_storage_are_renewed_in_time(
     assert len(handler.seen) == 10
     assert "rescued" not in caplog.text
     assert "trying again" not in caplog.text
+
+
+async def test_a_task_cancelled_before_its_claim_is_answered_is_stopped_within_a_second(autojump_clock: object) -> None:
+    storage, stopped = SlowStorage(MemoryStorage(), "turn"), []
+
+    async def handler(task: object) -> None:
+        try:
+            await trio.sleep(100)
+        finally:
+            stopped.append(trio.current_time())
+
+    async with working(handler, storage=storage) as dispatcher:
+        await trio.sleep(5)
+        storage.after_s = 0.5
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(0.1)
+        assert (await dispatcher.control.get(task)).status is TaskStatus.RUNNING
+        asked_at = trio.current_time()
+        assert await dispatcher.control.cancel(task) == [task.id]
+        assert (await dispatcher.publisher.wait(task)).status is TaskStatus.CANCELLED
+    assert stopped[0] - asked_at < 1
