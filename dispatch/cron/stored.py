@@ -158,9 +158,13 @@ class StoredEntries:
         self._schedule = schedule
         self._wake = wake
         self._reading = trio.Lock()
-        # Names read or written one by one since the last full reading began: of
-        # these it may hold an older state, which must not win.
-        self._touched: set[str] = set()
+        # Answers overtake each other. Of two, the one that was asked for later counts: whatever
+        # changes after that rings, or makes a tick answer MOVED, and is asked for again.
+        self._asked = 0
+        self._known: dict[str, int] = {}
+        """By name, the number of the question by whose answer it stands, if that is later than `_all_known`."""
+        self._all_known = 0
+        """The number of the last full reading."""
         self._unreadable: dict[str, str] = {}
         self._declared: dict[str, CronRecord] = {}
         self._queues: set[str] = set()
@@ -171,17 +175,20 @@ class StoredEntries:
     async def reload(self) -> None:
         """Read every entry; those unchanged keep their live `CronTask`. A checkpoint."""
         async with self._reading:
-            self._touched.clear()
+            asked = self._ask()
             records = await self._storage.crons()
             now = self._now()
             for number, record in enumerate(records, 1):
-                if record.name not in self._touched:
+                if self._learns(record.name, asked):
                     self._take_in(record, now)
                 if number % READ_AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
             there = {record.name for record in records}
-            for name in self.entries.keys() - there - self._touched:
-                self._forget(name)
+            for name in self.entries.keys() - there:
+                if self._learns(name, asked):
+                    self._forget(name)
+            self._all_known = asked
+            self._known = {name: number for name, number in self._known.items() if number > asked}
             self.abandoned_at = min(map(_abandoned_at, self._of_others()), default=inf)
         for name in self._declared:
             entry = self.entries.get(name)
@@ -191,12 +198,26 @@ class StoredEntries:
 
     async def read(self, name: str, like: Added | None = None) -> StoredEntry | None:
         """Read one entry; None if there is none, or it cannot be understood. A checkpoint."""
+        asked = self._ask()
         found = await self._storage.crons(name)
-        self._touched.add(name)
+        if not self._learns(name, asked):
+            return self.entries.get(name)
         if not found:
             self._forget(name)
             return None
         return self._take_in(found[0], self._now(), like)
+
+    def _ask(self) -> int:
+        """The number of a question that is about to be asked."""
+        self._asked += 1
+        return self._asked
+
+    def _learns(self, name: str, asked: int) -> bool:
+        """Note that this question is answered; False if the name stands by the answer to a later one."""
+        if asked < max(self._known.get(name, 0), self._all_known):
+            return False
+        self._known[name] = asked
+        return True
 
     async def read_moved(self) -> None:
         """Read again what somebody else decided; a crowd of them all at once."""
@@ -349,9 +370,10 @@ class StoredEntries:
 
     async def remove(self, name: str, *, running: bool) -> bool:
         """Remove an entry; with `running`, cancel its tasks. False if there is none. A checkpoint."""
+        asked = self._ask()
         removed = await self._storage.remove_cron(name)
-        self._touched.add(name)
-        self._forget(name)
+        if self._learns(name, asked):
+            self._forget(name)
         if removed and running:
             reason = f"cron task {name} was cancelled"
             await self._storage.alter(_unended(name), Change(action="cancel", reason=reason))
@@ -531,6 +553,7 @@ class StoredEntries:
             )
             for slot in run
         ]
+        asked = self._ask()
         answer = await self._storage.advance_cron(
             name,
             expected=expected,
@@ -543,10 +566,11 @@ class StoredEntries:
             entry.late = False
             self.moved.add(name)
             return
-        self._touched.add(name)
+        self._learns(name, asked)
         entry.late = False
-        entry.stands_at(decision.last_slot, decision.next_slot, task.total + len(tasks))
-        self._schedule_live(entry, decision.next_slot)
+        if entry.last_slot == expected:  # else it was read meanwhile, with this tick in it
+            entry.stands_at(decision.last_slot, decision.next_slot, task.total + len(tasks))
+        self._schedule_live(entry, entry.next_slot)
         say_decided(name, decision)
         if answer is AdvanceAnswer.REFUSED:
             self._refused(entry)

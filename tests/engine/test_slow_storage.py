@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from dispatch import MemoryStorage, Storage, TaskQueueConfig, TaskStatus, TaskType, open_dispatcher
+from dispatch import (
+    CronTaskNotFoundError,
+    Dispatcher,
+    MemoryStorage,
+    Storage,
+    TaskQueueConfig,
+    TaskStatus,
+    TaskType,
+    open_dispatcher,
+)
 from dispatch.testing.proxy import StorageProxy
 
-from .work import JOB, Job, Script, working
+from .work import JOB, Job, Script, nothing, working
 
 if TYPE_CHECKING:
     import pytest
@@ -80,3 +90,50 @@ async def test_a_task_cancelled_before_its_claim_is_answered_is_stopped_within_a
         assert await dispatcher.control.cancel(task) == [task.id]
         assert (await dispatcher.publisher.wait(task)).status is TaskStatus.CANCELLED
     assert stopped[0] - asked_at < 1
+
+
+async def test_a_look_answered_late_does_not_hide_an_entry_added_meanwhile(autojump_clock: object) -> None:
+    storage = SlowStorage(MemoryStorage(), "crons")
+    async with working(nothing, storage=storage) as dispatcher, trio.open_nursery() as nursery:
+        await trio.sleep(10)
+        storage.after_s = 3.0
+        nursery.start_soon(asked_for, dispatcher, "minutely")
+        await trio.sleep(0.5)
+        storage.after_s = 0.1
+        entry = await dispatcher.cron.add_with_name("@every 1m", "minutely", JOB(Job()))
+        await trio.sleep(600)
+        assert entry.total == 10
+
+
+async def asked_for(dispatcher: Dispatcher, name: str) -> None:
+    with suppress(CronTaskNotFoundError):
+        await dispatcher.cron.get_task(name)
+
+
+async def test_a_look_answered_late_does_not_pause_an_entry_resumed_meanwhile(autojump_clock: object) -> None:
+    storage = SlowStorage(MemoryStorage(), "crons")
+    async with working(nothing, storage=storage) as dispatcher, trio.open_nursery() as nursery:
+        entry = await dispatcher.cron.add_with_name("@every 1m", "minutely", JOB(Job()))
+        await dispatcher.cron.pause("minutely")
+        await trio.sleep(10)
+        storage.after_s = 3.0
+        nursery.start_soon(asked_for, dispatcher, "minutely")
+        await trio.sleep(0.5)
+        storage.after_s = 0.1
+        await dispatcher.cron.resume("minutely")
+        await trio.sleep(600)
+        assert entry.total == 10
+        assert not entry.paused
+
+
+async def test_a_tick_that_was_read_before_its_answer_came_is_counted_once(autojump_clock: object) -> None:
+    storage = SlowStorage(MemoryStorage(), "advance_cron")
+    async with working(nothing, storage=storage) as dispatcher:
+        entry = await dispatcher.cron.add_with_name("@every 1m", "minutely", JOB(Job()))
+        storage.after_s = 3.0
+        await trio.sleep(61)
+        await dispatcher.cron.get_task("minutely")
+        await trio.sleep(9)
+        assert entry.total == 1
+        await trio.sleep(600)
+        assert entry.total == 11
