@@ -558,8 +558,12 @@ POOLED: Final = (
     "; is a pooler between that gives each transaction another connection? Then add listen=0&prepare=0 to the URL, "
     "or open PostgresStorage(dsn, listen=False, prepare=False)"
 )
-HINTS: Final[Mapping[str, str]] = {"42P05": POOLED, "26000": POOLED}
-"""What to do, by SQLSTATE: a prepared statement is there already, or is not."""
+REPLICA: Final = (
+    "; it is a replica, or takes no changes for another reason: name the primary, and with several hosts in the URL "
+    "add target_session_attrs=read-write"
+)
+HINTS: Final[Mapping[str, str]] = {"42P05": POOLED, "26000": POOLED, "25006": REPLICA}
+"""What to do, by SQLSTATE: a prepared statement is there already, or is not; the server is read-only."""
 
 
 @contextmanager
@@ -660,6 +664,13 @@ class TrioPool:
                 try:
                     with storage_errors(self.where, self.hints):
                         yield connection
+                except StorageError as exc:
+                    # Those at rest are to the same server; new ones may be to the new primary.
+                    if isinstance(exc.__cause__, psycopg.errors.ReadOnlySqlTransaction):
+                        for each in (connection, *self._rest):
+                            await each.close()
+                        self._rest.clear()
+                    raise
                 finally:
                     as_lent = connection.autocommit is self._autocommit
                     if connection.reusable and as_lent and not self._closed:

@@ -674,6 +674,33 @@ async def test_an_error_in_the_block_is_the_storages_and_the_connection_is_kept(
         assert pool.statistics().open == 1
 
 
+async def refused_by(pool: TrioPool, connection: TrioConnection) -> None:
+    """A change on the connection at rest, whose server takes none by now."""
+    async with pool.connection() as lent:
+        assert lent is connection
+        await lent.execute("SET default_transaction_read_only = on")
+        await lent.execute("CREATE TABLE refused (id int)")
+
+
+async def test_a_pool_leaves_a_server_that_takes_no_changes_any_more_and_says_where_to_go(dsn: str) -> None:
+    told = r"\(25006\); it is a replica.* add target_session_attrs=read-write"
+    async with TrioPool(dsn, size=3) as pool:
+        async with pool.connection() as lent, pool.connection() as first:
+            async with pool.connection() as second:
+                pass
+            with pytest.raises(StorageError, match=told):
+                await refused_by(pool, second)
+            assert second.closed
+            assert await works(lent)
+        assert pool.statistics().open == 2
+        with pytest.raises(StorageError, match=told):
+            await refused_by(pool, lent)
+        assert first.closed  # of those at rest the server is the same
+        assert pool.statistics().open == 0
+        async with pool.connection() as fresh:
+            assert await works(fresh)
+
+
 async def test_a_cancelled_borrower_gives_back_and_a_cancelled_waiter_holds_nothing(dsn: str) -> None:
     async with TrioPool(dsn, size=1) as pool:
         with trio.fail_after(5):
