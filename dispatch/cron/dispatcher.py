@@ -83,6 +83,8 @@ JUMP_S: Final = 1.0
 PATIENCE_S: Final = 60.0
 """After a start or a jump, before declared entries of others are judged: they renew theirs first."""
 MAX_CALM_S: Final = 5.0
+LAST_STEP_S: Final = 5.0
+"""How long the end waits for a step of the storage that is under way."""
 LEAST_CALM_S: Final = 0.001
 """Below the clock's microsecond a postponed entry would be due again at once."""
 LATEST_S: Final = 253_000_000_000.0
@@ -152,6 +154,10 @@ class CronTaskDispatcher:
         self._thread: int | None = None
         """Where it runs, while it does."""
         self._closing = trio.Event()
+        self._ends_at = inf
+        """In trio's time, when the grace is over."""
+        self._last_step = trio.CancelScope()
+        """Around what is done for stored entries."""
         self._adding: dict[str, trio.Lock] = {}
         """Of a name, between the look whether it is free and the act."""
         # Moments of trio's clock, which does not jump.
@@ -412,7 +418,7 @@ class CronTaskDispatcher:
         """Fire until `close()`, then wait for running functions for at most the grace.
 
         Started once what is declared is stored and the stored entries are
-        loaded. Cancelled: running functions are cancelled with it; a sync one is
+        loaded. A step of the storage that takes more than 5 s then is cancelled. Cancelled: running functions are cancelled with it; a sync one is
         asked, and its thread left to itself if it takes over a second. A broken
         entry is logged and never stops the others; a storage that is away is
         waited for. Raises CronNameConflictError (1015) where a declared entry's
@@ -432,10 +438,13 @@ class CronTaskDispatcher:
                     self._functions.begin(nursery)
                     task_status.started()
                     try:
-                        while not self._closing.is_set():
-                            await self._round()
-                            await self._bell.wait(self._nap_s())
-                        with trio.move_on_after(self._grace):
+                        with self._last_step:
+                            while not self._closing.is_set():
+                                await self._round()
+                                await self._bell.wait(self._nap_s())
+                        if self._last_step.cancelled_caught:
+                            log.warning("cron: the storage gave no answer within %g s; this ends without it", LAST_STEP_S)
+                        with trio.move_on_at(self._ends_at):
                             while self._functions.active:
                                 await self._bell.wait()
                     finally:
@@ -452,6 +461,9 @@ class CronTaskDispatcher:
         In another thread than that of its trio run, InvalidConfigError (1012).
         """
         check_thread(self, self._thread, "run_sync(cron.close)")
+        if self._nursery is not None and not self._closing.is_set():
+            self._ends_at = trio.current_time() + self._grace
+            self._last_step.deadline = trio.current_time() + LAST_STEP_S
         self._closing.set()
         self._functions.closing = True
         self._bell.wake()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+import pytest
 import trio
 
 from dispatch import (
@@ -21,9 +22,6 @@ from dispatch import (
 from dispatch.testing.proxy import StorageProxy
 
 from .work import JOB, Job, Script, nothing, working
-
-if TYPE_CHECKING:
-    import pytest
 
 T = TypeVar("T")
 
@@ -137,3 +135,19 @@ async def test_a_tick_that_was_read_before_its_answer_came_is_counted_once(autoj
         assert entry.total == 1
         await trio.sleep(600)
         assert entry.total == 11
+
+
+@pytest.mark.parametrize("method", ["crons", "count", "advance_cron"])
+async def test_a_storage_that_never_answers_cron_keeps_no_block_open(
+    method: str, autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = SlowStorage(MemoryStorage(), method)
+    async with working(nothing, storage=storage) as dispatcher:
+        await dispatcher.cron.add_with_name("@every 1s", "often", JOB(Job()), overlap="skip")
+        await trio.sleep(1)
+        storage.before_s = 9_000.0
+        await storage.inner.alter_cron("often", paused_reason=None)  # to be read again
+        await trio.sleep(3)
+        left_at = trio.current_time()
+    assert trio.current_time() - left_at <= 6
+    assert "cron: the storage gave no answer within 5 s" in caplog.text
