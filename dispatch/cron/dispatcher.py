@@ -1,16 +1,16 @@
 """Cron tasks in a running service: added, fired, paused, replaced and cancelled by name.
 
-Theory of operation. Two kinds of entry share one loop. A *function* entry lives
+Theory of operation. Two kinds of entry have a loop each. A *function* entry lives
 in this process and runs here (`cron.functions`). A *stored* entry publishes a
 queue task; it lives in the storage, and every process on that storage fires it,
-at most once a tick (`cron.stored`).
+at most once a tick (`cron.stored`). So a storage that is slow holds up no function.
 
-The loop keeps one heap of moments and sleeps towards the earliest, at most 5 s at
+A loop keeps one heap of moments and sleeps towards the earliest, at most 5 s at
 a time, because the wall clock may jump. Whatever woke it, it looks at the time
 again and decides from each entry's last slot (`cron.policy`), so a jump forward,
 a suspended machine and a long downtime are one and the same case. A clock that
-went back leaves entries waiting for moments far ahead: seeing that it did, the
-loop looks at all of them.
+went back leaves entries waiting for moments far ahead: the loop that sees that it
+did looks at all of them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from contextvars import Context, copy_context
 from datetime import datetime
 from math import inf
 from threading import get_ident
@@ -92,7 +93,7 @@ LATEST_S: Final = 253_000_000_000.0
 
 
 class _CronBell(Bell):
-    """The loop's bell: the storage rings it when entries changed, the loop's own parts `wake` it.
+    """The bell of the stored entries' loop: the storage rings it when entries changed, its own parts `wake` it.
 
     While the loop knows already that entries changed, and waits a moment before it
     reads them, further rings would only wake it for nothing, ten thousand times.
@@ -146,10 +147,11 @@ class CronTaskDispatcher:
         self._declared = _checked(declared)
         self._begun = False
         self._bell = _CronBell()
-        self._timetable: Timetable[FunctionEntry | StoredEntry] = Timetable()
-        put, wake = self._timetable.put, self._bell.wake
-        self._functions = Functions(self._publisher.observers, put, wake)
-        self._stored = StoredEntries(storage, self._publisher, self._now, put, wake)
+        self._functions_bell = Bell()
+        self._stored_due: Timetable[StoredEntry] = Timetable()
+        self._functions_due: Timetable[FunctionEntry] = Timetable()
+        self._functions = Functions(self._publisher.observers, self._functions_due.put, self._bell.wake)
+        self._stored = StoredEntries(storage, self._publisher, self._now, self._stored_due.put, self._bell.wake)
         self._nursery: trio.Nursery | None = None
         self._thread: int | None = None
         """Where it runs, while it does."""
@@ -158,6 +160,8 @@ class CronTaskDispatcher:
         """In trio's time, when the grace is over."""
         self._last_step = trio.CancelScope()
         """Around what is done for stored entries."""
+        self._fires_functions = False
+        self._context = Context()
         self._adding: dict[str, trio.Lock] = {}
         """Of a name, between the look whether it is free and the act."""
         # Moments of trio's clock, which does not jump.
@@ -169,7 +173,8 @@ class CronTaskDispatcher:
         self._ahead: float | None = None
         """By how much the wall clock is ahead of trio's."""
         self._sleeps_towards = inf
-        """The moment that the loop knew to be the next."""
+        """The moment that the loop of the stored entries knew to be the next."""
+        self._functions_sleep_towards = inf
 
     # -- adding ---------------------------------------------------------------
 
@@ -270,6 +275,7 @@ class CronTaskDispatcher:
             self._check_open(task.name)  # it may have been closed since
             check_not_over(task.spec, from_seconds(now))
         self._functions.put(task, definition, now)
+        self._begin_functions()
         self._wake_if_earlier()
         return task
 
@@ -313,7 +319,7 @@ class CronTaskDispatcher:
 
     def __repr__(self) -> str:
         functions, stored = len(self._functions.entries), len(self._stored.entries)
-        return f"<CronTaskDispatcher functions={functions} stored={stored} due={len(self._timetable)}>"
+        return f"<CronTaskDispatcher functions={functions} stored={stored} due={len(self._functions_due) + len(self._stored_due)}>"
 
     # -- changing -------------------------------------------------------------
 
@@ -436,6 +442,8 @@ class CronTaskDispatcher:
                 async with trio.open_nursery() as nursery:
                     self._nursery = self._stored.nursery = nursery
                     self._functions.begin(nursery)
+                    self._context = copy_context()
+                    self._begin_functions()
                     task_status.started()
                     try:
                         with self._last_step:
@@ -467,6 +475,7 @@ class CronTaskDispatcher:
         self._closing.set()
         self._functions.closing = True
         self._bell.wake()
+        self._functions_bell.ring()
 
     async def _begin(self) -> None:
         tasks = [entry.task() for entry in self._declared]
@@ -482,8 +491,23 @@ class CronTaskDispatcher:
             self._renew_at = trio.current_time() + RENEW_S
         self._judge_from = trio.current_time() + PATIENCE_S
 
+    def _begin_functions(self) -> None:
+        """Start their loop, if this runs and there is something for it to do."""
+        if self._nursery is not None and self._functions.entries and not self._fires_functions:
+            self._fires_functions = True
+            # Not in the context of whoever adds the first one.
+            self._context.run(self._nursery.start_soon, self._keep_functions)
+
+    async def _keep_functions(self) -> None:
+        """Fire functions until this is closed."""
+        while not self._closing.is_set():
+            if _believable(self._now()):  # else the other loop says so
+                self._believed_now()
+                await self._fire_functions()
+            await self._functions_bell.wait(self._functions_nap_s())
+
     async def _round(self) -> None:
-        """Look at the clock, at what changed, and fire what is due."""
+        """Look at the clock, at what changed, and fire the stored entries that are due."""
         now = self._believed_now()
         if now is None:
             return
@@ -506,13 +530,15 @@ class CronTaskDispatcher:
             log.warning("cron: the wall clock jumped by %+.1f s", ahead - self._ahead)
             for function in self._functions.entries.values():
                 if function.slots.in_the_future(now) and not function.task.paused:
-                    self._timetable.put(function, now)
+                    self._functions_due.put(function, now)
             for stored in self._stored.entries.values():
                 if stored.slots.in_the_future(now) and not stored.awaited:
-                    self._timetable.put(stored, stored.due(now))
+                    self._stored_due.put(stored, stored.due(now))
             if self._stored.declares:
                 self._renew_at = trio.current_time()
             self._judge_from = trio.current_time() + PATIENCE_S
+            self._bell.wake()  # whichever loop has seen it
+            self._functions_bell.ring()
         self._ahead = ahead
         return now
 
@@ -547,26 +573,32 @@ class CronTaskDispatcher:
         self._publisher.observers.tell("storage_failed", "cron", exc)
         log.warning("cron: the storage failed, trying again in %.0f s: %s", self._calm_s, exc)
 
-    async def _fire_due(self) -> None:
-        """Decide every entry whose moment has come, by the time there is now."""
+    async def _fire_functions(self) -> None:
+        """Decide every function whose moment has come, by the time there is now."""
         while not self._closing.is_set():
             now = self._now()
-            if not _believable(now) or not (due := self._timetable.take(now, CROWD)):
+            if not _believable(now) or not (due := self._functions_due.take(now, CROWD)):
                 return
-            stored: list[StoredEntry] = []
             for number, entry in enumerate(due, 1):
-                if isinstance(entry, StoredEntry):
-                    stored.append(entry)
-                else:
-                    self._fire_function(entry, now)
+                self._fire_function(entry, now)
                 if number % AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+
+    async def _fire_due(self) -> None:
+        """Decide every stored entry whose moment has come, by the time there is now."""
+        while not self._closing.is_set():
+            now = self._now()
+            if not _believable(now) or not (due := self._stored_due.take(now, CROWD)):
+                return
             calm_s = self._calm_until - trio.current_time()
             if calm_s > 0:
-                for entry in stored:
-                    self._timetable.put(entry, now + max(calm_s, LEAST_CALM_S))
-            elif stored:
-                outage = await self._stored.fire(stored, now)
+                for number, entry in enumerate(due, 1):
+                    self._stored_due.put(entry, now + max(calm_s, LEAST_CALM_S))
+                    if number % AT_ONCE == 0:
+                        await trio.lowlevel.checkpoint()
+            else:
+                outage = await self._stored.fire(due, now)
                 if outage is None:
                     self._calm_s = 0.0
                 else:
@@ -580,16 +612,26 @@ class CronTaskDispatcher:
             entry.task.err_count += 1
             entry.task.last_error = describe(exc)
             log.exception("cron task %s could not be decided, trying again in 60 s", entry.task.name)
-            self._timetable.put(entry, now + 60.0)
+            self._functions_due.put(entry, now + 60.0)
 
     def _wake_if_earlier(self) -> None:
-        if self._timetable.first() < self._sleeps_towards:
+        if self._stored_due.first() < self._sleeps_towards:
             self._bell.wake()
+        if self._functions_due.first() < self._functions_sleep_towards:
+            self._functions_bell.ring()
+
+    def _functions_nap_s(self) -> float:
+        """Seconds until a function is due, as far as is known now; the other loop looks at the clock, too."""
+        now, first = self._now(), self._functions_due.first()
+        self._functions_sleep_towards = first
+        if first == inf:
+            return inf
+        return max(min(first - now, self._source.slice_s), 0.0) if _believable(now) else MAX_CALM_S
 
     def _nap_s(self) -> float:
-        """Seconds until something is to be done, as far as is known now."""
+        """Seconds until something is to be done for stored entries, as far as is known now."""
         now, monotonic = self._now(), trio.current_time()
-        self._sleeps_towards = self._timetable.first()
+        self._sleeps_towards = self._stored_due.first()
         if not _believable(now):
             return MAX_CALM_S
         judge_s = max(self._stored.abandoned_at - now, self._judge_from - monotonic)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from itertools import pairwise
 from typing import TypeVar
 
 import pytest
@@ -151,3 +152,20 @@ async def test_a_storage_that_never_answers_cron_keeps_no_block_open(
         left_at = trio.current_time()
     assert trio.current_time() - left_at <= 6
     assert "cron: the storage gave no answer within 5 s" in caplog.text
+
+
+async def test_a_function_keeps_its_ticks_while_the_storage_is_slow(autojump_clock: object) -> None:
+    storage, function_runs = SlowStorage(MemoryStorage()), list[float]()
+
+    async def beat() -> None:
+        function_runs.append(trio.current_time())
+
+    async with working(nothing, storage=storage) as dispatcher:
+        await dispatcher.cron.add_with_name("@every 1m", "stored", JOB(Job()))
+        await dispatcher.cron.add_with_name("@every 1s", "beat", beat)
+        await trio.sleep(50.5)
+        storage.before_s = 8.0
+        await trio.sleep(50)
+        storage.before_s = 0.0
+        assert len(function_runs) == 100
+        assert [round(after - before, 3) for before, after in pairwise(function_runs)] == [1.0] * 99
