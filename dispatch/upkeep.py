@@ -137,6 +137,7 @@ class Upkeep:
         self._started_at = self.storage.now()
         leases, control = Topic(TopicKind.LEASES, self.worker), Topic(TopicKind.CONTROL)
         started = False
+        failures = 0
         with self.storage.watch(self._bell, leases), self.storage.watch(self._asked, control):
             while True:
                 try:
@@ -149,9 +150,15 @@ class Upkeep:
                     self.observers.tell("storage_failed", "upkeep", exc)
                     if not started:
                         raise
-                    log.warning("upkeep: the storage failed, trying again: %s", exc)
+                    failures += 1
+                    # The 1st, 2nd, 4th, 8th and so on: an outage of hours must not fill the log.
+                    level = logging.DEBUG if failures & (failures - 1) else logging.WARNING
+                    log.log(level, "upkeep: the storage failed, trying again: %s", exc)
                     await trio.sleep(min(1.0, self.lease_s / 6))
                     continue
+                if failures:
+                    log.info("upkeep: the storage works again after %d failures", failures)
+                    failures = 0
                 if not started:
                     started = True
                     task_status.started()

@@ -135,6 +135,36 @@ async def test_a_storage_that_tells_no_controls_ends_no_lease(
     assert "upkeep: the storage failed, trying again: [1021] no answer within 2 s" in caplog.text
 
 
+async def test_an_outage_of_an_hour_does_not_fill_the_log(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "dispatch.upkeep")
+
+    class Full(MemoryStorage):
+        away = False
+
+        async def beat(self, *arguments: Any) -> None:
+            if self.away:
+                raise StorageError("the disk is full")
+            await super().beat(*arguments)
+
+    storage = Full()
+    async with open_dispatcher(storage) as dispatcher:
+        dispatcher.consumer.register_queue("q")
+        dispatcher.consumer.register_handler(JOB, Script())
+        storage.away = True
+        await trio.sleep(3_600)
+        storage.away = False
+        await trio.sleep(60)
+    told = [record for record in caplog.records if "upkeep: the storage failed, trying again" in record.message]
+    assert len(told) > 3_000
+    warned = [each for each in told if each.levelno == logging.WARNING]
+    assert warned[0] is told[0]
+    assert warned[-1].created > told[0].created  # who looks at the last page of the log is told as well
+    assert 10 <= len(warned) <= 12
+    assert f"upkeep: the storage works again after {len(told)} failures" in caplog.text
+
+
 class Picky(MemoryStorage):
     """Refuses every step that holds the outcome of a poisoned task, as a constraint would."""
 
