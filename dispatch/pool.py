@@ -20,7 +20,7 @@ import attrs
 import trio
 from typing_extensions import TypeVar
 
-from dispatch.callables import is_async, is_generator
+from dispatch.callables import is_async, is_generator, unwrapped
 from dispatch.checks import check_within, shown
 from dispatch.errors import ClosedError, InvalidConfigError, InvalidTaskHandlerError, QueueFullError
 from dispatch.failures import (
@@ -102,7 +102,12 @@ class Task(Generic[T_co]):
         if not callable(func):
             raise InvalidTaskHandlerError(f"pool: func must be callable, got {func!r}")
         if not name:
-            self.name = getattr(func, "__qualname__", type(func).__qualname__)
+            inner = unwrapped(func)
+            self.name = getattr(inner, "__qualname__", type(inner).__qualname__)
+        if not isinstance(cast("object", args), tuple):
+            raise InvalidTaskHandlerError(
+                f"pool: args of {self.name} must be a tuple of what it is called with, got {shown(args)}"
+            )
         if is_generator(func):
             raise InvalidTaskHandlerError(f"pool: {self.name} is a generator, of which nothing would run")
 

@@ -232,7 +232,7 @@ class Yielding:
         (streamed, "streamed"),
         (Yielding(), "Yielding"),
         (Yielding().__call__, "Yielding.__call__"),
-        (functools.partial(counted), "partial"),
+        (functools.partial(counted), "counted"),
     ],
 )
 async def test_a_generator_of_which_nothing_would_run_is_refused(function: Callable[..., Any], name: str) -> None:
@@ -241,6 +241,23 @@ async def test_a_generator_of_which_nothing_would_run_is_refused(function: Calla
             dispatcher.pool.run(function)
         assert dispatcher.pool.statistics().queued == 0
     assert caught.value.detail == f"pool: {name} is a generator, of which nothing would run"
+
+
+async def test_a_partial_is_named_after_what_it_calls(caplog: pytest.LogCaptureFixture) -> None:
+    async def refuse(what: str) -> None:
+        raise ConnectionError(what)
+
+    async with open_dispatcher() as dispatcher:
+        task = dispatcher.pool.run(functools.partial(refuse, "busy"))
+        await task.wait()
+    assert task.name.endswith("refuse")
+    assert [each.getMessage() for each in caplog.records] == [f"pool task {task.name} failed: ConnectionError: busy"]
+
+
+@pytest.mark.parametrize("args", ["ab", None, 5])
+def test_arguments_that_are_no_tuple_are_refused_before_they_are_taken_apart(args: Any) -> None:
+    with pytest.raises(InvalidTaskHandlerError, match="args of print must be a tuple of what it is called with, got"):
+        Task(print, args)
 
 
 async def test_a_class_is_called_though_its_instances_are_async() -> None:
