@@ -289,7 +289,7 @@ class Harness:
         if len(found) != times if times is not None else not found:
             wanted = f"{task_type.queue}/{task_type.type}" + ("" if payload is None else f" {payload!r}")
             wanted += "" if status is None else f", {status}"
-            stored = "".join(f"\n  {task!r} {task.payload!r}" for _, task in there) or " nothing"
+            stored = "".join(f"\n  {task!r} {task.payload!r}{_error_of(task)}" for _, task in there) or " nothing"
             raise AssertionError(
                 f"expected {'at least one' if times is None else times} of {wanted}, found {len(found)}; "
                 f"stored of this type:{stored}"
@@ -344,6 +344,11 @@ class _Life:
     view: FaultyStorage
     scope: trio.CancelScope
     over: trio.Event
+
+
+def _error_of(task: QueueTask[Any, Any]) -> str:
+    """Its last error in full, which says what is wrong; the task's repr cuts it short."""
+    return "" if task.last_error is None else f"\n    last_error: {task.last_error}"
 
 
 def _like(task_type: TaskType[P, R]) -> QueueTask[Any, Any]:

@@ -534,3 +534,18 @@ async def test_a_sync_handler_may_wait_in_what_it_calls_back(autojump_clock: obj
         trio.from_thread.run(trio.sleep, 600.0)
 
     await perform(waits, NOTE(Note("x")))
+
+
+async def test_what_is_there_instead_is_told_with_its_whole_error(autojump_clock: trio.testing.MockClock) -> None:
+    def setup(dispatcher: Dispatcher) -> None:
+        dispatcher.consumer.register_queue("q")
+        dispatcher.consumer.register_handler(ASK, Scripted("no receipt"))
+
+    async with Harness(setup) as harness:
+        await harness.publisher.publish(ASK(Note("a")))
+        await harness.dispatcher.drain()
+        with pytest.raises(AssertionError) as caught:
+            await harness.assert_published(ASK, status="succeeded")
+        [task] = await harness.published(ASK)
+    assert "got a str 'no receipt', wanted Receipt" in str(caught.value)
+    assert str(caught.value).endswith(f"\n    last_error: {task.last_error}")
