@@ -44,7 +44,7 @@ from dispatch.events import TaskEvent
 from dispatch.execution import task_for_handler
 from dispatch.handlers import bind, check_no_result
 from dispatch.publisher import TaskQueuePublisher
-from dispatch.records import Claim, NewTask, TaskRecord, to_seconds
+from dispatch.records import Claim, NewTask, TaskRecord, from_seconds, to_seconds
 from dispatch.run import Run
 from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.protocol import Storage
@@ -59,6 +59,8 @@ R = TypeVar("R", default=Any)
 
 QUIET_S: Final = 0.02
 """Seconds of real time without an event after which an end that waits lets virtual time jump."""
+CLOCKS_APART_S: Final = 1.0
+"""What two clocks that begin at the same moment may differ by."""
 THREAD_S: Final = 1.0
 """Real seconds for which a sync handler may keep silent in its thread before virtual time jumps on."""
 
@@ -70,8 +72,9 @@ class Harness:
 
     - `setup`: registers queues, handlers and cron on each new dispatcher; sync
       or async. It is called again after every restart, as a service's start is.
-    - `storage`: the storage, by default a fresh one in memory.
-    - `start`: the moment at which virtual time begins, an aware datetime.
+    - `storage`: the storage, by default a fresh one in memory. Time is then the storage's, cron's included.
+    - `start`: the moment at which virtual time begins, an aware datetime; a storage
+      of your own must begin there as well, by a `Clock(start)`.
     - `options`: those of `Dispatcher`, but that nothing is logged unless its `observers` do.
     """
 
@@ -85,7 +88,12 @@ class Harness:
     ) -> None:
         self._setup = setup
         self._options = options
-        self.clock: Final = Clock(start)
+        given = options.get("clock")
+        if start is not None and given is not None:
+            raise InvalidConfigError("Harness: give either start or clock, got both")
+        self._clock: Clock | None = given if given is not None else None if start is None else Clock(start)
+        """The one asked for, beside what a storage given goes by."""
+        self.clock: Final = self._clock or (Clock() if storage is None else Clock(wall=storage.now))
         """Wall time, from the start given."""
         self.storage: Final[Storage] = (
             storage if storage is not None else MemoryStorage(self.clock, keep_finished=1_000_000)
@@ -103,6 +111,11 @@ class Harness:
             raise InvalidConfigError(
                 "a Harness needs virtual time: run under trio.testing.MockClock; "
                 "with pytest-trio, the test itself has to take the fixture autojump_clock"
+            )
+        if abs(self.clock.now() - self.storage.now()) > CLOCKS_APART_S:
+            raise InvalidConfigError(
+                f"Harness: time begins at {self.clock.utc().isoformat()}, but the clock of {self.storage!r} shows "
+                f"{from_seconds(self.storage.now()).isoformat()}; give that one the same Clock, or leave start and clock out"
             )
         self._around = trio.open_nursery()
         self._nursery = await self._around.__aenter__()
@@ -206,7 +219,8 @@ class Harness:
 
                 options = self._options.copy()
                 options["observers"] = [*(self._options.get("observers") or ()), observe]
-                options.setdefault("clock", self.clock)
+                # Without one, the storage's: two that both begin now are a moment apart.
+                options["clock"] = self._clock
                 dispatcher = Dispatcher(view, **options)
                 made = self._setup(dispatcher)
                 if inspect.isawaitable(made):

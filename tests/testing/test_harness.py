@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from math import inf
 from typing import Any
 
@@ -14,7 +14,9 @@ import trio.testing
 from attrs import frozen
 
 from dispatch import (
+    Clock,
     Codec,
+    CronEntry,
     Dispatcher,
     InvalidQueuePayloadError,
     Limits,
@@ -549,3 +551,27 @@ async def test_what_is_there_instead_is_told_with_its_whole_error(autojump_clock
         [task] = await harness.published(ASK)
     assert "got a str 'no receipt', wanted Receipt" in str(caught.value)
     assert str(caught.value).endswith(f"\n    last_error: {task.last_error}")
+
+
+async def test_cron_goes_by_the_clock_of_the_storage_that_was_given(autojump_clock: trio.testing.MockClock) -> None:
+    noon = START.replace(hour=12)
+    nightly = CronEntry("30 2 * * *", "nightly", NOTE(Note("a")), zone="Europe/Berlin")
+    async with Harness(setup_with(Scripted(None)), storage=MemoryStorage(Clock(noon)), cron=[nightly]) as harness:
+        assert harness.clock.utc() == noon
+        await harness.advance(86_400.0)
+        [task] = await harness.assert_published(NOTE, status="succeeded", times=1)
+        assert task.created_at == datetime(2026, 3, 29, 1, 0, tzinfo=UTC)  # 03:00, when the gap ends
+        assert harness.clock.utc() == noon + timedelta(days=1)
+
+
+async def test_two_clocks_are_refused_unless_they_begin_together(autojump_clock: trio.testing.MockClock) -> None:
+    with pytest.raises(InvalidConfigError, match="but the clock of <MemoryStorage tasks=0 queues=0> shows"):
+        async with Harness(setup_with(Scripted(None)), storage=MemoryStorage(), start=START):
+            pass
+    with pytest.raises(InvalidConfigError, match="either start or clock"):
+        Harness(setup_with(Scripted(None)), start=START, clock=Clock(START))
+    async with Harness(setup_with(Scripted(None)), storage=MemoryStorage(Clock(START)), start=START) as harness:
+        assert harness.clock.utc() == START
+    async with Harness(setup_with(Scripted(None)), clock=Clock(START)) as harness:
+        assert harness.clock.utc() == START
+        assert (await harness.publisher.publish(NOTE(Note("a")))).created_at == START
