@@ -35,7 +35,7 @@ import trio
 import trio.testing
 from typing_extensions import TypeVar
 
-from dispatch.checks import check_count, check_kind
+from dispatch.checks import check_count, check_kind, shown
 from dispatch.clock import Clock
 from dispatch.codec import Codec
 from dispatch.dispatcher import Dispatcher, DispatcherOptions
@@ -47,7 +47,7 @@ from dispatch.publisher import TaskQueuePublisher
 from dispatch.records import Claim, NewTask, TaskRecord, from_seconds, to_seconds
 from dispatch.run import Run
 from dispatch.storage.memory import MemoryStorage
-from dispatch.storage.protocol import Storage
+from dispatch.storage.protocol import Storage, check_storage
 from dispatch.storage.query import All, Queues, Statuses, Types, matches
 from dispatch.tasks import QueueTask, TaskType
 from dispatch.testing.faults import FaultyStorage
@@ -88,7 +88,12 @@ class Harness:
     ) -> None:
         self._setup = setup
         self._options = options
+        if not callable(setup):
+            raise InvalidConfigError(f"Harness: setup must be a function of the dispatcher, got {shown(setup)}")
+        if storage is not None:
+            check_storage(storage, " or None for an in-memory one")
         given = options.get("clock")
+        check_kind("clock", given, Clock)
         if start is not None and given is not None:
             raise InvalidConfigError("Harness: give either start or clock, got both")
         self._clock: Clock | None = given if given is not None else None if start is None else Clock(start)
@@ -218,10 +223,12 @@ class Harness:
                         self.events.append(event)
 
                 options = self._options.copy()
-                options["observers"] = [*(self._options.get("observers") or ()), observe]
+                if options.get("observers") is None:
+                    options["observers"] = ()
                 # Without one, the storage's: two that both begin now are a moment apart.
                 options["clock"] = self._clock
                 dispatcher = Dispatcher(view, **options)
+                dispatcher.observe(observe)
                 made = self._setup(dispatcher)
                 if inspect.isawaitable(made):
                     await made
@@ -236,8 +243,9 @@ class Harness:
 
     async def advance(self, seconds: float) -> None:
         """Let virtual time pass, stopping at every moment something was waiting for. A checkpoint."""
-        if not 0 <= seconds < inf:
-            raise InvalidConfigError(f"advance: seconds must be at least 0 and finite, got {seconds!r}")
+        given = cast("object", seconds)
+        if not isinstance(given, int | float) or not 0 <= given < inf:
+            raise InvalidConfigError(f"advance: seconds must be at least 0 and finite, got {shown(given)}")
         clock = trio.lowlevel.current_clock()
         assert isinstance(clock, trio.testing.MockClock)
         if clock.autojump_threshold < inf:
@@ -263,6 +271,9 @@ class Harness:
         return [task for _, task in await self._stored(task_type)]
 
     async def _stored(self, task_type: TaskType[P, R]) -> list[tuple[TaskRecord, QueueTask[P, R]]]:
+        given = cast("object", task_type)
+        if not isinstance(given, TaskType):
+            raise InvalidConfigError(f"published: expected a TaskType, got {shown(given)}")
         publisher = TaskQueuePublisher(self.storage)
         found: list[tuple[TaskRecord, QueueTask[P, R]]] = []
         after: str | None = None
@@ -292,6 +303,8 @@ class Harness:
         AssertionError, which lists what there is, unless there are `times` of
         them, or, without `times`, at least one.
         """
+        if times is not None:
+            check_count("assert_published: times", times, 0)
         standing = All() if status is None else Statuses(status)  # which refuses a wrong one
         there = await self._stored(task_type)
         now = self.storage.now()

@@ -575,3 +575,34 @@ async def test_two_clocks_are_refused_unless_they_begin_together(autojump_clock:
     async with Harness(setup_with(Scripted(None)), clock=Clock(START)) as harness:
         assert harness.clock.utc() == START
         assert (await harness.publisher.publish(NOTE(Note("a")))).created_at == START
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"setup": None}, "setup must be a function of the dispatcher, got None"),
+        ({"storage": "sqlite:///jobs.db"}, "storage must be a Storage or None for an in-memory one, got str"),
+        ({"clock": START}, "clock must be a Clock or None"),
+        ({"observers": 5}, "observers must be a collection of functions, got 5"),
+    ],
+)
+async def test_what_a_harness_cannot_be_made_of_is_named(
+    autojump_clock: trio.testing.MockClock, options: Any, told: str
+) -> None:
+    with pytest.raises(InvalidConfigError, match=told):
+        async with Harness(**{"setup": setup_with(Scripted(None)), **options}):
+            pass
+
+
+async def test_what_a_harness_cannot_be_asked_is_named(autojump_clock: trio.testing.MockClock) -> None:
+    asked: Any
+    async with Harness(setup_with(Scripted(None))) as harness:
+        for asked in (None, "5", float("nan")):
+            with pytest.raises(InvalidConfigError, match="advance: seconds must be at least 0 and finite, got"):
+                await harness.advance(asked)
+        for asked in (None, "note", Note):
+            with pytest.raises(InvalidConfigError, match="published: expected a TaskType, got"):
+                await harness.assert_published(asked)
+        asked = "2"
+        with pytest.raises(InvalidConfigError, match="assert_published: times must be a whole number, got '2'"):
+            await harness.assert_published(NOTE, times=asked)
