@@ -28,7 +28,7 @@ from typing import Any, Final, Unpack, cast
 import trio
 
 from dispatch.bell import Bell
-from dispatch.checks import check_count, check_kind, check_within, shown
+from dispatch.checks import check_count, check_flag, check_kind, check_within, shown
 from dispatch.clock import Clock
 from dispatch.cron.entries import (
     CronEntry,
@@ -223,6 +223,7 @@ class CronTaskDispatcher:
             raise
 
     async def _add(self, task: CronTask, *, replace: bool) -> CronTask:
+        check_flag(f"cron task {task.name!r}: replace", replace)
         async with self._alone_with(task.name):
             self._check_open(task.name)
             if task.task is None:
@@ -330,6 +331,7 @@ class CronTaskDispatcher:
         starts; to stop it for longer, pause it.
         """
         _check_named(name)
+        check_flag("cancel: running", running)
         await self._storage.rest()
         if self._functions.remove(name, running=running):
             await trio.lowlevel.checkpoint()

@@ -244,6 +244,26 @@ async def test_adding_after_the_end_is_refused(autojump_clock: object) -> None:
     )
 
 
+@pytest.mark.parametrize("flag", ["no", 0, None])
+async def test_a_word_for_no_replaces_nothing_and_cancels_no_run(autojump_clock: object, flag: Any) -> None:
+    ended: list[bool] = []
+
+    async def slow() -> None:
+        await trio.sleep(5)
+        ended.append(True)
+
+    async with open_dispatcher() as dispatcher:
+        kept = await dispatcher.cron.add_with_name("@every 10s", "slow", slow)
+        await trio.sleep(11)
+        with pytest.raises(InvalidConfigError, match="cron task 'slow': replace must be True or False, got"):
+            await dispatcher.cron.add_with_name("@hourly", "slow", slow, replace=flag)
+        with pytest.raises(InvalidConfigError, match="cancel: running must be True or False, got"):
+            await dispatcher.cron.cancel("slow", running=flag)
+        assert await dispatcher.cron.get_task("slow") is kept
+        await trio.sleep(5)
+    assert ended == [True]
+
+
 @pytest.mark.parametrize("text", ["0 0 30 2 *", "TZ=UTC", "CRON_TZ=", "61 * * * *", "", "@every 0s"])
 async def test_what_can_never_fire_is_refused_at_once(text: str) -> None:
     async with open_dispatcher() as dispatcher:
