@@ -5,13 +5,16 @@ For constructors and registrations, so that nothing on the way of a task looks t
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Collection, Iterable
 from math import isfinite
-from typing import Final, cast
+from typing import Any, Final, cast
+
+import typing_extensions
 
 from dispatch.errors import LONGEST_S, InvalidConfigError, shown
 
-__all__ = ["MAX_COUNT", "MAX_DELAY_S", "check_choice", "check_count", "check_duration", "check_flag", "check_kind", "check_names", "check_within", "shown"]
+__all__ = ["MAX_COUNT", "MAX_DELAY_S", "check_choice", "check_count", "check_duration", "check_flag", "check_kind", "check_names", "check_within", "is_alias", "shown"]
 
 MAX_DELAY_S: Final = LONGEST_S
 MAX_COUNT: Final = 2**31 - 1
@@ -84,3 +87,15 @@ def check_names(what: str, value: object) -> frozenset[str]:
         if not isinstance(name, str):
             raise InvalidConfigError(f"{what} must be a collection of str, got {shown(name)} in it")
     return frozenset(cast("tuple[str, ...]", names))
+
+
+ALIASES: Final[tuple[Any, ...]] = (
+    typing_extensions.TypeAliasType,
+    getattr(typing, "TypeAliasType", typing_extensions.TypeAliasType),
+)
+"""From Python 3.12 on that of typing-extensions may be a class of its own."""
+
+
+def is_alias(tp: object) -> bool:
+    """Whether it was made by `type Names = list[str]`, or by typing-extensions before Python 3.12."""
+    return isinstance(tp, ALIASES)

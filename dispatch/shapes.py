@@ -37,6 +37,7 @@ from cattrs import Converter, override
 from cattrs.disambiguators import create_default_dis_func
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 
+from dispatch.checks import is_alias
 from dispatch.containers import (
     dict_shape,
     list_shape,
@@ -437,8 +438,10 @@ def _bare(tp: Any, variables: Mapping[Any, Any], path: str) -> Any:
             tp = get_args(tp)[0]
         elif isinstance(tp, NewType):
             tp = tp.__supertype__
-        elif isinstance(tp, typing_extensions.TypeAliasType):
+        elif is_alias(tp):
             tp = tp.__value__
+        elif is_alias(alias := get_origin(tp)):
+            tp = _filled(alias.__value__, dict(zip(alias.__type_params__, get_args(tp), strict=True)))
         else:
             break
     parameters = getattr(tp, "__parameters__", ())

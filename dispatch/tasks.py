@@ -28,7 +28,7 @@ from typing import (
 )
 
 import attrs
-from typing_extensions import TypeAliasType, TypeVar
+from typing_extensions import TypeVar
 
 from dispatch.callables import is_async, is_generator
 from dispatch.checks import (
@@ -38,6 +38,7 @@ from dispatch.checks import (
     check_duration,
     check_flag,
     check_names,
+    is_alias,
     shown,
 )
 from dispatch.errors import (
@@ -704,7 +705,7 @@ def _upcasters(where: str, version: int, given: object) -> dict[int, Upcaster]:
 
 def _is_type(given: object) -> bool:
     """Whether `given` is a class or a typing form; the codec, above, knows which of them can be stored."""
-    return isinstance(given, type | NewType | TypeAliasType) or get_origin(given) is not None
+    return isinstance(given, type | NewType) or is_alias(given) or get_origin(given) is not None
 
 
 def _type_name(given: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta, timezone
@@ -19,7 +20,7 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typing_extensions import TypeVar
+from typing_extensions import TypeAliasType, TypeVar
 
 from dispatch import jsontext
 from dispatch.codec import Codec, Limits, Undecodable
@@ -1671,3 +1672,39 @@ def test_a_class_that_keeps_something_else_is_found_out(value: Any) -> None:
     with pytest.raises(InvalidQueuePayloadError) as caught:
         Codec().encode(value, type(value), "payload of q/t")
     assert "$.word" in caught.value.detail
+
+
+K = TypeVar("K")
+Named = TypeAliasType("Named", dict[str, K], type_params=(K,))
+Maybe = TypeAliasType("Maybe", K | None, type_params=(K,))
+
+
+@attrs.frozen
+class Shelf(Generic[K]):
+    found: Named[list[K]]
+    first: Maybe[K] = None
+
+
+@attrs.frozen
+class Library:
+    shelf: Shelf[int]
+    index: Named[Named[UUID]]
+
+
+def test_an_alias_with_parameters_stands_for_what_it_names() -> None:
+    library = Library(Shelf({"a": [1]}, 2), {"b": {"c": UUID(int=3)}})
+    data, copy = Codec().encode(library, Library, "test")
+    assert copy == Codec().decode(data, Library) == library
+    with pytest.raises(InvalidQueuePayloadError) as caught:
+        Codec().encode(Library(Shelf({"a": ["one"]}), {}), Library, "test")  # type: ignore[list-item]
+    assert caught.value.path == "$.shelf.found.a[0]"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="the statement is of Python 3.12")
+def test_an_alias_made_by_the_type_statement_stands_for_what_it_names() -> None:
+    made: dict[str, Any] = {}
+    exec("type Names = list[str]\ntype Pair[T] = tuple[T, T]", made)  # noqa: S102 - older Pythons cannot read it
+    crew = attrs.make_class("Crew", {"names": attrs.field(type=made["Names"]), "at": attrs.field(type=made["Pair"][int])})
+    data, _ = Codec().encode(crew(["ada"], (1, 2)), crew, "test")
+    assert Codec().decode(data, crew) == crew(["ada"], (1, 2))
+    assert TaskType("q", "crew", crew, made["Names"]).result is made["Names"]
