@@ -513,7 +513,7 @@ class Scripted(Generic[P, R]):
     `seen` has the task of every attempt.
     """
 
-    def __init__(self, *steps: Any) -> None:
+    def __init__(self, *steps: Callable[[QueueTask[Any, Any]], object] | object) -> None:
         self._steps: list[Any] = list(steps) if steps else [None]
         self.seen: list[QueueTask[P, R]] = []
 

@@ -122,6 +122,7 @@ async def use() -> None:
         assert_type(await dispatcher.control.get(charged), QueueTask[Order, Receipt])
         dispatcher.consumer.register_handler(MAYBE, charge_if_due)
         dispatcher.consumer.register_handler(NOTE, Scripted(None))
+        dispatcher.consumer.register_handler(NOTE, Scripted(lambda task: trio.sleep(task.attempt), note, None))
         dispatcher.consumer.register_handler(CHARGE, Scripted(ConnectionError, Receipt(1.0)))
         await dispatcher.cron.add("@daily", NOTE(Order(1)), zone="Europe/Berlin", overlap="skip")
         declared = CronEntry("@daily", "tidy", NOTE(Order(1)), misfire="skip", description="tidies up")
