@@ -450,6 +450,11 @@ def literal_shape(tp: Any, path: str) -> Shape:
     """By value and class, for 1 is not True."""
     allowed = get_args(tp)
     pairs = _literal_pairs(tp)
+    for raw, value in pairs:
+        if raw.__class__ not in SCALARS:
+            raise UnsupportedType(
+                path, f"{value!r} of {type_name(tp)} is not a str, int, float, bool or None", "give it one"
+            )
     members = literal_values(tp)
     if len(members) < len({(value.__class__, value) for value in allowed}):
         raise UnsupportedType(

@@ -1708,3 +1708,9 @@ def test_an_alias_made_by_the_type_statement_stands_for_what_it_names() -> None:
     data, _ = Codec().encode(crew(["ada"], (1, 2)), crew, "test")
     assert Codec().decode(data, crew) == crew(["ada"], (1, 2))
     assert TaskType("q", "crew", crew, made["Names"]).result is made["Names"]
+
+
+def test_a_literal_that_no_json_can_hold_is_refused_when_it_is_declared() -> None:
+    mark = attrs.make_class("Mark", {"kind": attrs.field(type=Literal[b"a"])})
+    with pytest.raises(InvalidTaskTypeError, match=r"Mark\.kind: b'a' of Literal\[b'a'\] is not a str, int"):
+        Codec().check(mark, "test")
