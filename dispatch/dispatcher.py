@@ -338,8 +338,10 @@ class Dispatcher:
     async def subscribe(self) -> AsyncGenerator[EventStream]:
         """The stream of events while the block is open: `async with d.subscribe() as events`.
 
-        It ends with the dispatcher, after the last of its events.
+        It ends with the dispatcher, after the last of its events. Read it in the
+        dispatcher's trio run; in another, InvalidConfigError (1012).
         """
+        check_thread(self, self._thread, "run(read_events, trio_token=token)")
         stream = EventStream()
         if self._ended:
             stream.end()

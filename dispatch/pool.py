@@ -70,7 +70,7 @@ class Task(Generic[T_co]):
     error: BaseException | None = attrs.field(init=False)
     value: T_co | None = attrs.field(init=False)
     _finished: trio.Event = attrs.field(init=False)
-    _taken: bool = attrs.field(init=False)
+    _pool: TaskDispatcher | None = attrs.field(init=False)
 
     # By hand, for its overloads: the first line that fits an async function says what it comes to.
 
@@ -98,7 +98,7 @@ class Task(Generic[T_co]):
         self.error = None
         self.value = None
         self._finished = trio.Event()
-        self._taken = False
+        self._pool = None
         if not callable(func):
             raise InvalidTaskHandlerError(f"pool: func must be callable, got {func!r}")
         if not name:
@@ -112,12 +112,18 @@ class Task(Generic[T_co]):
             raise InvalidTaskHandlerError(f"pool: {self.name} is a generator, of which nothing would run")
 
     async def wait(self) -> None:
-        """Wait until it has finished, however it ended; look at `error` then. A checkpoint."""
+        """Wait until it has finished, however it ended; look at `error` then. A checkpoint.
+
+        Raises InvalidConfigError (1012) in another trio run than the pool's.
+        """
+        if self._pool is not None and not self._finished.is_set():
+            where = self._pool._thread  # pyright: ignore[reportPrivateUsage] - the two classes are one unit
+            check_thread(self, where, "run(task.wait, trio_token=token)")
         await self._finished.wait()
 
     async def result(self) -> T_co:
-        """Wait until it has finished; what it returned, or raises what it raised. A checkpoint."""
-        await self._finished.wait()
+        """Wait as `wait` does; what it returned, or raises what it raised. A checkpoint."""
+        await self.wait()
         if self.error is not None:
             raise self.error
         return cast("T_co", self.value)
@@ -187,11 +193,11 @@ class TaskDispatcher:
             raise InvalidTaskHandlerError(f"pool: expected a Task, got {shown(given)}; a function is given to run()")
         if self._closing.is_set():
             raise ClosedError(f"pool: it is closed and takes no more work; {task.name} was not run")
-        if task._taken:  # pyright: ignore[reportPrivateUsage] - the two classes are one unit
+        if task._pool is not None:  # pyright: ignore[reportPrivateUsage]
             raise InvalidTaskHandlerError(f"pool: {task!r} was given to a pool already; make another Task")
         if len(self._queue) >= self._buffer_size:
             raise QueueFullError(f"pool: {len(self._queue)} tasks are queued, its buffer_size; {task.name} was not run")
-        task._taken = True  # pyright: ignore[reportPrivateUsage]
+        task._pool = self  # pyright: ignore[reportPrivateUsage]
         # The context is that of who gave it, and not of who makes room for it.
         self._queue.append((task, contextvars.copy_context()))
         self._fill()
@@ -206,7 +212,11 @@ class TaskDispatcher:
         self._fill()
 
     async def drain(self) -> None:
-        """Wait until nothing is queued or running. Stops nothing. A checkpoint."""
+        """Wait until nothing is queued or running. Stops nothing. A checkpoint.
+
+        Raises InvalidConfigError (1012) in another trio run than the pool's.
+        """
+        check_thread(self, self._thread, "run(pool.drain, trio_token=token)")
         while self._queue or self._running:
             event = trio.Event()
             self._idle.append(event)

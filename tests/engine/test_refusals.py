@@ -89,6 +89,34 @@ async def test_a_sync_call_in_another_thread_is_told_the_way_in_and_changes_noth
             assert dispatcher.pool.statistics().finished == len(done) == 1
 
 
+@pytest.mark.parametrize("asked", ["wait", "result", "drain", "subscribe"])
+async def test_who_waits_in_a_trio_run_of_their_own_is_refused_and_breaks_nothing(asked: str) -> None:
+    async def elsewhere() -> None:
+        with trio.move_on_after(1):
+            match asked:
+                case "wait":
+                    await task.wait()
+                case "result":
+                    await task.result()
+                case "drain":
+                    await dispatcher.pool.drain()
+                case _:
+                    async with dispatcher.subscribe():
+                        pass
+
+    def thread() -> None:
+        with pytest.raises(InvalidConfigError, match=r"from another thread use trio\.from_thread\.run"):
+            trio.run(elsewhere)
+
+    with trio.fail_after(10):
+        async with working(nothing) as dispatcher:
+            task = dispatcher.pool.run(trio.sleep, 0.2)
+            await trio.to_thread.run_sync(thread)
+            await task.wait()
+            published = await dispatcher.publisher.publish(JOB(Job()))
+            assert (await dispatcher.publisher.wait(published)).status is TaskStatus.SUCCEEDED
+
+
 async def test_a_sync_handler_goes_the_way_that_it_was_told() -> None:
     done: list[str] = []
 
