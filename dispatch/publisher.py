@@ -40,10 +40,10 @@ from dispatch.storage.protocol import (
     check_storage,
     stored_for,
 )
-from dispatch.storage.query import Ids, Queues, Statuses
+from dispatch.storage.query import Ids
 from dispatch.tasks import Priority, QueueTask, TaskStatus, TaskType, id_of, plain, task_of
 from dispatch.threads import check_thread
-from dispatch.unstored import after_close, not_registered, unstored, why_gone
+from dispatch.unstored import after_close, not_registered, unstored, why_gone, why_no_room
 
 __all__ = ["Published", "TaskQueuePublisher"]
 
@@ -481,6 +481,8 @@ class TaskQueuePublisher:
 
     async def store(self, batch: Sequence[NewTask]) -> list[EnqueueResult]:
         """Store prepared tasks beyond any bound, for cron: an answer per item. A checkpoint."""
+        if self._closed and batch:
+            raise ClosedError(after_close(batch[0], ended=self._ended))
         await self._registry.declare(self._storage)
         results = await self._storage.enqueue(batch)
         for new, result in zip(batch, results, strict=True):
@@ -707,36 +709,18 @@ class TaskQueuePublisher:
                         await bell.wait(patience_until - trio.current_time())
                         if trio.current_time() >= patience_until:
                             patience_until = inf
-                            await self._name_standstill(queue)
+                            if why := await why_no_room(self._storage, queue):
+                                log.warning(
+                                    "queue %s: full, a publish has waited %g s for room: %s",
+                                    queue,
+                                    PATIENCE_S,
+                                    why,
+                                    extra={"event": "standstill", "queue": queue},
+                                )
         finally:
             self._waiting.discard(bell)
             if not turn.locked() and self._turns.get(queue) is turn:
                 del self._turns[queue]
-
-    async def _name_standstill(self, queue: str) -> None:
-        """Say so if what a publish waits for will not come by itself; workers at work are no trouble."""
-        try:
-            [stored] = [each for each in await self._storage.queues() if each.name == queue] or [QueueRecord(name=queue)]
-            running = await self._storage.count(Queues(queue) & Statuses(TaskStatus.RUNNING), bound=1)
-            served = any(queue in worker.queues for worker in await self._storage.workers())
-        except StorageError as exc:  # the next try tells the caller
-            log.debug("queue %s: cannot look why there is no room: %s", queue, exc)
-            return
-        if stored.paused:
-            why = "the queue is paused; resume it"
-        elif served and (stored.keyed or stored.rate is not None):
-            return  # a rate, or the head of a key that is not due yet, holds it up, as it is meant to
-        elif not any(running.values()):
-            why = "nothing of it is running; is there a dispatcher that serves it, with handlers for its tasks?"
-        else:
-            return
-        log.warning(
-            "queue %s: full, a publish has waited %g s for room: %s",
-            queue,
-            PATIENCE_S,
-            why,
-            extra={"event": "standstill", "queue": queue},
-        )
 
     async def _try(self, queue: str, batch: list[NewTask], results: list[EnqueueResult]) -> bool:
         """Enqueue what is still FULL for this queue; whether something still is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Final
 
@@ -10,14 +11,18 @@ from dispatch.errors import (
     DuplicateTaskError,
     QueueFullError,
     QueueNotRegisteredError,
+    StorageError,
 )
 from dispatch.nearest import nearest
 from dispatch.records import NewTask
 from dispatch.registry import Registry
 from dispatch.storage.protocol import EnqueueAnswer, EnqueueResult, QueueRecord, Storage
-from dispatch.tasks import OnClash, QueueTask
+from dispatch.storage.query import Queues, Statuses
+from dispatch.tasks import OnClash, QueueTask, TaskStatus
 
-__all__ = ["after_close", "not_registered", "unstored", "why_gone"]
+__all__ = ["after_close", "not_registered", "unstored", "why_gone", "why_no_room"]
+
+log: Final = logging.getLogger("dispatch.publisher")
 
 NAMED: Final = 10
 """Queues named in a message; of more it says how many."""
@@ -103,12 +108,30 @@ def _listed(names: Sequence[str]) -> str:
 def after_close(task: object, *, ended: bool) -> str:
     """That a closed publisher stores nothing, and what does."""
     which = "the task"
-    if isinstance(task, QueueTask):
+    if isinstance(task, QueueTask | NewTask):
         address = f"{task.queue}/{task.type}"
         which = f"task {task.id} ({address})" if task.id else f"task {address}"
     where = "inside it, or" if ended else "it"
     why = "the publisher is closed" + (", its dispatcher's block was left" if ended else "")
     return f"publish: {which} was not stored: {why}; publish {where} with a TaskQueuePublisher of its own"
+
+
+async def why_no_room(storage: Storage, queue: str) -> str | None:
+    """Why what a publish waits for will not come by itself; None where workers are at work. A checkpoint."""
+    try:
+        [stored] = [each for each in await storage.queues() if each.name == queue] or [QueueRecord(name=queue)]
+        running = await storage.count(Queues(queue) & Statuses(TaskStatus.RUNNING), bound=1)
+        served = any(queue in worker.queues for worker in await storage.workers())
+    except StorageError as exc:  # the next try tells the caller
+        log.debug("queue %s: cannot look why there is no room: %s", queue, exc)
+        return None
+    if stored.paused:
+        return "the queue is paused; resume it"
+    if served and (stored.keyed or stored.rate is not None):
+        return None  # a rate, or the head of a key that is not due yet, holds it up, as it is meant to
+    if not any(running.values()):
+        return "nothing of it is running; is there a dispatcher that serves it, with handlers for its tasks?"
+    return None
 
 
 def why_gone(storage: Storage) -> str:

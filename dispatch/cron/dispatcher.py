@@ -380,7 +380,8 @@ class CronTaskDispatcher:
     async def trigger(self, name: str) -> QueueTask[Any, Any] | None:
         """Run it now, beside its plan: the task published, or None for a function. A checkpoint.
 
-        Overlap is not looked at, and a paused cron task runs, too: somebody asked.
+        Overlap is not looked at, and a paused cron task runs, too: somebody asked. Raises what
+        `publish` raises, so ClosedError (1013) once the dispatcher's block was left.
         """
         entry = await self._entry(name)
         if isinstance(entry, StoredEntry):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -25,6 +27,7 @@ from dispatch import (
 from dispatch.checks import shown
 from dispatch.cron.dispatcher import CronTaskDispatcher
 from dispatch.errors import UsageError
+from dispatch.storage.query import All
 
 from .work import JOB, Job, Script, nothing, working
 
@@ -387,6 +390,19 @@ async def test_functions_replaced_more_often_than_their_period_still_run(autojum
             await dispatcher.cron.add_with_name("@every 10s", "a", ticks, description=words, replace=True)
             await trio.sleep(6)
     assert [round(moment - ticks.times[0]) for moment in ticks.times] == [0, 10, 20, 30, 40]
+
+
+async def test_nothing_is_triggered_once_nobody_would_run_it(autojump_clock: object) -> None:
+    async with working(nothing) as dispatcher:
+        await dispatcher.cron.add_with_name("@hourly", "s", JOB(Job()))
+    since = datetime.fromtimestamp(dispatcher.storage.now(), UTC)
+    for act in (
+        partial(dispatcher.cron.trigger, "s"),
+        partial(dispatcher.cron.backfill, "s", since, since + timedelta(hours=2)),
+    ):
+        with pytest.raises(ClosedError, match="was not stored: the publisher is closed, its dispatcher's block"):
+            await act()
+    assert await dispatcher.storage.count(All()) == {}
 
 
 async def test_trigger_runs_it_now(autojump_clock: object) -> None:
