@@ -346,6 +346,7 @@ def test_the_alert_rules_ask_for_what_is_exported() -> None:
     [group] = yaml.safe_load((DOCS / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
     assert [rule["alert"] for rule in group["rules"]] == [
         "DispatchQueueFallsBehind", "DispatchTasksAreDying", "DispatchDeadLetters", "DispatchQueueStaysPaused", "DispatchStorageFails",
+        "DispatchIsSilent",
     ]
     for rule in group["rules"]:
         assert check(rule["expr"])
@@ -353,3 +354,16 @@ def test_the_alert_rules_ask_for_what_is_exported() -> None:
             assert re.search(rf"by \([^)]*\b{label}\b", rule["expr"])
         for name in NAME.findall(json.dumps(rule["annotations"])):
             assert name in exported()
+
+
+async def test_what_is_absent_when_nobody_is_there_is_told_by_whoever_is(autojump_clock: object) -> None:
+    """Also by a process that has done nothing yet, and by one whose storage is away: other rules are for that."""
+    [group] = yaml.safe_load((DOCS / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
+    [looked_for] = [match[1] for rule in group["rules"] if (match := re.fullmatch(r"absent\((\w+)\)", rule["expr"]))]
+
+    metrics, storage = PrometheusObserver(), Away()
+    async with working(nothing, storage=storage, observers=[metrics]) as dispatcher:
+        storage.away = True
+        body = await metrics.exposition(dispatcher)
+    assert looked_for in {name for name, _ in samples(body)}
+    assert "dispatch_queue_paused" not in {name for name, _ in samples(body)}
