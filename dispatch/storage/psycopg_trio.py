@@ -562,8 +562,9 @@ REPLICA: Final = (
     "; it is a replica, or takes no changes for another reason: name the primary, and with several hosts in the URL "
     "add target_session_attrs=read-write"
 )
-HINTS: Final[Mapping[str, str]] = {"42P05": POOLED, "26000": POOLED, "25006": REPLICA}
-"""What to do, by SQLSTATE: a prepared statement is there already, or is not; the server is read-only."""
+RESTED: Final = "; connections rest between tasks: ALTER ROLE ... SET idle_session_timeout = 0 for this role"
+HINTS: Final[Mapping[str, str]] = {"42P05": POOLED, "26000": POOLED, "25006": REPLICA, "57P05": RESTED}
+"""What to do, by SQLSTATE: a prepared statement is there already, or is not; the server is read-only, or impatient."""
 
 
 @contextmanager

@@ -274,6 +274,18 @@ def test_what_a_pooler_mixes_up_is_told(stage: Stage) -> None:
     )
 
 
+def test_a_server_that_cuts_what_rests_is_told_how_not_to(stage: Stage) -> None:
+    with psycopg.connect(stage.dsn, autocommit=True) as connection:
+        connection.execute("SET idle_session_timeout = '50ms'")
+        time.sleep(0.5)
+        with pytest.raises(psycopg.Error) as caught:
+            connection.execute("SELECT 1")
+    assert brief(caught.value) == (
+        "terminating connection due to idle-session timeout (57P05); connections rest between tasks: "
+        "ALTER ROLE ... SET idle_session_timeout = 0 for this role"
+    )
+
+
 @pytest.mark.battery
 async def test_an_autovacuum_keeps_neither_a_migration_nor_a_declaration_waiting_for_long() -> None:
     with postgres_server(settings=["autovacuum_naptime=1s"]) as server:
