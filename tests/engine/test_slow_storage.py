@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import pairwise
-from typing import TypeVar
+from random import Random
+from typing import Any, TypeVar
 
 import pytest
 import trio
@@ -13,13 +14,16 @@ import trio
 from dispatch import (
     CronTaskNotFoundError,
     Dispatcher,
+    EventKind,
     MemoryStorage,
     Storage,
+    TaskEvent,
     TaskQueueConfig,
     TaskStatus,
     TaskType,
     open_dispatcher,
 )
+from dispatch.storage.query import All, Crons
 from dispatch.testing.proxy import StorageProxy
 
 from .work import JOB, Job, Script, nothing, working
@@ -42,12 +46,27 @@ class SlowStorage(StorageProxy):
 
     async def around(self, method: str, call: Callable[[], Awaitable[T]]) -> T:
         slow = not self.methods or method in self.methods
-        await trio.sleep(self.before_s * slow)
-        after_s = self.after_s * slow  # as it was when it was asked
+        before_s, after_s = self.times_s()
+        await trio.sleep(before_s * slow)
         answer = await call()
         with trio.CancelScope(shield=True):
-            await trio.sleep(after_s)
+            await trio.sleep(after_s * slow)
         return answer
+
+    def times_s(self) -> tuple[float, float]:
+        """How long a step waits that is asked for now, and then its answer."""
+        return self.before_s, self.after_s
+
+
+class Unsteady(SlowStorage):
+    """Some steps take next to nothing, and some as good as a second; answers overtake each other."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(MemoryStorage(keep_finished=10_000))
+        self.random = Random(seed)
+
+    def times_s(self) -> tuple[float, float]:
+        return 0.5 * self.random.random() ** 2, 0.5 * self.random.random() ** 2
 
 
 async def test_many_queues_of_a_slow_storage_are_renewed_in_time(
@@ -169,3 +188,99 @@ async def test_a_function_keeps_its_ticks_while_the_storage_is_slow(autojump_clo
         storage.before_s = 0.0
         assert len(function_runs) == 100
         assert [round(after - before, 3) for before, after in pairwise(function_runs)] == [1.0] * 99
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_processes_that_change_one_entry_at_once_agree_in_the_end(seed: int, autojump_clock: object) -> None:
+    storage, random = Unsteady(seed), Random(seed)
+
+    async def change(dispatcher: Dispatcher) -> None:
+        cron = dispatcher.cron
+        for _ in range(60):
+            spec = f"@every {random.choice((5, 10, 15))}s"
+            act: Callable[[], Awaitable[object]] = random.choice(
+                [
+                    lambda: cron.add_with_name(spec, "one", JOB(Job()), replace=True),  # noqa: B023 - called in this round
+                    lambda: cron.cancel("one"),
+                    lambda: cron.pause("one"),
+                    lambda: cron.resume("one"),
+                    lambda: cron.get_task("one"),
+                    cron.tasks,
+                ]
+            )
+            with suppress(CronTaskNotFoundError):
+                await act()
+            await trio.sleep(2 * random.random())
+
+    async with working(nothing, storage=storage) as first, working(nothing, storage=storage) as second:
+        async with trio.open_nursery() as nursery:
+            for dispatcher in (first, second, first, second):
+                nursery.start_soon(change, dispatcher)
+        await first.cron.add_with_name("*/10 * * * * *", "one", JOB(Job(1)), replace=True)
+        await first.cron.resume("one")
+        await trio.sleep(30)
+        [before] = await storage.inner.crons("one")
+        await trio.sleep(100)
+        [after] = await storage.inner.crons("one")
+        assert after.total - before.total == 10
+    slots = [record.slot for record in (await storage.inner.find(Crons("one"), limit=10_000)).records]
+    assert len(slots) == len(set(slots))
+
+
+@pytest.mark.parametrize("overlap", ["allow", "skip", "queue_one"])
+@pytest.mark.parametrize("misfire", ["latest", "skip", "all"])
+async def test_no_tick_is_lost_or_made_twice(overlap: Any, misfire: Any, autojump_clock: object) -> None:
+    storage, handler = Unsteady(1), Script(0.2)
+    async with working(handler, storage=storage) as first, working(handler, storage=storage):
+        await first.cron.add_with_name("*/10 * * * * *", "often", JOB(Job()), overlap=overlap, misfire=misfire)
+        began = storage.now()
+        await trio.sleep(600)
+        ended = storage.now()
+    records = (await storage.inner.find(Crons("often"), limit=10_000)).records
+    slots = [record.slot for record in records]
+    assert len(slots) == len(set(slots))
+    first_slot = int(began) // 10 * 10 + 10
+    assert set(range(first_slot, int(ended) - 5, 10)) <= set(slots)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_publish_given_up_has_stored_nothing_or_is_told_of(seed: int, autojump_clock: object) -> None:
+    storage, random, told = Unsteady(seed), Random(seed), set[str]()
+
+    def note(event: TaskEvent) -> None:
+        if event.kind is EventKind.PUBLISHED:
+            told.add(event.task_id)
+
+    config = TaskQueueConfig(max_waiting=3)
+    async with working(Script(0.1), config, storage=storage, observers=[note]) as dispatcher:
+
+        async def publish(n: int) -> None:
+            with trio.move_on_after(2 * random.random()):
+                await dispatcher.publisher.publish(JOB(Job(n), id=f"task-{n}"))
+
+        async with trio.open_nursery() as nursery:
+            for n in range(40):
+                nursery.start_soon(publish, n)
+        await dispatcher.drain()
+        page = await dispatcher.control.find(limit=100)
+        assert {task.id for task in page.tasks} == told
+        assert 0 < len(told) < 40
+        for n in range(40):
+            await dispatcher.publisher.publish(JOB(Job(n), id=f"task-{n}"))
+        await dispatcher.drain()
+        assert await dispatcher.control.count(by=("status",)) == {("succeeded",): 40}
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_what_the_end_cuts_short_is_handed_back_whole(seed: int, autojump_clock: object) -> None:
+    storage = Unsteady(seed)
+    async with working(Script(1.0), TaskQueueConfig(concurrency=3), storage=storage, grace=0.5) as dispatcher:
+        for n in range(12):
+            await dispatcher.publisher.publish(JOB(Job(n)))
+        await trio.sleep(seed / 3)
+        left_at = trio.current_time()
+    assert trio.current_time() - left_at < 6
+    assert (dispatcher.report.unwritten, dispatcher.report.too_late) == ((), ())
+    records = (await storage.inner.find(All())).records
+    assert {record.status.value for record in records} <= {"succeeded", "pending"}
+    assert all(record.attempt == 0 for record in records if record.status is TaskStatus.PENDING)
