@@ -75,6 +75,14 @@ JOBS = """
         os.kill(os.getpid(), signal.SIGTERM)
         await trio.sleep_forever()
 
+    async def interrupt_and_stay(task: QueueTask[Welcome]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await trio.sleep_forever()
+
+    def interrupted_for_long(dispatcher):
+        dispatcher.consumer.register_queue("email")
+        dispatcher.consumer.register_handler(WELCOME, interrupt_and_stay)
+
     def interrupted(dispatcher):
         dispatcher.consumer.register_queue("email")
         dispatcher.consumer.register_handler(WELCOME, interrupt)
@@ -202,7 +210,7 @@ def test_a_wrong_command_line_that_nobody_hears_of_keeps_its_status(project: Ter
 
 def test_a_handler_that_needs_longer_than_the_grace_is_handed_back(project: Terminal) -> None:
     project.store("a", payload=b"{}")
-    ran = project("run", "jobs_here:interrupted", "--grace", "0.01s")
+    ran = project("run", "jobs_here:interrupted_for_long", "--grace", "0.01s")
     assert ran.status == 0
     assert ran.err.endswith("dispatch: stopped; 1 task handed back\n")
     assert project.statuses() == {"a": "pending"}
