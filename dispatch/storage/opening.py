@@ -58,8 +58,10 @@ async def open_storage(url: str, *, clock: Clock | None = None) -> AsyncGenerato
     elif scheme in ("postgresql", "postgres"):
         # Imported here: the driver is an extra, and its absence names it.
         from dispatch.storage.postgres import PostgresStorage
+        from dispatch.storage.psycopg_conninfo import check_readable
 
         dsn, options = postgres_address(url)
+        check_readable(dsn)
         async with PostgresStorage(dsn, **options) as postgres:
             yield postgres
     else:

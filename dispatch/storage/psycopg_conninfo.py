@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from dispatch.errors import MissingExtraError
+from dispatch.errors import InvalidConfigError, MissingExtraError
 
 try:
     import psycopg
@@ -26,7 +26,7 @@ except ImportError as _missing:
 from psycopg.abc import ConnDict, ConnParam  # noqa: TC002 - after the guard
 from psycopg.pq import Conninfo
 
-__all__ = ["CONNECT_S", "completed", "connected", "hosts", "psycopg", "redacted", "with_options"]
+__all__ = ["CONNECT_S", "check_readable", "completed", "connected", "hosts", "psycopg", "redacted", "with_options"]
 
 DEFAULTS: Final[ConnDict] = {
     # A silent network ends a connect within 10 s, unanswered data within
@@ -121,6 +121,14 @@ def with_options(conninfo: str, options: str) -> str:
         return psycopg.conninfo.make_conninfo(conninfo, options=f"{options} {own}".strip())
     except psycopg.Error:
         return conninfo
+
+
+def check_readable(conninfo: str) -> None:
+    """Raise InvalidConfigError for a connection string that names nothing."""
+    try:
+        _parsed(conninfo, {})
+    except psycopg.ProgrammingError as exc:
+        raise InvalidConfigError(str(exc)) from None
 
 
 def _parsed(conninfo: str, kwargs: dict[str, ConnParam]) -> ConnDict:

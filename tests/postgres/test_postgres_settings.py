@@ -263,6 +263,14 @@ def test_a_wrong_option_of_a_url_is_named(option: str, said: str) -> None:
     assert caught.value.detail == f"'postgresql://***@h/d?{option}': {said}"
 
 
+@pytest.mark.parametrize("where", ["h/d?passwd=x", "[::1/d", "se@cret@h/d"])
+async def test_a_url_that_cannot_be_read_is_wrong_input_and_no_storage_that_is_away(where: str) -> None:
+    with pytest.raises(InvalidConfigError, match="the connection string cannot be read: ") as caught:
+        async with open_storage(f"postgresql://u:secret@{where}"):
+            pass
+    assert "cret" not in caught.value.detail
+
+
 def test_what_a_pooler_mixes_up_is_told(stage: Stage) -> None:
     with psycopg.connect(stage.dsn, autocommit=True) as connection:
         connection.execute("PREPARE one AS SELECT 1")
