@@ -13,7 +13,7 @@ import attrs
 import trio
 from cyclopts import App, CycloptsError
 
-from dispatch.cli import cron, health, migrate, prune, queue, run, stats, task, top, web
+from dispatch.cli import copy, cron, health, migrate, prune, queue, run, stats, task, top, web
 from dispatch.cli.output import console
 from dispatch.cli.shell import CommandError, Shell, ShellArgument, check_utf8
 from dispatch.errors import (
@@ -63,6 +63,7 @@ def build() -> App:
         health.check,
         prune.prune,
         migrate.migrate,
+        copy.copy,
         web.web,
         completion,
     ):

@@ -46,7 +46,7 @@ ROOMS = """
     cli.shell cli.state cli.tasks_json
     cli.values cli.selection cli.loading cli.migrate cli.reload cli.stats cli.web
     cli.task_fields cli.task_change cli.task_edit cli.health cli.run cli.top
-    cli.task_push cli.queue cli.cron cli.prune
+    cli.task_push cli.queue cli.cron cli.prune cli.copy
     cli.task
     cli.app
     __main__

@@ -1,0 +1,169 @@
+"""`dispatch copy`: carry over to another store what still has to be done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import attrs
+
+from dispatch.cli.output import plural, progress
+from dispatch.cli.selection import BATCH
+from dispatch.cli.shell import CommandError, Opened, Shell, ShellArgument, StoreOption, masked
+from dispatch.cli.task_change import DryRunOption
+from dispatch.records import NewTask, TaskRecord
+from dispatch.storage.protocol import EnqueueAnswer, EnqueueResult, PutAnswer
+from dispatch.storage.query import Order, Statuses
+from dispatch.tasks import OnClash, TaskStatus
+
+__all__ = ["copy"]
+
+_REFUSED_SHOWN: Final = 20
+_LEFT: Final = (TaskStatus.HELD, TaskStatus.RUNNING)
+"""A copy could not be held from the beginning, and what runs may end yet."""
+
+
+@attrs.define
+class _Tally:
+    """How it went."""
+
+    shell: Shell
+    copied: int = 0
+    known: int = 0
+    refused: int = 0
+    crons: int = 0
+
+    def refuse(self, what: str) -> None:
+        self.refused += 1
+        if self.refused <= _REFUSED_SHOWN:
+            self.shell.say(what)
+
+
+async def copy(
+    *,
+    to: str,
+    dry_run: DryRunOption = False,
+    store: StoreOption = None,
+    shell: ShellArgument,
+) -> int:
+    """Copy the waiting tasks, the queues and the cron tasks of a store to another one.
+
+    Whatever is there under the same id or name is left as it is, so it can be
+    repeated. The store itself is not changed. Its workers have to be stopped
+    first: each task would run here and there.
+
+    Parameters
+    ----------
+    to
+        The other store, such as postgresql://user@host/name.
+    """
+    if to == store:
+        raise CommandError("--to is the store itself; name another one", 2)
+    async with shell.open(store) as source, shell.open(to, create=True) as target:
+        await _check_stopped(source)
+        tally = _Tally(shell)
+        total = sum((await source.storage.count(_WAITING)).values())
+        known = {entry.name for entry in await target.storage.crons()}
+        if dry_run:
+            tally.copied = total
+            tally.crons = len([each for each in await source.storage.crons() if each.name not in known])
+        else:
+            await _copy_queues(source, target)
+            with progress(shell.stderr, "copy", total) as advance:
+                after: str | None = None
+                while True:
+                    page = await source.storage.find(_WAITING, order=Order.OLDEST, limit=BATCH, after=after)
+                    await _copy_tasks(target, page.records, tally)
+                    advance(len(page.records))
+                    if (after := page.cursor) is None:
+                        break
+            await _copy_crons(source, target, known, tally)
+        left = await source.storage.count(Statuses(*_LEFT), by=("status",))
+    if tally.refused > _REFUSED_SHOWN:
+        shell.say(f"and {tally.refused - _REFUSED_SHOWN} more")
+    for (status,), count in sorted(left.items()):
+        how = "dispatch task resume" if status == TaskStatus.HELD else "wait for the end of its lease"
+        shell.say(f"{plural(count, 'task')} of {masked(source.url)} stayed behind, {status}: {how}, and copy again")
+    done = "would copy" if dry_run else "copied"
+    there = f"; {plural(tally.known, 'task')} stood there already" if tally.known else ""
+    shell.print(f"{done} {plural(tally.copied, 'task')} and {plural(tally.crons, 'cron task')} to {masked(to)}{there}")
+    return 1 if left or tally.refused else 0
+
+
+_WAITING: Final = Statuses(TaskStatus.PENDING)
+
+
+async def _check_stopped(source: Opened) -> None:
+    """Raise CommandError while somebody works there."""
+    workers = [worker.id for worker in await source.storage.workers()]
+    if workers:
+        raise CommandError(
+            f"{plural(len(workers), 'worker')} of {masked(source.url)} still live: {', '.join(workers[:5])}; stop them first, "
+            "or tasks would run in both stores (one that was killed counts for a minute)"
+        )
+
+
+async def _copy_queues(source: Opened, target: Opened) -> None:
+    """Declare what is not there, with what was set on it by hand."""
+    there = {queue.name for queue in await target.storage.queues()}
+    new = [queue for queue in await source.storage.queues() if queue.name not in there]
+    await target.storage.declare(new, new_only=True)
+    for queue in new:
+        if queue.paused or queue.concurrency is not None:
+            await target.storage.alter_queue(queue.name, paused=queue.paused, concurrency=queue.concurrency)
+
+
+async def _copy_tasks(target: Opened, records: Sequence[TaskRecord], tally: _Tally) -> None:
+    results = await target.storage.enqueue([_anew(record) for record in records]) if records else []
+    for record, result in zip(records, results, strict=True):
+        if result.answer is EnqueueAnswer.CREATED:
+            tally.copied += 1
+        elif _is_the_same(record, result.record):
+            tally.known += 1
+        else:
+            tally.refuse(f"task {record.id} ({record.queue}/{record.type}) was not copied: {_why_not(result)}")
+
+
+def _anew(record: TaskRecord) -> NewTask:
+    """The task as it was published, but due when it is due; what is in its way there is not touched."""
+    unique = record.unique
+    if unique is not None and unique.on_clash is not OnClash.KEEP:
+        unique = attrs.evolve(unique, on_clash=OnClash.REJECT)
+    return NewTask(
+        id=record.id,
+        queue=record.queue,
+        type=record.type,
+        payload=record.payload,
+        version=record.version,
+        key=record.key,
+        headers=record.headers,
+        available_at=record.available_at,
+        timeout=record.timeout,
+        max_retry=record.max_retry,
+        priority=record.priority,
+        tags=record.tags,
+        unique=unique,
+        cron=record.cron,
+        slot=record.slot,
+    )
+
+
+def _is_the_same(record: TaskRecord, there: TaskRecord | None) -> bool:
+    return there is not None and (there.id, there.queue, there.type) == (record.id, record.queue, record.type)
+
+
+def _why_not(result: EnqueueResult) -> str:
+    there = result.record
+    if there is not None and there.id == result.id:
+        return f"its id is that of a {there.queue}/{there.type} there"
+    if there is not None:
+        return f"task {there.id} is in its way, as it is unique"
+    return f"it was answered {result.answer.value}"
+
+
+async def _copy_crons(source: Opened, target: Opened, known: set[str], tally: _Tally) -> None:
+    for entry in await source.storage.crons():
+        if entry.name in known:
+            continue
+        if await target.storage.put_cron(entry) is PutAnswer.CREATED:
+            tally.crons += 1
