@@ -78,7 +78,7 @@ ten thousand that are added one by one ring as often."""
 MAX_RELOAD_REST_S: Final = 10.0
 """And never more: one answer that took a minute must not hide new entries for five."""
 CROWD: Final = 1_000
-"""Entries taken from the heap before the clock is looked at again."""
+"""Stored entries taken from the heap before the clock is looked at again."""
 JUMP_S: Final = 1.0
 """Wall and monotonic clock parting by more than this since the last look is a jump."""
 PATIENCE_S: Final = 60.0
@@ -580,12 +580,11 @@ class CronTaskDispatcher:
         """Decide every function whose moment has come, by the time there is now."""
         while not self._closing.is_set():
             now = self._now()
-            if not _believable(now) or not (due := self._functions_due.take(now, CROWD)):
+            # No more than are fired before others run: these may cancel or pause what is due.
+            if not _believable(now) or not (due := self._functions_due.take(now, AT_ONCE)):
                 return
-            for number, entry in enumerate(due, 1):
+            for entry in due:
                 self._fire_function(entry, now)
-                if number % AT_ONCE == 0:
-                    await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
 
     async def _fire_due(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 import trio
 
-from dispatch import CronEntry, InvalidTaskHandlerError, open_dispatcher
+from dispatch import (
+    CronEntry,
+    CronTaskDispatcher,
+    InvalidTaskHandlerError,
+    MemoryStorage,
+    open_dispatcher,
+)
 
 from .work import JOB, Job, working
 
@@ -196,3 +202,34 @@ async def test_a_run_may_return_the_task_that_it_published() -> None:
         task = await dispatcher.cron.add_with_name("0 0 1 1 *", "published", publish)
         await dispatcher.cron.trigger("published")
     assert (task.total, task.err_count) == (1, 0)
+
+
+@pytest.mark.parametrize("act", ["cancel", "pause", "close"])
+async def test_a_function_fires_no_more_once_another_of_the_same_moment_has_seen_to_that(
+    act: str, autojump_clock: object
+) -> None:
+    """A thousand are due at once, and the first of them turns against the last."""
+    first, last = "0000", "0999"
+    ran: list[str] = []
+
+    def function_of(name: str) -> Callable[[], Awaitable[None]]:
+        async def run() -> None:
+            ran.append(name)
+            if name == first and ran.count(first) == 1:
+                if act == "close":
+                    cron.close()
+                else:
+                    await getattr(cron, act)(last)
+
+        return run
+
+    cron = CronTaskDispatcher(MemoryStorage())
+    for number in range(1_000):
+        await cron.add_with_name("@every 10s", f"{number:04}", function_of(f"{number:04}"))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(cron.run)
+        await trio.sleep(35)
+        cron.close()
+    assert last not in ran
+    assert ran.count(first) == (1 if act == "close" else 3)
+    assert len(ran) <= 100 if act == "close" else len(ran) == 3 * 999
