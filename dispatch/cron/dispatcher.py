@@ -502,12 +502,15 @@ class CronTaskDispatcher:
             self._context.run(self._nursery.start_soon, self._keep_functions)
 
     async def _keep_functions(self) -> None:
-        """Fire functions until this is closed."""
+        """Fire functions until this is closed; cancel those that run when the grace is over."""
         while not self._closing.is_set():
             if _believable(self._now()):  # else the other loop says so
                 self._believed_now()
                 await self._fire_functions()
             await self._functions_bell.wait(self._functions_nap_s())
+        # Not by the other loop, which may wait for a last step of the storage.
+        await trio.sleep_until(self._ends_at)
+        self._functions.cancel()
 
     async def _round(self) -> None:
         """Look at the clock, at what changed, and fire the stored entries that are due."""

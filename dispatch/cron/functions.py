@@ -64,13 +64,13 @@ class Functions:
     ) -> None:
         self.entries: dict[str, FunctionEntry] = {}
         self.nursery: trio.Nursery | None = None
-        self.active: int = 0
-        """Runs that go on, those of replaced and removed functions included."""
         self.closing: bool = False
         self._observers = observers
         self._schedule = schedule
         self._wake = wake
         self._limiter = trio.CapacityLimiter(THREADS)
+        self._running: set[trio.CancelScope] = set()
+        """Those of runs that go on, of replaced and removed functions, too."""
         self._threads: set[ThreadRun] = set()
         self._base: Context = Context()
 
@@ -79,6 +79,16 @@ class Functions:
         self.nursery = nursery
         self._base = copy_context()
         self._base.run(inside_handler.set, True)  # publishing from cron never waits
+
+    @property
+    def active(self) -> bool:
+        """Whether a run goes on, be it of a function that was replaced or removed."""
+        return bool(self._running)
+
+    def cancel(self) -> None:
+        """Cancel whatever runs."""
+        for scope in self._running:
+            scope.cancel()
 
     async def end_threads(self, within_s: float) -> None:
         """Once all runs were cancelled: leave the threads to themselves that take longer than this to end."""
@@ -171,7 +181,7 @@ class Functions:
         """Begin a run in so many seconds."""
         assert self.nursery is not None
         scope = trio.CancelScope()
-        self.active += 1
+        self._running.add(scope)
         entry.task.running += 1
         entry.scopes.add(scope)
         begin, name = self.nursery.start_soon, f"cron task {entry.task.name}"
@@ -212,7 +222,7 @@ class Functions:
                         name = entry.task.name
                         log.warning(LEFT_OPEN, f"cron task {name}", "a run", extra={"event": "left_open", "cron": name})
         finally:
-            self.active -= 1
+            self._running.discard(scope)
             entry.task.running -= 1
             entry.scopes.discard(scope)
             if self.closing:

@@ -190,6 +190,26 @@ async def test_a_function_keeps_its_ticks_while_the_storage_is_slow(autojump_clo
         assert [round(after - before, 3) for before, after in pairwise(function_runs)] == [1.0] * 99
 
 
+async def test_a_function_gets_no_more_than_the_grace_while_the_storage_does_not_answer(autojump_clock: object) -> None:
+    storage, cancelled_at = SlowStorage(MemoryStorage(), "advance_cron"), list[float]()
+
+    async def rest() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled_at.append(trio.current_time())
+
+    async with working(nothing, storage=storage, grace=1.0) as dispatcher:
+        await dispatcher.cron.add_with_name("@every 1s", "stored", JOB(Job()))
+        await dispatcher.cron.add_with_name("@every 1s", "rest", rest, overlap="skip")
+        await trio.sleep(1.5)
+        storage.before_s = 9_000.0
+        await trio.sleep(3)
+        await dispatcher.cron.cancel("rest")  # whose run goes on
+        left_at = trio.current_time()
+    assert [round(at - left_at, 3) for at in cancelled_at] == [1.0]
+
+
 @pytest.mark.parametrize("seed", range(3))
 async def test_processes_that_change_one_entry_at_once_agree_in_the_end(seed: int, autojump_clock: object) -> None:
     storage, random = Unsteady(seed), Random(seed)
