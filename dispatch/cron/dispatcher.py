@@ -554,8 +554,13 @@ class CronTaskDispatcher:
             await self._reload()
         await self._stored.read_moved()
         if trio.current_time() >= self._renew_at:
-            await self._stored.renew()
+            # Said before: a jump that the other loop sees meanwhile asks for one more.
             self._renew_at = trio.current_time() + RENEW_S
+            try:
+                await self._stored.renew()
+            except BaseException:
+                self._renew_at = -inf
+                raise
         if now >= self._stored.abandoned_at and trio.current_time() >= self._judge_from:
             await self._stored.pause_abandoned()
 

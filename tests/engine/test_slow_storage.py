@@ -12,6 +12,8 @@ import pytest
 import trio
 
 from dispatch import (
+    Clock,
+    CronEntry,
     CronTaskNotFoundError,
     Dispatcher,
     EventKind,
@@ -208,6 +210,27 @@ async def test_a_function_gets_no_more_than_the_grace_while_the_storage_does_not
         await dispatcher.cron.cancel("rest")  # whose run goes on
         left_at = trio.current_time()
     assert [round(at - left_at, 3) for at in cancelled_at] == [1.0]
+
+
+async def test_a_clock_that_jumps_while_what_is_declared_is_renewed_has_nobody_pause_it(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    ahead_s = 0.0
+    clock = Clock(wall=lambda: 1_800_000_000.0 + ahead_s + trio.current_time())
+    storage = SlowStorage(MemoryStorage(clock), "put_cron")
+    declared = [CronEntry("@every 10s", "often", JOB(Job()))]
+    async with (
+        working(nothing, storage=storage, clock=clock, cron=declared) as dispatcher,
+        open_dispatcher(storage.inner, clock=clock),
+    ):
+        await dispatcher.cron.add_with_name("@every 1s", "beat", trio.lowlevel.checkpoint)
+        await trio.sleep(595)
+        storage.after_s = 10.0
+        await trio.sleep(8)
+        ahead_s = 7_200.0
+        await trio.sleep(120)
+    assert "the wall clock jumped by +7200.0 s" in caplog.text
+    assert "is paused" not in caplog.text
 
 
 @pytest.mark.parametrize("seed", range(3))
