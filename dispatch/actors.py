@@ -594,8 +594,7 @@ class QueueActors:
             self._writing = self._outbox[:SETTLE_BATCH]
             del self._outbox[:SETTLE_BATCH]
         free = self._free if self._can_claim() else 0
-        if free > 0:
-            self._look = False
+        self._look = self._look and free <= 0
         began = trio.current_time()
         try:
             answers, claimed = await self._step(self._writing, [self._want(free)] if free > 0 else ())
@@ -604,8 +603,7 @@ class QueueActors:
             if free > 0:
                 self.on_doubt()
             self.observers.tell("storage_failed", "turn", exc)
-            level = logging.WARNING if self._failures == 0 else logging.DEBUG
-            log.log(level, "queue %s: the storage failed, trying again: %s", self.name, exc)
+            log.log(logging.DEBUG if self._failures else logging.WARNING, "queue %s: the storage failed, trying again: %s", self.name, exc)
             pause_s = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
             self._failures += 1
             if self._failures >= APART:
@@ -619,6 +617,8 @@ class QueueActors:
         self._deliver(claimed, free, began)
         for ending, answer in zip(written, answers, strict=True):
             self._settled(ending, answer)
+        if self._look and not written and not claimed.claims:
+            await trio.lowlevel.checkpoint()  # a storage that rings for nothing lets others run all the same
 
     async def _step(
         self, endings: Sequence[_Ending], wants: Sequence[Want]

@@ -19,7 +19,7 @@ from dispatch import (
     open_dispatcher,
 )
 
-from .work import JOB, Job, Script, working
+from .work import JOB, Job, Script, nothing, working
 
 
 class Flaky(MemoryStorage):
@@ -239,3 +239,24 @@ async def test_where_every_outcome_is_refused_claiming_ends_and_goes_on_later(
         storage.cured = True
         await dispatcher.drain()
     assert len(handler.seen) == 20
+
+
+async def test_a_storage_that_rings_at_every_look_lets_the_program_run() -> None:
+    class Restless(MemoryStorage):
+        looks = 0
+
+        async def turn(self, *args: Any, **options: Any) -> Any:
+            found = await super().turn(*args, **options)
+            self.looks += 1
+            if self.looks < 100_000:  # else who is never let run could not even end this test
+                self._bells.ring_all()
+            return found
+
+    storage = Restless()
+    async with working(nothing, storage=storage) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        assert (await dispatcher.publisher.wait(task)).status is TaskStatus.SUCCEEDED
+        for _ in range(10):
+            await trio.lowlevel.checkpoint()
+        assert storage.looks < 1_000
+        storage.looks = 100_000
