@@ -152,14 +152,17 @@ class FileStorage(Storage):
     async def opened(self) -> AsyncGenerator[FileStorage]:
         """Open it, and look out for what other processes write."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_file)
+            nursery.start_soon(self._watch_file, self.file.version())
             yield self
             nursery.cancel_scope.cancel()
 
-    async def _watch_file(self) -> None:
+    async def _watch_file(self, told: tuple[int, int] | None) -> None:
+        """Ring for each version of the file, also for one that a look here has read already."""
         while True:
             await trio.sleep(LOOK_S)
-            if self.file.version() != self._version:
+            version = self.file.version()
+            if version != told:
+                told = version
                 self._bells.ring_all()  # spurious rings are allowed, missed ones are not
 
     @contextmanager
@@ -224,7 +227,8 @@ class FileStorage(Storage):
                     if started < room and not behind_its_key(tables, queue, row, now):
                         claims.append(start(tables, row, want, now, worker, lease))
                         started += 1
-                if queue.rate is not None:  # each time, for the clock may have been set back
+                since = tables.tokens.get(queue.name, (0.0, now))[1]
+                if queue.rate is not None and (started or since > now):  # or the clock was set back
                     tables.tokens[queue.name] = (bucket - started, now)
                 if more_at is not None and started == room:
                     dues.append(more_at)

@@ -513,6 +513,27 @@ class DurabilityCases:
                         await bell.wait()
                     assert not scope.cancelled_caught, f"{topic}: not woken within {DEADLINE_S:g} s"
 
+    async def test_what_another_process_did_wakes_here_whoever_has_looked_meanwhile(
+        self, bench: Workbench
+    ) -> None:
+        # What was read for one caller is not told yet to those who wait for a bell.
+        await bench.declare()
+        queue = Topic(TopicKind.QUEUE, "q")
+        async with bench.beside() as other:
+            for number in range(5):
+                bell = Bell()
+                with bench.storage.watch(bell, queue):
+                    await trio.sleep(0.02 * number)  # not always at the same moment of a look
+                    while bell.is_rung:  # for what was before
+                        await bell.wait()
+                        await trio.sleep(0.2)
+                    await other.publish(f"t{number}")
+                    await bench.storage.count(All())
+                    await bench.storage.renew([("unknown", 1)], lease=1.0)
+                    with trio.move_on_after(DEADLINE_S) as scope:
+                        await bell.wait()
+                    assert not scope.cancelled_caught, f"not woken within {DEADLINE_S:g} s"
+
 
 class ConnectionCases:
     """WCH 8. Needs `disconnect`, and `reopen` for somebody else to make a change."""

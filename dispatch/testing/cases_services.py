@@ -90,6 +90,7 @@ class WatchCases:
         with bench.storage.watch(bell, Topic(TopicKind.QUEUE, "q"), Topic(TopicKind.LEASES, "w")):
             quiet = False
             for _ in range(3):
+                await bench.advance(1.0)
                 assert await bench.taken(9) == []
                 await bench.storage.turn([], [], worker="w", lease=1.0)
                 await bench.storage.rescue()

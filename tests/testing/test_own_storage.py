@@ -44,6 +44,8 @@ BUGS = {
     "the window is cut short": ("- due) <= unique.within", "- due) < unique.within", "window"),
     "a lease of just now": ("row.lease_until < now", "row.lease_until <= now", "at_its_end"),
     "an idle worker wakes itself": ("if text == self._text", "if False", "finding_nothing"),
+    "a rate is written down at each look": ("(started or since > now)", "True", "finding_nothing"),
+    "a look swallows a ring": ("version != told", "version != self._version", "looked_meanwhile"),
     "a key is overtaken": ("other.seq < row.seq", "other.seq > row.seq", "one_at_a_time"),
 }
 
