@@ -54,6 +54,14 @@ class ClaimCases:
         await bench.publish("higher", priority=2)
         assert await bench.taken(9) == ["normal", "slow", "higher"]
 
+    async def test_who_rose_to_a_level_goes_by_when_it_fell_due(self, bench: Workbench) -> None:
+        # Waiting lifts by whole levels: a broken one, 1.5 against 1.7, would turn these round.
+        await bench.publish("low", priority=0)
+        await bench.advance(48.0)
+        await bench.publish("normal", priority=1)
+        await bench.advance(42.0)
+        assert await bench.taken(9) == ["low", "normal"]
+
     async def test_without_ageing_priority_alone_decides(self, bench: Workbench) -> None:
         await bench.publish("low", priority=0)
         await bench.advance(1e6)

@@ -81,6 +81,14 @@ class KeyCases:
         await bench.settle(second)
         assert await bench.taken(9) == ["first"]
 
+    async def test_a_delayed_head_that_never_ran_yields_nothing(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True, on_retry="yield")
+        await bench.publish("first", key="k", delay=5.0)
+        await bench.publish("second", key="k")
+        assert await bench.taken(9) == []
+        await bench.advance(5.0)
+        assert await bench.taken(9) == ["first"]
+
     async def test_a_yielding_task_can_be_cancelled_or_held(self, bench: Workbench) -> None:
         await bench.declare(keyed=True, on_retry="yield")
         for action in ("cancel", "hold"):

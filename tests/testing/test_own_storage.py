@@ -46,6 +46,8 @@ BUGS = {
     "an idle worker wakes itself": ("if text == self._text", "if False", "finding_nothing"),
     "a rate is written down at each look": ("(started or since > now)", "True", "finding_nothing"),
     "a look swallows a ring": ("version != told", "version != self._version", "looked_meanwhile"),
+    "a delay yields its key": (" and other.epoch > 0 and", " and", "yields_nothing"),
+    "waiting lifts by broken levels": ("row.priority + int(risen)", "row.priority + risen", "who_rose"),
     "a key is overtaken": ("other.seq < row.seq", "other.seq > row.seq", "one_at_a_time"),
 }
 
