@@ -9,7 +9,7 @@ import attrs
 
 from dispatch.cli.output import plural, progress
 from dispatch.cli.selection import BATCH
-from dispatch.cli.shell import CommandError, Opened, Shell, ShellArgument, StoreOption, masked
+from dispatch.cli.shell import CommandError, Complaints, Opened, ShellArgument, StoreOption, masked
 from dispatch.cli.task_change import DryRunOption
 from dispatch.records import NewTask, TaskRecord
 from dispatch.storage.protocol import EnqueueAnswer, EnqueueResult, PutAnswer
@@ -18,7 +18,6 @@ from dispatch.tasks import OnClash, TaskStatus
 
 __all__ = ["copy"]
 
-_REFUSED_SHOWN: Final = 20
 _LEFT: Final = (TaskStatus.HELD, TaskStatus.RUNNING)
 """A copy could not be held from the beginning, and what runs may end yet."""
 
@@ -27,16 +26,10 @@ _LEFT: Final = (TaskStatus.HELD, TaskStatus.RUNNING)
 class _Tally:
     """How it went."""
 
-    shell: Shell
+    refused: Complaints
     copied: int = 0
     known: int = 0
-    refused: int = 0
     crons: int = 0
-
-    def refuse(self, what: str) -> None:
-        self.refused += 1
-        if self.refused <= _REFUSED_SHOWN:
-            self.shell.say(what)
 
 
 async def copy(
@@ -61,7 +54,7 @@ async def copy(
         raise CommandError("--to is the store itself; name another one", 2)
     async with shell.open(store) as source, shell.open(to, create=True) as target:
         await _check_stopped(source)
-        tally = _Tally(shell)
+        tally = _Tally(Complaints(shell.say))
         total = sum((await source.storage.count(_WAITING)).values())
         known = {entry.name for entry in await target.storage.crons()}
         if dry_run:
@@ -79,15 +72,14 @@ async def copy(
                         break
             await _copy_crons(source, target, known, tally)
         left = await source.storage.count(Statuses(*_LEFT), by=("status",))
-    if tally.refused > _REFUSED_SHOWN:
-        shell.say(f"and {tally.refused - _REFUSED_SHOWN} more")
+    tally.refused.end("refused tasks")
     for (status,), count in sorted(left.items()):
         how = "dispatch task resume" if status == TaskStatus.HELD else "wait for the end of its lease"
         shell.say(f"{plural(count, 'task')} of {masked(source.url)} stayed behind, {status}: {how}, and copy again")
     done = "would copy" if dry_run else "copied"
     there = f"; {plural(tally.known, 'task')} stood there already" if tally.known else ""
     shell.print(f"{done} {plural(tally.copied, 'task')} and {plural(tally.crons, 'cron task')} to {masked(to)}{there}")
-    return 1 if left or tally.refused else 0
+    return 1 if left or tally.refused.count else 0
 
 
 _WAITING: Final = Statuses(TaskStatus.PENDING)
@@ -121,7 +113,7 @@ async def _copy_tasks(target: Opened, records: Sequence[TaskRecord], tally: _Tal
         elif _is_the_same(record, result.record):
             tally.known += 1
         else:
-            tally.refuse(f"task {record.id} ({record.queue}/{record.type}) was not copied: {_why_not(result)}")
+            tally.refused.add(f"task {record.id} ({record.queue}/{record.type}) was not copied: {_why_not(result)}")
 
 
 def _anew(record: TaskRecord) -> NewTask:

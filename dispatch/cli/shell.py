@@ -25,6 +25,7 @@ from dispatch.storage.query import All, Types, Where
 __all__ = [
     "LOG_FORMAT",
     "CommandError",
+    "Complaints",
     "JsonOption",
     "Opened",
     "Opener",
@@ -75,6 +76,7 @@ class CommandError(Exception):
 
 
 ANY: Final = All()
+_COMPLAINTS_TOLD: Final = 20
 _LOOKED_AT: Final = 1_000
 """Tasks among which a mistyped type is looked for."""
 
@@ -109,6 +111,25 @@ class Opened:
                 if hint := nearest(each, [name for (name,) in stored]):
                     found.append(f"no task of type {each!r} is stored{hint}")
         return found
+
+
+@attrs.define
+class Complaints:
+    """What could not be done with one of many: counted, and the first told one by one."""
+
+    say: Callable[[str], None]
+    count: int = 0
+
+    def add(self, text: str) -> None:
+        """One more."""
+        self.count += 1
+        if self.count <= _COMPLAINTS_TOLD:
+            self.say(text)
+
+    def end(self, noun: str) -> None:
+        """Say how many were not told: `and 5 more bad lines`."""
+        if self.count > _COMPLAINTS_TOLD:
+            self.say(f"and {self.count - _COMPLAINTS_TOLD} more {noun}")
 
 
 def check_utf8(text: str, what: str) -> None:

@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from dispatch.cli import values
 from dispatch.cli.output import plural, progress
 from dispatch.cli.selection import BATCH
-from dispatch.cli.shell import CommandError, Opened, Shell, ShellArgument, StoreOption
+from dispatch.cli.shell import CommandError, Complaints, Opened, Shell, ShellArgument, StoreOption
 from dispatch.cli.task_change import DryRunOption
 from dispatch.cli.task_fields import NO_FIELDS, TaskFields
 from dispatch.codec import Codec, Limits, Undecodable
@@ -30,7 +30,6 @@ __all__ = ["push"]
 
 PATIENCE_S: Final = 1.0
 """After so long it is told that the queue is full and publishing waits for room."""
-_ERRORS_SHOWN: Final = 20
 _LINE_BYTES: Final = 2 * 1024 * 1024
 """A longer line is no task: payloads have a limit far below."""
 
@@ -154,19 +153,17 @@ class _Tally:
     """How an import went, line by line."""
 
     shell: Shell
+    bad: Complaints
     new: int = 0
     known: int = 0
-    bad: int = 0
 
     def refuse(self, number: int, why: str) -> None:
-        self.bad += 1
-        if self.bad <= _ERRORS_SHOWN:
-            self.shell.say(f"line {number}: {why}")
+        self.bad.add(f"line {number}: {why}")
 
 
 async def _push_file(shell: Shell, name: str, *, dry_run: bool, store: str | None) -> int:
     """Publish the lines of a file. Interrupted, the steps that were made stay."""
-    tally = _Tally(shell)
+    tally = _Tally(shell, Complaints(shell.say))
     codec = Codec()
     async with shell.open(store) as opened:
         names = await opened.queue_names()
@@ -190,13 +187,12 @@ async def _push_file(shell: Shell, name: str, *, dry_run: bool, store: str | Non
                 elif good:
                     await _publish_chunk(opened, good, tally)
                 advance(len(chunk))
-    if tally.bad > _ERRORS_SHOWN:
-        shell.say(f"and {tally.bad - _ERRORS_SHOWN} more bad lines")
+    tally.bad.end("bad lines")
     done = "would publish" if dry_run else "published"
     rest = f", {tally.known:,} stored already" if tally.known else ""
-    skipped = f", skipped {plural(tally.bad, 'bad line')}" if tally.bad else ""
+    skipped = f", skipped {plural(tally.bad.count, 'bad line')}" if tally.bad.count else ""
     shell.print(f"{done} {plural(tally.new, 'task')}{rest}{skipped}")
-    return 1 if tally.bad else 0
+    return 1 if tally.bad.count else 0
 
 
 async def _publish_chunk(
