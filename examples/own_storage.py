@@ -715,12 +715,21 @@ class TestFileStorage(StorageConformance):
 
     @contextmanager
     def break_at(self, storage: Any, step: int) -> Generator[None]:
-        def full(*_: object) -> None:
-            raise OSError(28, "No space left on device")
+        left = step
+
+        def fails_at_its_turn(thing: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*given: object) -> Any:
+                nonlocal left
+                left -= 1
+                if left == -1:
+                    raise OSError(28, "No space left on device")
+                return thing(*given)
+
+            return call
 
         with pytest.MonkeyPatch.context() as patch:
-            if step < 2:
-                patch.setattr(storage.file, ["write", "replace"][step], full)
+            for name in ("write", "replace"):
+                patch.setattr(storage.file, name, fails_at_its_turn(getattr(storage.file, name)))
             yield
 
 

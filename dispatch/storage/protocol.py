@@ -13,8 +13,8 @@ Rules for every method:
   be done, or when it is in doubt whether it was. Callers then repeat it; each
   method says what a repeat does.
 - Cancellation is honoured before the step takes effect, never after it was
-  applied: a cancelled call has either done nothing or all of it, and the
-  caller repeats or looks.
+  applied: a call that raises Cancelled has done nothing, and one that was
+  cancelled too late has done all of it, and returns.
 - `now()` is the storage's clock. It alone decides leases and due times; a
   caller sends durations, and a datetime only for a user's own moment.
 - A storage sees strings and bytes. It never decodes a payload, except to

@@ -228,9 +228,10 @@ class InterruptionCases:
             await deed.prepare(bench, name)
             before = await bench.everything()
             scope = await cancelled_at(step, partial(deed.act, bench, name))
-            if not (scope.cancelled_caught and await bench.everything() == before):
-                # What returned was done, also if a cancellation came too late for it.
-                assert await deed.done(bench, name), f"cancelled at step {step}: done by half"
+            if scope.cancelled_caught:
+                assert await bench.everything() == before, f"cancelled at step {step}: done, and not told"
+            else:  # what returned was done, also if a cancellation came too late for it
+                assert await deed.done(bench, name), f"cancelled at step {step}: not done"
             if not scope.cancel_called:
                 return
 

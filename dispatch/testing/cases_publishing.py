@@ -186,6 +186,9 @@ class EnqueueCases:
         row = await bench.row("a")
         row.payload = b"changed"
         row.priority = 3
+        [stored] = await bench.publish("a")
+        assert stored.record is not None
+        stored.record.payload = b"changed"
         again = await bench.row("a")
         assert (dict(again.headers), again.payload, again.priority) == ({"h": "v"}, b"{}", 1)
 

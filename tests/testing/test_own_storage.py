@@ -48,6 +48,23 @@ BUGS = {
     "a look swallows a ring": ("version != told", "version != self._version", "looked_meanwhile"),
     "a delay yields its key": (" and other.epoch > 0 and", " and", "yields_nothing"),
     "waiting lifts by broken levels": ("row.priority + int(risen)", "row.priority + risen", "who_rose"),
+    "who is answered EXISTING holds the row": ("row.available_at, copy(row))", "row.available_at, row)", "cannot_reach"),
+    "a cancellation is raised for what was done": (
+        "            return [settled(tables, transition, now) for transition in transitions]",
+        "            found = [settled(tables, transition, now) for transition in transitions]\n"
+        "        await trio.lowlevel.checkpoint()\n        return found",
+        "cancelled_anywhere and settle",
+    ),
+    "what a run published is stored in a step of its own": (
+        "            return [settled(tables, transition, now) for transition in transitions]",
+        "            found = [settled(tables, attrs.evolve(one, spawn=()), now) for one in transitions]\n"
+        "        with self._step() as (tables, now):\n"
+        "            for each, one in zip(found, transitions, strict=True):\n"
+        "                if each.answer is SettleAnswer.APPLIED:\n"
+        "                    each.spawned = [store(tables, new, now) for new in one.spawn]\n"
+        "        return found",
+        "fails_anywhere and settle",
+    ),
     "a key is overtaken": ("other.seq < row.seq", "other.seq > row.seq", "one_at_a_time"),
 }
 
