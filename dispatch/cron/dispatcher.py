@@ -418,7 +418,10 @@ class CronTaskDispatcher:
         there is `add_with_name`.
         """
         if self._begun:
-            raise ClosedError("cron.declare: it runs already; add_with_name adds to one that runs")
+            raise ClosedError(
+                "cron.declare: it runs already; add_with_name adds to one that runs,"
+                " and open_dispatcher(cron=[...]) declares before it does"
+            )
         self._declared = _checked((*self._declared, *entries))
 
     # -- the loop -------------------------------------------------------------

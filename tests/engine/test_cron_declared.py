@@ -481,7 +481,7 @@ async def test_entries_may_be_declared_before_it_runs(autojump_clock: object, st
             assert found == dict.fromkeys(("first", "second", "third"), (True, 0))
             [record] = await storage.crons("second")
             assert record.template.payload == b'{"n":%d}' % n
-            with pytest.raises(ClosedError, match="it runs already; add_with_name adds to one that runs"):
+            with pytest.raises(ClosedError, match=r"it runs already; add_with_name adds to one that runs, and open_dispatcher\(cron="):
                 dispatcher.cron.declare(entry(name="late"))
             dispatcher.close()
 
