@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf
 from typing import Final
 
@@ -42,6 +42,8 @@ SWEEP_S: Final = 5.0
 """How often to sweep where the storage cannot say when the next sweep is worth it."""
 ROUND_DEADLINE_S: Final = 10.0
 """A storage that does not answer must not stop renewals and sweeps for good."""
+RENEWED_AT_ONCE: Final = 4
+"""Queues whose leases are renewed side by side: a database has few connections for all steps."""
 LOOK_S: Final = 1.0
 """A look at the controls ends after a third of the lease, when renewing is due again, or this if it is longer."""
 PUT_OFF: Final = 3
@@ -249,17 +251,24 @@ class Upkeep:
     async def _renew(self) -> None:
         """Renew everything held; stop what is lost, or asked to stop. Raises what failed at its end."""
         failures: list[Exception] = []
-        queues = [(actors, held) for actors in self.queues() if (held := actors.held())]
-        if len(queues) == 1:  # as it mostly is
-            await self._renew_queue(*queues[0], failures)
-        elif queues:
-            # Side by side: one after the other, many queues of a slow storage would take longer than a lease.
+        holding = [actors for actors in self.queues() if actors.held()]
+        if len(holding) <= 1:  # as it mostly is
+            await self._renew_queues(iter(holding), failures)
+        else:
+            # One after the other, many queues of a slow storage would take longer than a lease; all
+            # at once, every other step would wait behind them.
+            queues = iter(holding)
             async with trio.open_nursery() as nursery:
-                for actors, held in queues:
-                    nursery.start_soon(self._renew_queue, actors, held, failures)
+                for _ in range(min(len(holding), RENEWED_AT_ONCE)):
+                    nursery.start_soon(self._renew_queues, queues, failures)
         if failures:
             raise failures[0]
         self._renewed_at = trio.current_time()
+
+    async def _renew_queues(self, queues: Iterator[QueueActors], failures: list[Exception]) -> None:
+        for actors in queues:
+            if held := actors.held():  # it may have ended meanwhile
+                await self._renew_queue(actors, held, failures)
 
     async def _renew_queue(
         self, actors: QueueActors, held: Sequence[tuple[str, int]], failures: list[Exception]

@@ -91,6 +91,36 @@ async def test_many_queues_of_a_slow_storage_are_renewed_in_time(
     assert "trying again" not in caplog.text
 
 
+class FewConnections(SlowStorage):
+    """At most five steps at a time; the others wait in line."""
+
+    def __init__(self, inner: Storage) -> None:
+        super().__init__(inner)
+        self.connections = trio.Semaphore(5)
+
+    async def around(self, method: str, call: Callable[[], Awaitable[T]]) -> T:
+        async with self.connections:
+            return await super().around(method, call)
+
+
+async def test_a_step_waits_behind_few_of_many_queues_that_are_renewed(autojump_clock: object) -> None:
+    storage, took_s = FewConnections(MemoryStorage()), list[float]()
+    async with open_dispatcher(storage, lease=30.0, grace=0.0, observers=()) as dispatcher:
+        for n in range(100):
+            dispatcher.consumer.register_queue(f"q{n}")
+            dispatcher.consumer.register_handler(TaskType(f"q{n}", "job", Job), Script(9_000.0))
+            await dispatcher.publisher.publish(TaskType(f"q{n}", "job", Job)(Job()))
+        await trio.sleep(1)
+        storage.before_s = 0.02
+        while trio.current_time() < 25:  # twice each lease is renewed
+            began = trio.current_time()
+            await dispatcher.control.queues()
+            took_s.append(trio.current_time() - began)
+            await trio.sleep(0.05)
+        storage.before_s = 0.0
+    assert max(took_s) < 0.15
+
+
 async def test_a_task_cancelled_before_its_claim_is_answered_is_stopped_within_a_second(autojump_clock: object) -> None:
     storage, stopped = SlowStorage(MemoryStorage(), "turn"), []
 
