@@ -462,12 +462,12 @@ class CronTaskDispatcher:
                             while self._functions.active:
                                 await self._bell.wait()
                     finally:
+                        self._end()
                         nursery.cancel_scope.cancel()
                         await self._functions.end_threads(ASKED_S)
         finally:
+            self._end()
             self._thread = None
-            self.close()
-            self._nursery = self._functions.nursery = self._stored.nursery = None
 
     def close(self) -> None:
         """Fire no more; `run()` returns when running functions have ended. Harmless to repeat.
@@ -482,6 +482,11 @@ class CronTaskDispatcher:
         self._functions.closing = True
         self._bell.wake()
         self._functions_bell.ring()
+
+    def _end(self) -> None:
+        """Begin nothing more, be it asked for or due: before the nursery, which takes no more once its last one has ended."""
+        self.close()
+        self._nursery = self._functions.nursery = self._stored.nursery = None
 
     async def _begin(self) -> None:
         tasks = [entry.task() for entry in self._declared]

@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from dispatch import (
+    ClosedError,
     CronEntry,
     CronTaskDispatcher,
     InvalidTaskHandlerError,
@@ -233,3 +234,30 @@ async def test_a_function_fires_no_more_once_another_of_the_same_moment_has_seen
     assert last not in ran
     assert ran.count(first) == (1 if act == "close" else 3)
     assert len(ran) <= 100 if act == "close" else len(ran) == 3 * 999
+
+
+@pytest.mark.parametrize("steps", range(1, 20))
+async def test_what_is_triggered_or_added_while_cron_is_cancelled_is_refused_in_plain_words(steps: int) -> None:
+    cron = CronTaskDispatcher(MemoryStorage())
+    scope = trio.CancelScope()
+
+    async def run(task_status: trio.TaskStatus[None]) -> None:
+        with scope:
+            await cron.run(task_status)
+
+    async def begin_ever_more() -> None:
+        for number in range(20):
+            await cron.add_with_name("@daily", f"{steps}-{number}", trio.lowlevel.checkpoint)
+            await cron.trigger(f"{steps}-{number}")
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run)
+        nursery.start_soon(refused, begin_ever_more)
+        for _ in range(steps):
+            await trio.lowlevel.checkpoint()
+        scope.cancel()
+
+
+async def refused(act: Callable[[], Awaitable[None]]) -> None:
+    with pytest.raises(ClosedError):
+        await act()
