@@ -441,7 +441,7 @@ def _bare(tp: Any, variables: Mapping[Any, Any], path: str) -> Any:
         elif is_alias(tp):
             tp = tp.__value__
         elif is_alias(alias := get_origin(tp)):
-            tp = _filled(alias.__value__, dict(zip(alias.__type_params__, get_args(tp), strict=True)))
+            tp = _filled(alias.__value__, _given(tp, alias.__type_params__, path))
         else:
             break
     parameters = getattr(tp, "__parameters__", ())
@@ -449,6 +449,19 @@ def _bare(tp: Any, variables: Mapping[Any, Any], path: str) -> Any:
         filled = tuple(_bare(each, variables, path) for each in parameters)
         return tp[filled]
     return tp
+
+
+def _given(tp: Any, variables: tuple[Any, ...], path: str) -> dict[Any, Any]:
+    """What an alias's variables stand for in `tp`; those that nothing was given for, by their defaults."""
+    given = get_args(tp)
+    defaults = [getattr(each, "__default__", typing_extensions.NoDefault) for each in variables[len(given) :]]
+    plain = all(isinstance(each, TypeVar | typing_extensions.TypeVar) for each in variables)
+    if not plain or len(given) > len(variables) or typing_extensions.NoDefault in defaults:
+        wanted = f"({', '.join(map(str, variables))})"
+        raise UnsupportedType(
+            path, f"{type_name(tp)} does not give each variable of {wanted} one type", "write out what it stands for"
+        )
+    return dict(zip(variables, (*given, *defaults), strict=True))
 
 
 def _scopes(tp: Any) -> dict[Any, dict[Any, Any]]:

@@ -20,7 +20,7 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typing_extensions import TypeAliasType, TypeVar
+from typing_extensions import TypeAliasType, TypeVar, TypeVarTuple
 
 from dispatch import jsontext
 from dispatch.codec import Codec, Limits, Undecodable
@@ -1698,6 +1698,25 @@ def test_an_alias_with_parameters_stands_for_what_it_names() -> None:
     with pytest.raises(InvalidQueuePayloadError) as caught:
         Codec().encode(Library(Shelf({"a": ["one"]}), {}), Library, "test")  # type: ignore[list-item]
     assert caught.value.path == "$.shelf.found.a[0]"
+
+
+Ks = TypeVarTuple("Ks")
+Whole = TypeVar("Whole", default=int)
+Row = TypeAliasType("Row", tuple[*Ks], type_params=(Ks,))
+Pair = TypeAliasType("Pair", tuple[K, Whole], type_params=(K, Whole))
+
+
+@pytest.mark.parametrize("tp", [Row[int, str], Row[()], Row[int], Pair[()], Pair[int, str, bytes]], ids=str)
+def test_an_alias_that_is_not_given_a_type_for_each_variable_is_refused_with_its_place(tp: Any) -> None:
+    crew = attrs.make_class("Crew", {"names": attrs.field(type=tp)})
+    with pytest.raises(InvalidTaskTypeError, match=r"Crew\.names: (Row|Pair)\[.*one type; write out"):
+        Codec().check(crew, "test")
+
+
+def test_a_variable_of_an_alias_may_stand_for_its_default() -> None:
+    crew = attrs.make_class("Crew", {"at": attrs.field(type=Pair[str])})
+    data, _ = Codec().encode(crew(("a", 2)), crew, "test")
+    assert Codec().decode(data, crew) == crew(("a", 2))
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="the statement is of Python 3.12")
