@@ -423,7 +423,12 @@ def _is_class(tp: Any) -> bool:
 
 def _bare(tp: Any, variables: Mapping[Any, Any], path: str) -> Any:
     """Without Annotated, Final, NewType and aliases, and with type variables filled in."""
+    met: list[Any] = []
     while True:
+        if is_alias(tp) or is_alias(get_origin(tp)):
+            if tp in met:
+                raise UnsupportedType(path, f"{type_name(tp)} stands for itself", "write out what it stands for")
+            met.append(tp)
         if tp is None:
             return types.NoneType
         if isinstance(tp, TypeVar | typing_extensions.TypeVar):

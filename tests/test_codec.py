@@ -1722,11 +1722,14 @@ def test_a_variable_of_an_alias_may_stand_for_its_default() -> None:
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="the statement is of Python 3.12")
 def test_an_alias_made_by_the_type_statement_stands_for_what_it_names() -> None:
     made: dict[str, Any] = {}
-    exec("type Names = list[str]\ntype Pair[T] = tuple[T, T]", made)  # noqa: S102 - older Pythons cannot read it
+    exec("type Names = list[str]\ntype Pair[T] = tuple[T, T]\ntype A = B\ntype B = A", made)  # noqa: S102 - older Pythons cannot read it
     crew = attrs.make_class("Crew", {"names": attrs.field(type=made["Names"]), "at": attrs.field(type=made["Pair"][int])})
     data, _ = Codec().encode(crew(["ada"], (1, 2)), crew, "test")
     assert Codec().decode(data, crew) == crew(["ada"], (1, 2))
     assert TaskType("q", "crew", crew, made["Names"]).result is made["Names"]
+    circle = attrs.make_class("Circle", {"x": attrs.field(type=made["A"])})
+    with pytest.raises(InvalidTaskTypeError, match=r"Circle\.x: A stands for itself; write out"):
+        Codec().check(circle, "test")
 
 
 def test_a_literal_that_no_json_can_hold_is_refused_when_it_is_declared() -> None:
