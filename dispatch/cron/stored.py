@@ -193,6 +193,7 @@ class StoredEntries:
         for name in self._declared:
             entry = self.entries.get(name)
             if entry is not None and entry.record.paused_reason == ABANDONED and self._is_ours(entry):
+                await self._renew(self._declared[name])  # else who paused it would do so again at once
                 await self.set_paused(entry, None)
                 log.warning("cron task %s is declared again, and resumed", name)
 
@@ -450,12 +451,11 @@ class StoredEntries:
             for row in self._declared.values()
             if (entry := self.entries.get(row.name)) is not None and self._is_ours(entry)
         ]
+        await _side_by_side(self._renew, ours)
 
-        async def put(row: CronRecord) -> None:
-            if await self._storage.put_cron(row) is PutAnswer.CREATED:  # cancelled this very moment
-                await self._storage.remove_cron(row.name)
-
-        await _side_by_side(put, ours)
+    async def _renew(self, row: CronRecord) -> None:
+        if await self._storage.put_cron(row) is PutAnswer.CREATED:  # cancelled this very moment
+            await self._storage.remove_cron(row.name)
 
     async def pause_abandoned(self) -> None:
         """Pause what others declared and nobody has renewed for an hour. A checkpoint."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import pytest
@@ -26,12 +27,16 @@ from dispatch import (
     InvalidTaskHandlerError,
     MemoryStorage,
     QueueTask,
+    StorageError,
     Unique,
     open_dispatcher,
 )
 from dispatch.cron.stored import ABANDONED
+from dispatch.testing.proxy import StorageProxy
 
 from .work import JOB, Job, Script, nothing, working
+
+T = TypeVar("T")
 
 FAIL_AFTER_S = 1_000_000.0
 START = datetime(2026, 3, 2, 12, 0, 30, tzinfo=UTC)
@@ -208,6 +213,34 @@ async def test_one_that_nobody_has_declared_for_an_hour_is_paused_and_declaring_
             assert "cron task hourly is declared again, and resumed" in caplog.text
             await trio.sleep(HOUR_S)
             assert (await again.cron.get_task("hourly")).total == 2  # nothing is made up
+
+
+class Unsaid(StorageProxy):
+    """One to which nothing can be declared for a while."""
+
+    away = False
+
+    async def around(self, method: str, call: Callable[[], Awaitable[T]]) -> T:
+        if method == "put_cron" and self.away:
+            raise StorageError("away")
+        return await call()
+
+
+async def test_two_processes_do_not_pause_and_resume_in_turn_what_cannot_be_renewed(
+    autojump_clock: object, storage: MemoryStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    unsaid = Unsaid(storage)
+    async with working(storage=unsaid, cron=[entry()]), working(storage=storage):
+        await trio.sleep(60)
+        unsaid.away = True
+        await trio.sleep(3 * HOUR_S)
+        assert caplog.text.count("is paused: no running process has declared it for an hour") == 1
+        assert "is declared again" not in caplog.text
+        unsaid.away = False
+        await trio.sleep(2 * HOUR_S)
+        assert caplog.text.count("is declared again, and resumed") == 1
+        [record] = await storage.crons()
+        assert record.paused_reason is None
 
 
 async def test_a_living_process_keeps_what_it_declares_from_being_paused(
