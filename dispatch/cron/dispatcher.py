@@ -430,7 +430,8 @@ class CronTaskDispatcher:
         """Fire until `close()`, then wait for running functions for at most the grace.
 
         Started once what is declared is stored and the stored entries are
-        loaded. A step of the storage that takes more than 5 s then is cancelled. Cancelled: running functions are cancelled with it; a sync one is
+        loaded. At the end a step of the storage that is under way gets 5 s, and is
+        cancelled then. Cancelled: running functions are cancelled with it; a sync one is
         asked, and its thread left to itself if it takes over a second. A broken
         entry is logged and never stops the others; a storage that is away is
         waited for. Raises CronNameConflictError (1015) where a declared entry's
