@@ -398,6 +398,8 @@ class StorageMachine(RuleBasedStateMachine):
         if again:
             gone = self.model.task(task.id) is None
             assert answers[1].answer is (SettleAnswer.GONE if gone else SettleAnswer.REPEATED)
+        if data.draw(seldom):
+            self.alter(data, "rerun", 0.0)
 
     @rule(data=st.data(), kind=kinds)
     def come_too_late(self, data: st.DataObject, kind: TransitionKind) -> None:
@@ -513,7 +515,7 @@ class StorageMachine(RuleBasedStateMachine):
         for fence in [fence for fence in self.past if self.model.task(fence[0]) is None][:1]:
             self.refused(data, fence, TransitionKind.DONE)
 
-    @rule(data=st.data(), emptied=seldom, keyed=st.booleans(), on_retry=on_retries)
+    @rule(data=st.data(), emptied=st.sampled_from([False] * 11 + [True]), keyed=st.booleans(), on_retry=on_retries)
     def remove(self, data: st.DataObject, emptied: bool, keyed: bool, on_retry: str) -> None:
         """Take the queue back, and declare it anew; while a task of it is stored it stays as it is."""
         if emptied:
