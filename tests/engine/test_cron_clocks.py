@@ -316,7 +316,9 @@ async def test_a_clock_set_back_for_a_while_decides_nothing_again_when_it_is_put
     assert len(slots) == len(set(slots))
 
 
-@pytest.mark.parametrize("ahead_h", [2, 5, 30])
+@pytest.mark.parametrize(
+    "ahead_h", [pytest.param(2, marks=pytest.mark.battery), 5, pytest.param(30, marks=pytest.mark.battery)]
+)
 async def test_a_clock_that_was_ahead_and_is_put_right_silences_nothing_later(
     ahead_h: int, autojump_clock: object
 ) -> None:

@@ -44,6 +44,7 @@ class Threads:
             self.now -= 1
 
 
+@pytest.mark.battery
 async def test_cancel_running_waits_for_the_thread_that_it_asked_to_end() -> None:
     work = Threads(1.3)
     async with open_dispatcher() as dispatcher:

@@ -264,6 +264,7 @@ async def test_nothing_is_said_where_another_worker_takes_it_or_nothing_is_handl
     assert said(caplog) == []
 
 
+@pytest.mark.battery
 async def test_a_backlog_of_another_worker_is_no_mistake(
     tmp_path: Path, impatient: None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -351,6 +352,7 @@ async def test_a_version_that_another_process_left_is_named_by_an_idle_worker(
     assert "are of version 7; the handler here knows up to 1, and nobody else has taken them: tasks of it have been" in text
 
 
+@pytest.mark.battery
 async def test_a_version_that_another_worker_takes_is_no_mistake(
     tmp_path: Path, impatient: None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -368,7 +370,7 @@ async def test_a_version_that_another_worker_takes_is_no_mistake(
     assert said(caplog) == []
 
 
-@pytest.mark.parametrize("type_", [TYPO, NEWER])
+@pytest.mark.parametrize("type_", [TYPO, pytest.param(NEWER, marks=pytest.mark.battery)])
 async def test_a_queue_that_is_always_busy_is_looked_at_all_the_same(
     type_: TaskType[Job, None], tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -390,6 +392,7 @@ async def test_a_queue_that_is_always_busy_is_looked_at_all_the_same(
     assert "tasks of it have been due for over 0.4 s" in text
 
 
+@pytest.mark.battery
 async def test_of_a_busy_queue_no_more_than_the_first_tasks_are_read(
     tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -536,6 +536,7 @@ async def test_a_services_settings_are_the_callers(
         assert connection.info.get_parameters()["connect_timeout"] == "3"
 
 
+@pytest.mark.battery
 async def test_a_silent_first_host_is_passed_by(dsn: str) -> None:
     parts = psycopg.conninfo.conninfo_to_dict(dsn)
     async with impostor(b"") as port:
@@ -821,6 +822,7 @@ async def test_a_restart_of_the_server_is_survived(server: PostgresServer, dsn: 
 
 
 @AGAIN
+@pytest.mark.battery
 async def test_a_network_that_stands_still_holds_no_call_beyond_its_deadline(dsn: str) -> None:
     waited_s: dict[str, float] = {}
     async with proxy(dsn) as between, TrioPool(between.dsn, size=1, patience_s=0.3) as pool:

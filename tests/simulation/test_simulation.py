@@ -166,6 +166,7 @@ def test_a_failing_seed_is_told_as_a_short_story(monkeypatch: pytest.MonkeyPatch
     assert "still not ended" in last
 
 
+@pytest.mark.battery
 def test_what_does_not_matter_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulation, "PATIENCE_S", 300.0)
     plan = [
