@@ -14,6 +14,9 @@ Tables, all prefixed so that they can live beside a user's own in one file:
 - `dispatch_queues`, `dispatch_workers`, `dispatch_crons`: the records.
 - `dispatch_bells`: a counter per topic, raised in the transaction that touches
   the topic: by it other processes learn what to look at.
+- `dispatch_schema`: the version, and the highest `seq` that was ever deleted. Two
+  triggers see that it is not given again, which SQLite would do once the newest
+  rows are gone: a page that goes on behind it would miss the new task.
 
 Indexes of the tasks: `ready` is what claims merge, one range per lane and
 priority in claim order; rows that cannot run are not in it, or behind the end
@@ -40,7 +43,7 @@ from dispatch.storage.query import payload_has
 
 __all__ = ["SCHEMA_VERSION", "Place", "Synchronous", "connect", "create_or_migrate", "damage"]
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 """Raised with every change of the tables; each step up has its entry in `STEPS`."""
 OLDEST_SQLITE: Final = (3, 35, 0)
 BUSY_TIMEOUT_S: Final = 5.0
@@ -169,9 +172,19 @@ CREATE TABLE dispatch_bells (
     count INTEGER NOT NULL,
     PRIMARY KEY (kind, name)
 ) WITHOUT ROWID;
-CREATE TABLE dispatch_schema (version INTEGER NOT NULL);
-INSERT INTO dispatch_schema VALUES (2);
+CREATE TABLE dispatch_schema (version INTEGER NOT NULL, deleted INTEGER NOT NULL DEFAULT 0);
+INSERT INTO dispatch_schema (version) VALUES (3);
 """
+
+TRIGGERS: Final = (
+    "CREATE TRIGGER dispatch_delete AFTER DELETE ON dispatch_tasks"
+    " WHEN OLD.seq > (SELECT coalesce(max(seq), 0) FROM dispatch_tasks)"
+    " BEGIN UPDATE dispatch_schema SET deleted = OLD.seq WHERE deleted < OLD.seq; END",
+    "CREATE TRIGGER dispatch_insert AFTER INSERT ON dispatch_tasks"
+    " WHEN NEW.seq <= (SELECT deleted FROM dispatch_schema)"
+    " BEGIN UPDATE dispatch_tasks SET seq = (SELECT deleted + 1 FROM dispatch_schema) WHERE seq = NEW.seq; END",
+)
+"""AUTOINCREMENT, for a table that was made without and has its rows; the newest number alone is kept."""
 
 
 def _index_unique_by_status(connection: sqlite3.Connection) -> None:
@@ -183,7 +196,13 @@ def _index_unique_by_status(connection: sqlite3.Connection) -> None:
     )
 
 
-STEPS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {1: _index_unique_by_status}
+def _give_no_number_again(connection: sqlite3.Connection) -> None:
+    connection.execute("ALTER TABLE dispatch_schema ADD COLUMN deleted INTEGER NOT NULL DEFAULT 0")
+    for trigger in TRIGGERS:
+        connection.execute(trigger)
+
+
+STEPS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {1: _index_unique_by_status, 2: _give_no_number_again}
 """By the version they start from: what brings a file one version up, inside its transaction."""
 
 
@@ -312,6 +331,8 @@ def create_or_migrate(connection: sqlite3.Connection, path: Path) -> None:
                 for statement in TABLES.split(";\n"):
                     if statement.strip():
                         connection.execute(statement)
+                for trigger in TRIGGERS:
+                    connection.execute(trigger)
             else:
                 for version in range(found, SCHEMA_VERSION):
                     STEPS[version](connection)

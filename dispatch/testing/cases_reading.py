@@ -264,6 +264,20 @@ class FindCases:
         old = [id_ for id_ in seen if not id_.startswith("new")]
         assert old == (ids if order is Order.OLDEST else ids[::-1])
 
+    @pytest.mark.parametrize("left", [0, 1])
+    async def test_a_page_misses_nothing_where_all_behind_it_was_pruned(
+        self, bench: Workbench, left: int
+    ) -> None:
+        await bench.publish(*"abcd")
+        page = await bench.storage.find(All(), limit=2 + left)
+        for id_ in "abcd"[left:]:
+            await bench.alter(id_, "cancel")
+        assert await bench.storage.prune(PruneSpec(keep=0)) == 4 - left
+        await bench.publish("e", "f")
+        await bench.publish("g")
+        rest = await bench.storage.find(All(), after=page.cursor)
+        assert [record.id for record in rest.records] == ["e", "f", "g"]
+
     async def test_the_last_page_says_so(self, bench: Workbench) -> None:
         await bench.publish("a", "b")
         assert (await bench.storage.find(All(), limit=2)).cursor is None

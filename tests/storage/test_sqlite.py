@@ -46,6 +46,7 @@ from dispatch.storage.protocol import (
     Change,
     CronRecord,
     EnqueueAnswer,
+    PruneSpec,
     QueueRecord,
     Topic,
     TopicKind,
@@ -403,6 +404,7 @@ def next_version(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 async def test_a_file_of_the_first_version_is_brought_up_to_this_one(path: Path) -> None:
     await made_today(path)
     with closing(sqlite3.connect(path)) as db, db:
+        second_version(db)
         db.execute("DROP INDEX dispatch_unique")
         db.execute("CREATE INDEX dispatch_unique ON dispatch_tasks (unique_key) WHERE unique_key IS NOT NULL")
         db.execute("UPDATE dispatch_schema SET version = 1")
@@ -416,6 +418,30 @@ async def test_a_file_of_the_first_version_is_brought_up_to_this_one(path: Path)
             "status",
             "available_at",
         ]
+
+
+def second_version(db: sqlite3.Connection) -> None:
+    """Take back what the third version added."""
+    db.execute("DROP TRIGGER dispatch_delete")
+    db.execute("DROP TRIGGER dispatch_insert")
+    db.execute("ALTER TABLE dispatch_schema DROP COLUMN deleted")
+    db.execute("UPDATE dispatch_schema SET version = 2")
+
+
+async def test_an_older_worker_at_a_file_of_the_third_version_gives_no_number_again(path: Path) -> None:
+    async with stored(path) as older:
+        await older.enqueue([new("a")])
+        with closing(sqlite3.connect(path)) as db, db:
+            second_version(db)
+        async with stored(path):  # a newer process, while the older one works on
+            assert version(path) == sqlite_schema.SCHEMA_VERSION
+        await older.enqueue([new("b")])
+        await older.alter(All(), Change(action="cancel"))
+        before = (await older.find(All())).records[-1].seq
+        assert await older.prune(PruneSpec(keep=0)) == 2
+        await older.enqueue([new("c")])
+        (record,) = (await older.find(All())).records
+        assert (record.id, record.seq) == ("c", before + 1)
 
 
 @pytest.mark.parametrize(
