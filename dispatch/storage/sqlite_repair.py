@@ -86,10 +86,11 @@ def prune(tasks: SqliteTasks, spec: PruneSpec, now: float, *, dry_run: bool) -> 
     else:
         found, given = _oldest(tasks, spec, now, considered, values)
     rows = tasks.db.execute(f"{found} ORDER BY finished_at, seq LIMIT ?", [*given, spec.limit]).fetchall()
-    if not dry_run:
+    if rows and not dry_run:
         gone = [(seq,) for seq, _, _ in rows]
         tasks.db.executemany("DELETE FROM dispatch_attempts WHERE task = ?", gone)
         tasks.db.executemany("DELETE FROM dispatch_tasks WHERE seq = ?", gone)
+        tasks.db.execute("UPDATE dispatch_schema SET deleted = max(deleted, ?)", max(gone))
         for _, id_, queue in rows:
             tasks.ended.append(id_)
             tasks.touched.add((TopicKind.DONE, queue))

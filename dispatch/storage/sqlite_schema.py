@@ -14,9 +14,9 @@ Tables, all prefixed so that they can live beside a user's own in one file:
 - `dispatch_queues`, `dispatch_workers`, `dispatch_crons`: the records.
 - `dispatch_bells`: a counter per topic, raised in the transaction that touches
   the topic: by it other processes learn what to look at.
-- `dispatch_schema`: the version, and the highest `seq` that was ever deleted. Two
-  triggers see that it is not given again, which SQLite would do once the newest
-  rows are gone: a page that goes on behind it would miss the new task.
+- `dispatch_schema`: the version, and the highest `seq` that was ever deleted. It is
+  not given again, as SQLite would do once the newest rows are gone: a page that goes
+  on behind it would miss the new task. (AUTOINCREMENT would write a row per insert.)
 
 Indexes of the tasks: `ready` is what claims merge, one range per lane and
 priority in claim order; rows that cannot run are not in it, or behind the end
@@ -176,16 +176,6 @@ CREATE TABLE dispatch_schema (version INTEGER NOT NULL, deleted INTEGER NOT NULL
 INSERT INTO dispatch_schema (version) VALUES (3);
 """
 
-TRIGGERS: Final = (
-    "CREATE TRIGGER dispatch_delete AFTER DELETE ON dispatch_tasks"
-    " WHEN OLD.seq > (SELECT coalesce(max(seq), 0) FROM dispatch_tasks)"
-    " BEGIN UPDATE dispatch_schema SET deleted = OLD.seq WHERE deleted < OLD.seq; END",
-    "CREATE TRIGGER dispatch_insert AFTER INSERT ON dispatch_tasks"
-    " WHEN NEW.seq <= (SELECT deleted FROM dispatch_schema)"
-    " BEGIN UPDATE dispatch_tasks SET seq = (SELECT deleted + 1 FROM dispatch_schema) WHERE seq = NEW.seq; END",
-)
-"""AUTOINCREMENT, for a table that was made without and has its rows; the newest number alone is kept."""
-
 
 def _index_unique_by_status(connection: sqlite3.Connection) -> None:
     """Of a key the ended tasks are many, and those in the way of a new one few."""
@@ -198,8 +188,6 @@ def _index_unique_by_status(connection: sqlite3.Connection) -> None:
 
 def _give_no_number_again(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE dispatch_schema ADD COLUMN deleted INTEGER NOT NULL DEFAULT 0")
-    for trigger in TRIGGERS:
-        connection.execute(trigger)
 
 
 STEPS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {1: _index_unique_by_status, 2: _give_no_number_again}
@@ -331,8 +319,6 @@ def create_or_migrate(connection: sqlite3.Connection, path: Path) -> None:
                 for statement in TABLES.split(";\n"):
                     if statement.strip():
                         connection.execute(statement)
-                for trigger in TRIGGERS:
-                    connection.execute(trigger)
             else:
                 for version in range(found, SCHEMA_VERSION):
                     STEPS[version](connection)

@@ -39,9 +39,11 @@ __all__ = ["SqliteTasks"]
 LEVELS: Final = (3, 2, 1, 0)
 
 INSERT: Final = (
-    "INSERT INTO dispatch_tasks (id, queue, type, payload, version, key, headers, timeout, max_retry,"
+    "INSERT INTO dispatch_tasks (seq, id, queue, type, payload, version, key, headers, timeout, max_retry,"
     " priority, tags, unique_key, unique_rule, cron, slot, status, created_at, available_at, lane, place)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'pending', ?, ?, ?, ?)"
+    # NULL where the newest row is still there: SQLite then gives the next number.
+    " VALUES ((SELECT deleted + 1 FROM dispatch_schema WHERE deleted >= (SELECT coalesce(max(seq), 0) FROM dispatch_tasks)),"
+    " ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'pending', ?, ?, ?, ?)"
     " ON CONFLICT (id) DO NOTHING"
 )
 HEADS: Final = (

@@ -422,26 +422,22 @@ async def test_a_file_of_the_first_version_is_brought_up_to_this_one(path: Path)
 
 def second_version(db: sqlite3.Connection) -> None:
     """Take back what the third version added."""
-    db.execute("DROP TRIGGER dispatch_delete")
-    db.execute("DROP TRIGGER dispatch_insert")
     db.execute("ALTER TABLE dispatch_schema DROP COLUMN deleted")
     db.execute("UPDATE dispatch_schema SET version = 2")
 
 
-async def test_an_older_worker_at_a_file_of_the_third_version_gives_no_number_again(path: Path) -> None:
-    async with stored(path) as older:
-        await older.enqueue([new("a")])
-        with closing(sqlite3.connect(path)) as db, db:
-            second_version(db)
-        async with stored(path):  # a newer process, while the older one works on
-            assert version(path) == sqlite_schema.SCHEMA_VERSION
-        await older.enqueue([new("b")])
-        await older.alter(All(), Change(action="cancel"))
-        before = (await older.find(All())).records[-1].seq
-        assert await older.prune(PruneSpec(keep=0)) == 2
-        await older.enqueue([new("c")])
-        (record,) = (await older.find(All())).records
-        assert (record.id, record.seq) == ("c", before + 1)
+async def test_a_file_of_the_second_version_gives_no_number_again_from_now_on(path: Path) -> None:
+    await made_today(path)
+    with closing(sqlite3.connect(path)) as db, db:
+        second_version(db)
+    async with stored(path) as storage:
+        assert version(path) == sqlite_schema.SCHEMA_VERSION
+        await storage.alter(All(), Change(action="cancel"))
+        before = (await storage.find(All())).records[-1].seq
+        assert await storage.prune(PruneSpec(keep=0)) == 1
+        await storage.enqueue([new("b"), new("c")])
+        await storage.enqueue([new("d", unique=unique())])
+        assert [record.seq for record in (await storage.find(All())).records] == [before + 1, before + 2, before + 3]
 
 
 @pytest.mark.parametrize(
