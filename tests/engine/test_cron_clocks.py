@@ -317,7 +317,7 @@ async def test_a_clock_set_back_for_a_while_decides_nothing_again_when_it_is_put
 
 
 @pytest.mark.parametrize(
-    "ahead_h", [pytest.param(2, marks=pytest.mark.battery), 5, pytest.param(30, marks=pytest.mark.battery)]
+    "ahead_h", [2, *(pytest.param(hours, marks=pytest.mark.battery) for hours in (5, 30))]
 )
 async def test_a_clock_that_was_ahead_and_is_put_right_silences_nothing_later(
     ahead_h: int, autojump_clock: object

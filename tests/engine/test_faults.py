@@ -202,6 +202,7 @@ async def test_a_cancellation_while_threads_are_asked_abandons_them_at_once() ->
         release.set()
 
 
+@pytest.mark.battery
 async def test_a_sync_handler_that_outlives_the_grace_is_abandoned_and_its_lease_decides() -> None:
     storage, release = MemoryStorage(), []
 

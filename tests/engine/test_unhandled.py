@@ -238,6 +238,7 @@ async def test_what_another_process_published_is_named_by_an_idle_worker(
     assert "and nobody else has taken it: tasks of it have been due for over 0.4 s; handled here: 'job'" in text
 
 
+@pytest.mark.battery
 async def test_nothing_is_said_where_another_worker_takes_it_or_nothing_is_handled_here(
     tmp_path: Path, impatient: None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -370,7 +371,8 @@ async def test_a_version_that_another_worker_takes_is_no_mistake(
     assert said(caplog) == []
 
 
-@pytest.mark.parametrize("type_", [TYPO, pytest.param(NEWER, marks=pytest.mark.battery)])
+@pytest.mark.battery
+@pytest.mark.parametrize("type_", [TYPO, NEWER])
 async def test_a_queue_that_is_always_busy_is_looked_at_all_the_same(
     type_: TaskType[Job, None], tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

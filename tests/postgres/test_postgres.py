@@ -51,7 +51,7 @@ from dispatch.storage.query import All, Ids, Order, PruneSpec, Queues, Statuses,
 from dispatch.tasks import TaskStatus
 from dispatch.testing.postgres import PostgresServer
 from dispatch.testing.workbench import LEASE_S, Workbench, unique
-from tests.conclusive import AGAIN, was_tested
+from tests.conclusive import was_tested
 from tests.engine.waits import check_every_reason
 from tests.postgres.stage import START, Stage
 
@@ -459,6 +459,7 @@ async def test_queues_are_placed_anew_once_no_transaction_writes(
         assert [queue.keyed for queue in await storage.queues()] == [True]
 
 
+@pytest.mark.battery
 async def test_a_transaction_without_end_keeps_queues_as_they_are(
     stage: Stage, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -559,6 +560,7 @@ async def test_a_queue_is_removed_once_no_transaction_writes(
         assert [queue.name for queue in await storage.queues()] == (["other", "q"] if stays else ["other"])
 
 
+@pytest.mark.battery
 async def test_a_transaction_without_end_keeps_queues_from_being_removed(
     stage: Stage, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -584,7 +586,7 @@ async def test_a_transaction_without_end_keeps_queues_from_being_removed(
         assert await storage.remove_queue("q") is RemoveAnswer.REMOVED
 
 
-@AGAIN
+@pytest.mark.battery
 async def test_of_a_queue_that_comes_and_goes_every_task_has_its_lane(stage: Stage) -> None:
     said = Counter[str]()
     chance = random.Random(1)

@@ -36,6 +36,7 @@ def statuses(dsn: str) -> list[tuple[str, int]]:
         return connection.execute("SELECT id, state FROM dispatch.tasks ORDER BY id").fetchall()
 
 
+@pytest.mark.battery
 async def test_a_publish_whose_answer_is_lost_is_in_doubt_and_runs_soon(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,6 +135,7 @@ async def test_a_crowd_costs_no_call_anything(stage_alone: Stage) -> None:
     assert all(many[name] <= 2 * few[name] + 60 for name in few), told(few, many)
 
 
+@pytest.mark.battery
 async def test_what_has_ended_since_a_moment_is_counted_by_that_moment(stage_alone: Stage) -> None:
     stage_alone.execute("ALTER TABLE @.tasks SET (autovacuum_enabled = false)")
     async with opened(stage_alone) as (storage, _):

@@ -29,7 +29,11 @@ WITHIN = 1_000
 """Seeds within which each planted bug must be found."""
 
 
-@pytest.mark.parametrize("seeds", [range(start, start + 10) for start in range(0, 50, 10)], ids=str)
+@pytest.mark.parametrize(
+    "seeds",
+    [range(10), *(pytest.param(range(start, start + 10), marks=pytest.mark.battery) for start in range(10, 50, 10))],
+    ids=str,
+)
 def test_every_promise_is_kept(seeds: range) -> None:
     runs = [simulate(seed, length=25) for seed in seeds]
     assert all(run.runs >= run.published for run in runs)
@@ -100,6 +104,7 @@ def test_a_seed_is_one_run_exactly() -> None:
     assert play(plan_of(8), 8) != first
 
 
+@pytest.mark.battery
 def test_a_seed_is_the_same_run_in_another_process() -> None:
     told = [
         subprocess.run(  # noqa: S603 - our own lines
@@ -151,6 +156,7 @@ def test_something_that_spins_is_told_from_something_long(monkeypatch: pytest.Mo
         play([], 1)
 
 
+@pytest.mark.battery
 def test_a_failing_seed_is_told_as_a_short_story(monkeypatch: pytest.MonkeyPatch) -> None:
     def search() -> None:
         for seed in range(WITHIN):
