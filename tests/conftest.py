@@ -44,6 +44,7 @@ def heeded_signals() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """One process more than there are processors: a third of the quick tests' time is waiting."""
     if "not battery" in config.getoption("markexpr"):
