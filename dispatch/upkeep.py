@@ -105,6 +105,8 @@ class Upkeep:
     _napping_long: bool = False
     _started_at: float = 0.0
     _renewed_at: float = 0.0
+    _cut_short: float = inf
+    """When the renewing began that is not at its end yet."""
     _beat_due: float = -inf
     _next_sweep: float = -inf
     """In trio's time, like every moment here but `_seen_wall`."""
@@ -213,6 +215,7 @@ class Upkeep:
             # Leases were measured by a clock that lied: give every living worker one
             # lease's time to renew before anything is called dead.
             self._next_sweep = trio.current_time() + self.lease_s
+            self._cut_short = inf
             log.warning("the storage's clock jumped; no sweep for %g s", self.lease_s)
         await self._renew()
         await self._apply_controls()
@@ -251,7 +254,12 @@ class Upkeep:
     async def _renew(self) -> None:
         """Renew everything held; stop what is lost, or asked to stop. Raises what failed at its end."""
         failures: list[Exception] = []
-        holding = [actors for actors in self.queues() if actors.held()]
+        # What the deadline of a round cut short is gone on with, from the oldest renewal on: begun
+        # anew each time, it would never come to the last queues, nor a round to what follows.
+        began = trio.current_time()
+        since = self._cut_short = min(began, self._cut_short)
+        holding = [each for each in self.queues() if each.held() and (since == began or each.renewed_at < since)]
+        holding.sort(key=lambda each: each.renewed_at)
         if len(holding) <= 1:  # as it mostly is
             await self._renew_queues(iter(holding), failures)
         else:
@@ -261,9 +269,10 @@ class Upkeep:
             async with trio.open_nursery() as nursery:
                 for _ in range(min(len(holding), RENEWED_AT_ONCE)):
                     nursery.start_soon(self._renew_queues, queues, failures)
+        self._cut_short = inf
         if failures:
             raise failures[0]
-        self._renewed_at = trio.current_time()
+        self._renewed_at = trio.current_time() if since == began else since
 
     async def _renew_queues(self, queues: Iterator[QueueActors], failures: list[Exception]) -> None:
         for actors in queues:

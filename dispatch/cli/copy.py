@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Final
 
 import attrs
@@ -13,13 +13,16 @@ from dispatch.cli.shell import CommandError, Complaints, Opened, ShellArgument, 
 from dispatch.cli.task_change import DryRunOption
 from dispatch.records import NewTask, TaskRecord
 from dispatch.storage.protocol import EnqueueAnswer, EnqueueResult, PutAnswer
-from dispatch.storage.query import Order, Statuses
+from dispatch.storage.query import All, Order, Queues, Statuses
+from dispatch.storage.texts import unreadable_cron
 from dispatch.tasks import OnClash, TaskStatus
 
 __all__ = ["copy"]
 
 _LEFT: Final = (TaskStatus.HELD, TaskStatus.RUNNING)
 """A copy could not be held from the beginning, and what runs may end yet."""
+_BYTES: Final = 4 * 2**20
+"""Payloads that are stored by one step at most, if it is not for a single one: a database gives each step some seconds."""
 
 
 @attrs.define
@@ -29,7 +32,10 @@ class _Tally:
     refused: Complaints
     copied: int = 0
     known: int = 0
+    behind: int = 0
     crons: int = 0
+    uniques: set[str] = attrs.field(factory=set[str])
+    """Unique keys of what is over there by now and open, from here."""
 
 
 async def copy(
@@ -42,8 +48,9 @@ async def copy(
     """Copy the waiting tasks, the queues and the cron tasks of a store to another one.
 
     Whatever is there under the same id or name is left as it is, so it can be
-    repeated. The store itself is not changed. Its workers have to be stopped
-    first: each task would run here and there.
+    repeated. The store itself is not changed, but for what a worker that is gone
+    was running: once its lease is over it is taken back, as by any other worker.
+    The workers have to be stopped first: each task would run here and there.
 
     Parameters
     ----------
@@ -54,6 +61,8 @@ async def copy(
         raise CommandError("--to is the store itself; name another one", 2)
     async with shell.open(store) as source, shell.open(to, create=True) as target:
         await _check_stopped(source)
+        if not dry_run:
+            await _take_back(source)
         tally = _Tally(Complaints(shell.say))
         total = sum((await source.storage.count(_WAITING)).values())
         known = {entry.name for entry in await target.storage.crons()}
@@ -62,20 +71,26 @@ async def copy(
             tally.crons = len([each for each in await source.storage.crons() if each.name not in known])
         else:
             await _copy_queues(source, target)
+            busy = await _busy_keys(source)
             with progress(shell.stderr, "copy", total) as advance:
                 after: str | None = None
                 while True:
                     page = await source.storage.find(_WAITING, order=Order.OLDEST, limit=BATCH, after=after)
-                    await _copy_tasks(target, page.records, tally)
+                    ready = [record for record in page.records if (record.queue, record.key) not in busy]
+                    tally.behind += len(page.records) - len(ready)
+                    for records in _portions(ready):
+                        await _copy_tasks(target, records, tally)
                     advance(len(page.records))
                     if (after := page.cursor) is None:
                         break
             await _copy_crons(source, target, known, tally)
         left = await source.storage.count(Statuses(*_LEFT), by=("status",))
-    tally.refused.end("refused tasks")
+    tally.refused.end("refused ones")
     for (status,), count in sorted(left.items()):
         how = "dispatch task resume" if status == TaskStatus.HELD else "wait for the end of its lease"
         shell.say(f"{plural(count, 'task')} of {masked(source.url)} stayed behind, {status}: {how}, and copy again")
+    if tally.behind:
+        shell.say(f"{plural(tally.behind, 'task')} of {masked(source.url)} stayed behind one of their key that runs, in its order")
     done = "would copy" if dry_run else "copied"
     there = f"; {plural(tally.known, 'task')} stood there already" if tally.known else ""
     shell.print(f"{done} {plural(tally.copied, 'task')} and {plural(tally.crons, 'cron task')} to {masked(to)}{there}")
@@ -95,19 +110,53 @@ async def _check_stopped(source: Opened) -> None:
         )
 
 
+async def _take_back(source: Opened) -> None:
+    """End the runs whose lease is over: nobody works there, who would else, and they would run for ever."""
+    if any((await source.storage.count(Statuses(TaskStatus.RUNNING), bound=1)).values()):  # who may only read, reads
+        while (await source.storage.rescue()).records:
+            pass
+
+
 async def _copy_queues(source: Opened, target: Opened) -> None:
-    """Declare what is not there, with what was set on it by hand."""
-    there = {queue.name for queue in await target.storage.queues()}
-    new = [queue for queue in await source.storage.queues() if queue.name not in there]
-    await target.storage.declare(new, new_only=True)
-    for queue in new:
-        if queue.paused or queue.concurrency is not None:
-            await target.storage.alter_queue(queue.name, paused=queue.paused, concurrency=queue.concurrency)
+    """Declare what is not there, with what was set on it by hand.
+
+    In one step: a queue that came without its pause, since this was interrupted, would stay without it.
+    """
+    await target.storage.declare(await source.storage.queues(), new_only=True)
+
+
+async def _busy_keys(source: Opened) -> set[tuple[str, str | None]]:
+    """The queues and keys whose next task must not be copied yet: it would run before the one that runs now."""
+    keyed = [queue.name for queue in await source.storage.queues() if queue.keyed]
+    found: set[tuple[str, str | None]] = set()
+    after: str | None = None
+    while keyed:
+        page = await source.storage.find(All(Queues(*keyed), Statuses(TaskStatus.RUNNING)), limit=BATCH, after=after)
+        found.update((record.queue, record.key) for record in page.records if record.key is not None)
+        if (after := page.cursor) is None:
+            break
+    return found
+
+
+def _portions(records: Sequence[TaskRecord]) -> Iterator[Sequence[TaskRecord]]:
+    """These in their order, as many at a time as one step can store; of one unique key one at a time."""
+    start, size, uniques = 0, 0, set[str]()
+    for end, record in enumerate(records):
+        size += len(record.payload)
+        unique = set[str]() if record.unique is None else {record.unique.key}
+        if end > start and (size > _BYTES or unique & uniques):
+            yield records[start:end]
+            start, size, uniques = end, len(record.payload), set[str]()
+        uniques |= unique
+    if records:
+        yield records[start:]
 
 
 async def _copy_tasks(target: Opened, records: Sequence[TaskRecord], tally: _Tally) -> None:
-    results = await target.storage.enqueue([_anew(record) for record in records]) if records else []
+    results = await target.storage.enqueue([_anew(record, tally.uniques) for record in records])
     for record, result in zip(records, results, strict=True):
+        if record.unique is not None and _is_open(record, result):
+            tally.uniques.add(record.unique.key)
         if result.answer is EnqueueAnswer.CREATED:
             tally.copied += 1
         elif _is_the_same(record, result.record):
@@ -116,11 +165,17 @@ async def _copy_tasks(target: Opened, records: Sequence[TaskRecord], tally: _Tal
             tally.refused.add(f"task {record.id} ({record.queue}/{record.type}) was not copied: {_why_not(result)}")
 
 
-def _anew(record: TaskRecord) -> NewTask:
-    """The task as it was published, but due when it is due; what is in its way there is not touched."""
+def _anew(record: TaskRecord, uniques: Set[str]) -> NewTask:
+    """The task as it was published, but due when it is due; what is in its way there is not touched.
+
+    One of the same unique key that comes from here, too, is not in its way: here both wait, as when
+    one failed, or was rerun, after the other was published. Others stay out for both.
+    """
     unique = record.unique
     if unique is not None and unique.on_clash is not OnClash.KEEP:
         unique = attrs.evolve(unique, on_clash=OnClash.REJECT)
+    if unique is not None and unique.key in uniques:
+        unique = attrs.evolve(unique, statuses=frozenset[TaskStatus]())
     return NewTask(
         id=record.id,
         queue=record.queue,
@@ -140,6 +195,14 @@ def _anew(record: TaskRecord) -> NewTask:
     )
 
 
+def _is_open(record: TaskRecord, result: EnqueueResult) -> bool:
+    """Whether the task stands there now, and is not over."""
+    there = result.record
+    if there is None:
+        return result.answer is EnqueueAnswer.CREATED
+    return _is_the_same(record, there) and not there.status.is_terminal
+
+
 def _is_the_same(record: TaskRecord, there: TaskRecord | None) -> bool:
     return there is not None and (there.id, there.queue, there.type) == (record.id, record.queue, record.type)
 
@@ -156,6 +219,9 @@ def _why_not(result: EnqueueResult) -> str:
 async def _copy_crons(source: Opened, target: Opened, known: set[str], tally: _Tally) -> None:
     for entry in await source.storage.crons():
         if entry.name in known:
+            continue
+        if why := unreadable_cron(entry):  # what is read of it is not what it is
+            tally.refused.add(f"cron task {entry.name} was not copied: {why}")
             continue
         if await target.storage.put_cron(entry) is PutAnswer.CREATED:
             tally.crons += 1

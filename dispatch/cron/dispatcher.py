@@ -547,7 +547,8 @@ class CronTaskDispatcher:
                 if function.slots.in_the_future(now) and not function.task.paused:
                     self._functions_due.put(function, now)
             for stored in self._stored.entries.values():
-                if stored.slots.in_the_future(now) and not stored.awaited:
+                # All of them: an outage or an error may have put it off until a moment of a clock that was ahead.
+                if not stored.awaited:
                     self._stored_due.put(stored, stored.due(now))
             if self._stored.declares:
                 self._renew_at = trio.current_time()

@@ -638,6 +638,7 @@ class StoredEntries:
             self._schedule_live(entry, now)
             return
         entry.awaited = True
+        self._schedule(entry, None)  # it may have been read again meanwhile
         self.nursery.start_soon(self._when_ended, entry, found[0])
 
     async def _when_ended(self, entry: StoredEntry, task_id: str) -> None:

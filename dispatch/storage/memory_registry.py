@@ -128,7 +128,7 @@ class MemoryRegistry(Storage):
         for given in queues:
             known = self._queues.get(given.name)
             if known is None:
-                fresh = attrs.evolve(given, paused=False, concurrency=None)
+                fresh = given if new_only else attrs.evolve(given, paused=False, concurrency=None)
                 self._queues[given.name] = ReadyQueue(fresh)
                 self._touched[given.name] = None
                 continue

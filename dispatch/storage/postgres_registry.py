@@ -34,7 +34,8 @@ ALIVE_S: Final = 60.0
 
 DECLARED: Final = "keyed, on_retry, max_waiting, overflow, max_running, rate_count, rate_s"
 DECLARE: Final = (
-    f"INSERT INTO @.queues AS q (name, {DECLARED}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
+    f"INSERT INTO @.queues AS q (name, {DECLARED}, paused, concurrency)"
+    " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
     f" ON CONFLICT (name) DO UPDATE SET ({DECLARED}) ="
     " (EXCLUDED.keyed, EXCLUDED.on_retry, EXCLUDED.max_waiting, EXCLUDED.overflow,"
     "  EXCLUDED.max_running, EXCLUDED.rate_count, EXCLUDED.rate_s)"
@@ -147,6 +148,8 @@ class PostgresRegistry:
                     given.max_running,
                     count,
                     seconds,
+                    new_only and given.paused,
+                    given.concurrency if new_only else None,
                     *_lines(before or given),
                 ),
             )

@@ -441,7 +441,8 @@ class ControlStore(ABC):
     async def declare(self, queues: Sequence[QueueRecord], *, new_only: bool = False) -> None:
         """Register queues: creates, or updates the declaration and keeps what was set by hand.
 
-        With `new_only`, a queue that is there already is left as it is.
+        With `new_only`, a queue that is there already is left as it is, and one that is not
+        comes with what its record says was set by hand: in the same step, so that a pause is never late.
         """
 
     @abstractmethod

@@ -39,6 +39,7 @@ WORD_LIMIT: Final = 20
 
 _QUOTED: Final = r'"(?:[^"\\]|\\.)*"'
 _TOKEN: Final = re.compile(rf'(?=\S)(-?)(?:([a-z]+)((?:\.[^\s:."]+)*):)?({_QUOTED}|\S*)')
+_POSITION: Final = re.compile(r"\d{1,9}")
 _AGE: Final = re.compile(r"(\d{1,6})(s|m|h|d|w)")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
 _PRIORITIES: Final = {"low": 0, "normal": 1, "high": 2, "critical": 3}
@@ -107,7 +108,7 @@ def _word(name: str, path: tuple[str, ...], value: str, raw: str, now: float) ->
     if name == "header":
         return Header(".".join(path), None if value == "*" else value)
     if name == "payload":
-        return Payload(tuple(int(step) if step.isdecimal() else step for step in path), _scalar(raw, value))
+        return Payload(tuple(int(step) if _POSITION.fullmatch(step) else step for step in path), _scalar(raw, value))
     return WORDS[name](value, now)
 
 

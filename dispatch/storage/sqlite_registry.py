@@ -48,7 +48,7 @@ class SqliteRegistry:
         for queue in given:
             kept = known.get(queue.name)
             if kept is None:
-                record = attrs.evolve(queue, paused=False, concurrency=None)
+                record = queue if new_only else attrs.evolve(queue, paused=False, concurrency=None)
             elif new_only:
                 continue
             else:
@@ -57,8 +57,8 @@ class SqliteRegistry:
                     continue
             self._db.execute(
                 "INSERT INTO dispatch_queues"
-                " (name, keyed, on_retry, max_waiting, overflow, max_running, rate, paused)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, 0)"
+                " (name, keyed, on_retry, max_waiting, overflow, max_running, rate, paused, concurrency)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT (name) DO UPDATE SET keyed = excluded.keyed, on_retry = excluded.on_retry,"
                 " max_waiting = excluded.max_waiting, overflow = excluded.overflow,"
                 " max_running = excluded.max_running, rate = excluded.rate",
@@ -70,6 +70,8 @@ class SqliteRegistry:
                     record.overflow,
                     record.max_running,
                     None if record.rate is None else json.dumps(record.rate),
+                    record.paused,
+                    record.concurrency,
                 ),
             )
             known[queue.name] = record

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import attrs
 
@@ -26,6 +26,7 @@ __all__ = [
     "unique_from_text",
     "unique_to_text",
     "unreadable",
+    "unreadable_cron",
 ]
 
 
@@ -109,6 +110,15 @@ def cron_record(
         return CronRecord(
             name=name, definition=_dumps({"unreadable": why}), template=NewTask(id="", queue="", type="", payload=b"")
         )
+
+
+def unreadable_cron(entry: CronRecord) -> str | None:
+    """Why the row of this entry could not be read; None if it was."""
+    try:
+        found: Any = json.loads(entry.definition)
+    except (ValueError, RecursionError):  # the text is the row's own, and somebody else may know what it means
+        return None
+    return str(cast("dict[str, object]", found)["unreadable"]) if isinstance(found, dict) and "unreadable" in found else None
 
 
 class CronRecords:

@@ -300,6 +300,17 @@ class ControlCases:
         answers = await storage.enqueue([bench.task(id_, queue="b") for id_ in ("1", "2")], bounded=True)
         assert [each.answer for each in answers] == [EnqueueAnswer.CREATED, EnqueueAnswer.FULL]
 
+    async def test_a_declaration_of_new_queues_only_brings_what_was_set_by_hand(self, bench: Workbench) -> None:
+        storage = bench.storage
+        paused = QueueRecord(name="a", keyed=True, rate=(3, 60.0), paused=True, concurrency=7)
+        await storage.declare([paused], new_only=True)
+        await storage.declare([QueueRecord(name="a")], new_only=True)
+        assert paused in await storage.queues()
+        await storage.enqueue([bench.task("x", queue="a")])
+        assert await bench.taken(9, queue="a") == []
+        await storage.alter_queue("a", paused=False)
+        assert await bench.taken(9, queue="a") == ["x"]
+
     async def test_a_paused_queue_gives_nothing(self, bench: Workbench) -> None:
         await bench.publish("a")
         await bench.storage.alter_queue("q", paused=True)

@@ -20,6 +20,7 @@ from dispatch.cron.spec import jitter_s
 from dispatch.records import TaskRecord, from_seconds
 from dispatch.storage.protocol import CronRecord, PutAnswer
 from dispatch.storage.query import All, Crons
+from dispatch.testing.faults import FaultyStorage
 
 from .work import JOB, Job, nothing, working
 
@@ -337,6 +338,31 @@ async def test_a_clock_that_was_ahead_and_is_put_right_silences_nothing_later(
             assert len(watched.ran) - ran in (5, 6)
     slots = await watched.slots()
     assert len(slots) == len(set(slots))
+
+
+@pytest.mark.parametrize("why", ["the storage was away", "its queue was not known"])
+async def test_what_could_not_be_fired_while_the_clock_was_ahead_goes_on_once_it_is_put_right(
+    why: str, autojump_clock: object
+) -> None:
+    wall = Wall()
+    storage = FaultyStorage(MemoryStorage(wall.clock))
+    declared = [CronEntry("0 * * * *", "a", JOB(Job()))]
+    async with open_dispatcher(storage, clock=wall.clock, cron=declared) as dispatcher:
+        if why == "the storage was away":
+            dispatcher.consumer.register_queue("q")
+        await trio.sleep(10)
+        wall.ahead_s = 48 * HOUR_S
+        storage.down = why == "the storage was away"
+        await trio.sleep(20)
+        wall.ahead_s = 0.0
+        await trio.sleep(20)
+        storage.down = False
+        if why != "the storage was away":
+            dispatcher.consumer.register_queue("q")
+        await trio.sleep(3 * HOUR_S)
+        slots = [record.slot for record in (await storage.find(Crons("a"))).records]
+    noon = NOON - 0.25
+    assert slots == [noon + HOUR_S, noon + 2 * HOUR_S, noon + 3 * HOUR_S]
 
 
 class Slow(MemoryStorage):

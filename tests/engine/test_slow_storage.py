@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import pairwise
@@ -25,6 +26,7 @@ from dispatch import (
     TaskType,
     open_dispatcher,
 )
+from dispatch.records import NewTask
 from dispatch.storage.query import All, Crons
 from dispatch.testing.proxy import StorageProxy
 
@@ -89,6 +91,33 @@ async def test_many_queues_of_a_slow_storage_are_renewed_in_time(
     assert len(handler.seen) == 10
     assert "rescued" not in caplog.text
     assert "trying again" not in caplog.text
+
+
+async def test_many_queues_that_no_round_comes_to_the_end_of_keep_their_leases(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Twelve renewals of 4 s, four at a time, take longer than a round may."""
+    caplog.set_level(logging.INFO, "dispatch.upkeep")
+    inner, handler = MemoryStorage(), Script(200.0)
+    storage = SlowStorage(inner, "renew")
+    async with open_dispatcher(storage, lease=30.0, observers=()) as dispatcher, working(nothing, storage=inner):
+        for n in range(12):
+            dispatcher.consumer.register_queue(f"q{n}", TaskQueueConfig(max_retry=5))
+            dispatcher.consumer.register_handler(TaskType(f"q{n}", "job", Job), handler)
+            await dispatcher.publisher.publish(TaskType(f"q{n}", "job", Job)(Job()))
+        await trio.sleep(1)
+        storage.before_s = 4.0
+        for n in range(6):  # the other process sweeps, as soon as a lease is over
+            await trio.sleep(30)
+            await inner.enqueue([NewTask(id=f"sweeps-{n}", queue="q", type="job", payload=b'{"n":0}')])
+        # A round comes to its end, too: what follows the renewals is not put off for ever.
+        await dispatcher.control.set_concurrency("q0", 7)
+        await trio.sleep(30)
+        assert "runs 7 at once" in caplog.text
+        storage.before_s = 0.0
+        await dispatcher.drain()
+    assert len(handler.seen) == 12
+    assert "rescued" not in caplog.text
 
 
 class FewConnections(SlowStorage):

@@ -27,7 +27,7 @@ from dispatch.storage.query import (
     Tags,
     Time,
 )
-from dispatch.storage.search import SearchError
+from dispatch.storage.search import SearchError, searched
 from dispatch.web import create_app
 from dispatch.web.filters import TaskFilter, misread
 from dispatch.web.guard import HEADERS
@@ -285,6 +285,11 @@ def test_the_words_of_a_filter_become_a_query() -> None:
     assert later.where(0.0, ()) == All(All(Queues("a"), Statuses("pending")), Statuses("later"))
     assert TaskFilter.parse({"text": "abc -id:x"}).ids(0.0) == {"abc"}
     assert TaskFilter.parse({"text": "-id:x"}).ids(0.0) is None
+
+
+def test_a_step_of_more_digits_than_python_makes_a_number_of_is_a_name() -> None:
+    digits = "9" * 5_000
+    assert searched(f"payload.{digits}:7", 0.0) == All(Payload((digits,), 7))
 
 
 @pytest.mark.parametrize("text", ["nope:1", "payload:1", "attempt:many", "created:soon", "priority:9", "id.x:1"])
