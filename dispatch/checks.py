@@ -5,16 +5,17 @@ For constructors and registrations, so that nothing on the way of a task looks t
 
 from __future__ import annotations
 
+import sys
 import typing
 from collections.abc import Collection, Iterable
 from math import isfinite
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 import typing_extensions
 
 from dispatch.errors import LONGEST_S, InvalidConfigError, shown
 
-__all__ = ["MAX_COUNT", "MAX_DELAY_S", "check_choice", "check_count", "check_duration", "check_flag", "check_kind", "check_names", "check_within", "is_alias", "shown"]
+__all__ = ["MAX_COUNT", "MAX_DELAY_S", "Alias", "check_choice", "check_count", "check_duration", "check_flag", "check_kind", "check_names", "check_within", "is_alias", "shown"]
 
 MAX_DELAY_S: Final = LONGEST_S
 MAX_COUNT: Final = 2**31 - 1
@@ -94,6 +95,11 @@ ALIASES: Final[tuple[Any, ...]] = (
     getattr(typing, "TypeAliasType", typing_extensions.TypeAliasType),
 )
 """From Python 3.12 on that of typing-extensions may be a class of its own."""
+
+if sys.version_info >= (3, 12):
+    Alias: TypeAlias = typing.TypeAliasType | typing_extensions.TypeAliasType
+else:
+    Alias: TypeAlias = typing_extensions.TypeAliasType
 
 
 def is_alias(tp: object) -> bool:

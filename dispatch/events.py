@@ -102,6 +102,12 @@ def _checked(observer: Observer) -> Observer:
             f"an observer is called at once and cannot wait, got the async {shown(observer)}; "
             "for async code read the events of subscribe()"
         )
+    middleware = getattr(observer, "middleware", None)
+    if middleware is not None and not (callable(middleware) and is_async(middleware)):  # a Mock offers any
+        raise InvalidConfigError(
+            f"the middleware of the observer {shown(observer)} must be an async function of (task, run, call_next), "
+            f"got {shown(middleware)}; leave it out, or set it to None"
+        )
     return observer
 
 

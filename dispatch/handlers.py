@@ -114,7 +114,7 @@ def _check_annotation(entry: HandlerEntry, where: str) -> None:
 
     Where nothing certain is said, as by a type variable or around a decorator, nothing is asked.
     """
-    if hasattr(entry.function, "__wrapped__"):
+    if hasattr(unwrapped(entry.function), "__wrapped__"):
         return
     first, second = (*_annotations(entry.function), None, None)[:2]
     annotation: Any = first
@@ -169,18 +169,41 @@ def parameters_of(function: Callable[..., Any]) -> Sequence[inspect.Parameter]:
     only where the wrapper hands on whatever it is given: one that adds an argument
     is called by its own.
     """
+    return _parameters(function)[0]
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[Sequence[inspect.Parameter], bool]:
+    """`parameters_of` it, and whether they are those of what it wraps."""
     own = tuple(inspect.signature(function, follow_wrapped=False).parameters.values())
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own):
-        return tuple(inspect.signature(function).parameters.values())
-    return own
+        return tuple(inspect.signature(function).parameters.values()), hasattr(_annotated(function), "__wrapped__")
+    return own, False
+
+
+POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _left_to_give(function: Callable[..., Any]) -> Sequence[inspect.Parameter]:
+    """`parameters_of` a handler, but for what its decorator gives by itself, as a session before the task.
+
+    A wrapper of `(*args)` shows that, too. The annotations tell: it stands before the task, or
+    after it and is certainly no Run.
+    """
+    parameters, are_inner = _parameters(function)
+    hints = _annotations(function) if are_inner else []
+    at = next((at for at, each in enumerate(hints) if QueueTask in (each, typing.get_origin(each))), None)
+    if at is None:
+        return parameters
+    rest = zip(parameters[at + 1 :], hints[at + 1 :], strict=True)
+    return [parameters[at], *(each for each, hint in rest if each.kind not in POSITIONAL or not _is_none_of(hint, Run))]
 
 
 def _wants_run(function: Callable[..., Any], where: str, name: str) -> bool:
     try:
-        parameters = parameters_of(function)
+        parameters = _left_to_give(function)
     except (TypeError, ValueError):
         return False  # some builtins have no signature; they are called with the task alone
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    positional = [p for p in parameters if p.kind in POSITIONAL]
     required = [p for p in positional if p.default is p.empty]
     starred = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     stuck = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
@@ -209,9 +232,10 @@ def payload_class(queue: str, type_name: str, function: object) -> tuple[type[An
     how = "annotate its first argument, as in (task: QueueTask[Welcome]), or register a TaskType"
     try:
         hints = typing.get_type_hints(_annotated(function))
-        names = [each.name for each in parameters_of(function) if each.name != "self"]
+        names = [each.name for each in _left_to_give(function) if each.name != "self"]
     except Exception as exc:
-        raise InvalidTaskHandlerError(f"{where}: its annotations cannot be read ({exc}); {how}") from exc
+        imported = "import what they name outside of TYPE_CHECKING, or register a TaskType"
+        raise InvalidTaskHandlerError(f"{where}: its annotations cannot be read ({exc}); {imported}") from exc
     annotation = hints.get(names[0]) if names else None
     if typing.get_origin(annotation) is not QueueTask or not typing.get_args(annotation):
         got = "no annotation" if annotation is None else f"{annotation!r}"

@@ -643,8 +643,9 @@ class TaskQueuePublisher:
         except InvalidQueuePayloadError as exc:
             raise InvalidQueuePayloadError(
                 f"payload of {declared.queue}/{declared.type}: published as {declared.payload.__qualname__}, and the "
-                f"handler registered here takes {handled.payload.__qualname__}, which it does not fit at {exc.path}; "
-                "declare the TaskType once and use it on both sides, or give the changed class a version of its own",
+                f"handler registered here takes {handled.payload.__qualname__}, which it does not fit at "
+                f"{exc.detail.partition(': ')[2] if exc.path == '$' else exc.path}; declare the TaskType once and use it "
+                "on both sides, or give the changed class a version of its own",
                 exc.path,
             ) from exc
 

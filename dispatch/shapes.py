@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 import types
 from datetime import datetime
 from enum import Enum
@@ -18,10 +19,12 @@ from typing import (
     Annotated,
     Any,
     Final,
+    ForwardRef,
     Generic,
     Literal,
     NewType,
     Protocol,
+    Self,
     TypeVar,
     Union,
     cast,
@@ -114,6 +117,10 @@ _HINTS: Final[Mapping[str, str]] = {
     "Path": "use str",
     "PurePath": "use str",
     "ZoneInfo": "use str, the zone's key",
+    "tzinfo": "use str, the zone's key",
+    "_IPAddressBase": "use str",
+    "Fraction": "use str",
+    "Pattern": "use str",
     "Callable": "use str, a name that your handler looks up",
     "type": "use str, a name that your handler looks up",
 }
@@ -133,6 +140,8 @@ class ShapeBuilder:
         self._found: dict[Any, ClassFacts] = {}
         self._open: set[Any] = set()
         self._uses: list[set[Any]] = [set()]
+        self._aliases: list[Any] = []
+        """Those being walked, up to the class around: one within a class is met again as that class is."""
 
     def build(self, tp: Any) -> tuple[Shape, list[ClassFacts]]:
         """The shape of `tp` and the facts of every class reachable from it.
@@ -156,6 +165,19 @@ class ShapeBuilder:
 
     def shape(self, tp: Any, path: str, variables: Mapping[Any, Any]) -> Shape:
         """The shape of one annotation."""
+        if not is_alias(tp):
+            return self._shape(tp, path, variables)
+        if tp in self._aliases:
+            raise UnsupportedType(
+                path, f"{type_name(tp)} contains itself", "use Any for plain JSON data, or a class that contains itself"
+            )
+        self._aliases.append(tp)
+        try:
+            return self._shape(tp, path, variables)
+        finally:
+            self._aliases.pop()
+
+    def _shape(self, tp: Any, path: str, variables: Mapping[Any, Any]) -> Shape:
         tp = _bare(tp, variables, path)
         try:
             if tp in SIMPLE:
@@ -170,6 +192,11 @@ class ShapeBuilder:
             return literal_shape(tp, path)
         if origin is Union or origin is types.UnionType:
             return self._union(tp, args, path, variables)
+        if tp is Self:
+            raise UnsupportedType(path, "Self cannot be stored", "write the name of the class")
+        if isinstance(tp, ForwardRef):  # left by get_type_hints inside what it is reading already
+            problem = f"{tp.__forward_arg__} contains itself"
+            raise UnsupportedType(path, problem, "use Any for plain JSON data, or a class that contains itself")
         if not inspect.isclass(origin):
             raise UnsupportedType(path, f"{type_name(tp)} cannot be stored", INSTEAD)
         if origin in (list, set, frozenset):
@@ -341,11 +368,13 @@ class ShapeBuilder:
             )
         self._open.add(tp)
         self._uses.append(set())
+        around, self._aliases = self._aliases, []
         try:
             stored, secret, derived = self._fields(tp, cls, path)
             shape = self._generated(tp, cls, name, stored, path)
         finally:
             self._open.discard(tp)
+            self._aliases = around
             uses = self._uses.pop()
         self._found[tp] = ClassFacts(
             shape, uses, secret, derived, _is_faithful(cls) and not derived
@@ -357,12 +386,12 @@ class ShapeBuilder:
     ) -> tuple[dict[str, Shape], frozenset[str], tuple[str, ...]]:
         scopes = _scopes(tp)
         try:
-            hints = get_type_hints(cls, include_extras=True)
+            hints = _hints(cls)
         except Exception as exc:  # noqa: BLE001 - annotations are the user's code
             raise UnsupportedType(
                 path,
                 f"its annotations cannot be read ({type(exc).__name__}: {exc})",
-                "define or import what they name at module level",
+                "define or import what they name at module level, outside of TYPE_CHECKING",
             ) from None
         stored: dict[str, Shape] = {}
         secret: set[str] = set()
@@ -517,7 +546,7 @@ def _tags(tp: Any, path: str) -> dict[str, frozenset[tuple[type, Any]]]:
     """The Literal fields of a class, and as what their values are stored."""
     cls: type = get_origin(tp) or tp
     scopes = _scopes(tp)
-    hints = get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)
     found: dict[str, frozenset[tuple[type, Any]]] = {}
     for name, declared, init, _ in _declared(cls, path):
         if init:
@@ -525,6 +554,13 @@ def _tags(tp: Any, path: str) -> dict[str, frozenset[tuple[type, Any]]]:
             if get_origin(bare) is Literal:
                 found[name] = frozenset(literal_values(bare))
     return found
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of its fields by name. What their texts name may be known to `attrs.resolve_types` alone."""
+    if getattr(cls, "__attrs_types_resolved__", None) is cls:
+        return {each.name: each.type for each in attrs.fields(cls)}
+    return get_type_hints(cls, include_extras=True)
 
 
 def _declared(cls: type, path: str) -> list[tuple[str, Any, bool, Mapping[Any, Any]]]:
@@ -638,6 +674,10 @@ def _instead(cls: type) -> str:
     for base in cls.__mro__:
         if base.__name__ in _HINTS and base is not type(None):
             return _HINTS[base.__name__]
-    if cls.__module__ == "builtins" or cls.__module__.startswith("collections"):
+        if base in SIMPLE:
+            return f"use {base.__name__}, or a NewType of it"
+        if base in (list, tuple, set, frozenset, dict):
+            return f"use {base.__name__}[...]"
+    if cls.__module__.partition(".")[0] in sys.stdlib_module_names:  # nothing that its user could change
         return INSTEAD
     return "make it an attrs class (@attrs.frozen) or a dataclass"

@@ -33,6 +33,7 @@ from typing_extensions import TypeVar
 from dispatch.callables import is_async, is_generator
 from dispatch.checks import (
     MAX_COUNT,
+    Alias,
     check_choice,
     check_count,
     check_duration,
@@ -550,7 +551,9 @@ class TaskType(Generic[P, R]):
 
     `payload` is an attrs class (or a dataclass). `result` is the class of what
     the handler returns, or a type such as `Receipt | None` or `list[Receipt]`;
-    without it a handler returns None. `version` is that of
+    without it a handler returns None. Type checkers take a union and an alias for Any,
+    unless the declaration says what it is: `MAYBE: TaskType[Order, Receipt | None] =
+    TaskType("orders", "maybe", Order, Receipt | None)`. `version` is that of
     the payload class; a task stored under an older one passes the `upcasters`,
     `{1: v1_to_v2, 2: v2_to_v3}`, each a pure function on the JSON object. A
     task of a newer version than this process knows is left for one that knows.
@@ -597,7 +600,7 @@ class TaskType(Generic[P, R]):
         queue: str,
         type: str,
         payload: builtins.type[P0],
-        result: UnionType,
+        result: UnionType | Alias,
         *,
         version: int = 1,
         upcasters: Mapping[int, Upcaster] | None = None,
@@ -608,7 +611,7 @@ class TaskType(Generic[P, R]):
         queue: str,
         type: str,  # noqa: A002 - the field's name, in Go and here
         payload: builtins.type[Any],
-        result: builtins.type[Any] | UnionType | None = None,
+        result: builtins.type[Any] | UnionType | Alias | None = None,
         *,
         version: int = 1,
         upcasters: Mapping[int, Upcaster] | None = None,

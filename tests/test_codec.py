@@ -8,11 +8,14 @@ import math
 import sys
 import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, IntEnum, IntFlag, StrEnum
+from fractions import Fraction
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, Optional, TypedDict
+from random import Random
+from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, Optional, Self, TypedDict
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -1026,6 +1029,18 @@ class Custom:
     pass
 
 
+Lists = list["Lists"] | None
+
+
+class Text(str): ...
+
+
+class Moment(datetime): ...
+
+
+class Texts(list[str]): ...
+
+
 @attrs.frozen
 class Cat2:
     lives: int
@@ -1059,6 +1074,16 @@ class Cat2:
         (Box[T], "its type variable ~T is open"),
         (Box, "$.x.item: its type variable ~T is open; name its type where Holder.x is declared, as in Page[int]"),
         (Box[Custom], "$.x.item: Custom cannot be stored"),
+        (Text, "$.x: Text cannot be stored; use str, or a NewType of it"),
+        (Moment, "$.x: Moment cannot be stored; use datetime, or a NewType of it"),
+        (Texts, "$.x: Texts cannot be stored; use list[...]"),
+        (IPv4Address, "$.x: IPv4Address cannot be stored; use str"),
+        (Fraction, "$.x: Fraction cannot be stored; use str"),
+        (tzinfo, "$.x: tzinfo cannot be stored; use str, the zone's key"),
+        (Random, "$.x: Random cannot be stored; use an attrs class or dataclass, str, int"),
+        ("Lists", "$.x[]: Lists contains itself; use Any for plain JSON data, or a class that contains itself"),
+        (Self, "$.x: Self cannot be stored; write the name of the class"),
+        (list[Self | None], "$.x[]: Self cannot be stored; write the name of the class"),
     ],
 )
 def test_a_field_type_that_cannot_be_stored_is_named_with_what_to_use(
@@ -1094,7 +1119,7 @@ def test_a_class_that_cannot_be_stored_is_refused_whole(codec: Codec) -> None:
     class Local:
         x: Unknown  # type: ignore[name-defined] # noqa: F821 # pyright: ignore
 
-    with pytest.raises(InvalidTaskTypeError, match="its annotations cannot be read"):
+    with pytest.raises(InvalidTaskTypeError, match=r"its annotations cannot be read.*outside of TYPE_CHECKING"):
         codec.check(Local, "here")
 
     @dataclasses.dataclass
@@ -1112,6 +1137,29 @@ def test_a_class_that_cannot_be_stored_is_refused_whole(codec: Codec) -> None:
 
     with pytest.raises(InvalidTaskTypeError, match=r"the value of Odd\.PAIR is not a str"):
         codec.check(Odd, "here")
+
+
+def test_what_the_user_has_resolved_is_not_read_again(codec: Codec) -> None:
+    @attrs.frozen
+    class Inner:
+        kind: Literal["inner"] = "inner"
+
+    @attrs.frozen
+    class Other:
+        kind: Literal["other"] = "other"
+
+    @attrs.frozen
+    class Outer:
+        items: list[Inner | Other]
+
+    with pytest.raises(InvalidTaskTypeError, match="its annotations cannot be read"):
+        codec.check(Outer, "here")
+    attrs.resolve_types(Outer, localns={"Inner": Inner, "Other": Other})
+    value = Outer([Inner(), Other()])
+    data, copy = codec.encode(value, Outer, WHERE)
+    assert copy == value
+    assert codec.decode(data, Outer) == value
+    assert codec.decode(data, Outer, lenient=True) == value
 
 
 def test_a_class_refused_once_is_refused_again(codec: Codec) -> None:
@@ -1730,6 +1778,27 @@ def test_an_alias_made_by_the_type_statement_stands_for_what_it_names() -> None:
     circle = attrs.make_class("Circle", {"x": attrs.field(type=made["A"])})
     with pytest.raises(InvalidTaskTypeError, match=r"Circle\.x: A stands for itself; write out"):
         Codec().check(circle, "test")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="the statement is of Python 3.12")
+def test_an_alias_that_contains_itself_is_refused_by_name_unless_a_class_lies_between() -> None:
+    made: dict[str, Any] = {"attrs": attrs}
+    text = (
+        "type Json = None | int | str | list[Json] | dict[str, Json]\n"
+        "type Tree = Leaf | Node\ntype Many = list[Tree] | None\n"
+        "@attrs.frozen\nclass Leaf:\n    value: int\n"
+        "@attrs.frozen\nclass Node:\n    parts: list[Tree]\n"
+    )
+    exec(compile(text, "made", "exec", dont_inherit=True), made)  # noqa: S102 - older Pythons cannot read it
+    json_alias = made["Json"]
+    box = attrs.make_class("Box", {"x": attrs.field(type=list[json_alias])})
+    for _ in range(2):
+        with pytest.raises(InvalidTaskTypeError, match=r"Box\.x\[\]\[\]: Json contains itself; use Any for plain JSON data, or a c"):
+            Codec().check(box, "test")
+    wood = attrs.make_class("Wood", {"one": attrs.field(type=made["Tree"]), "two": attrs.field(type=made["Many"])})
+    leaf, node = made["Leaf"], made["Node"]
+    value = wood(node([leaf(1), node([])]), [leaf(2), node([leaf(3)])])
+    assert Codec().decode(Codec().encode(value, wood, "test")[0], wood) == value
 
 
 def test_a_literal_that_no_json_can_hold_is_refused_when_it_is_declared() -> None:

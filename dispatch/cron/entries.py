@@ -243,9 +243,12 @@ def check_function(name: str, function: object) -> None:
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variable]
     if needed:
+        decorated = ""
+        if hasattr(function, "__wrapped__"):  # which shows what it wraps, and may give that what it needs
+            decorated = ", or, if its decorator gives them, call it in a function of its own: async def job(): await decorated()"
         raise InvalidTaskHandlerError(
             f"cron task {name!r}: its function must need no arguments, but needs ({', '.join(needed)}); "
-            "bind them with functools.partial"
+            f"bind them with functools.partial{decorated}"
         )
 
 

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from math import inf
 from types import TracebackType
-from typing import Any, Final, Generic, Unpack, cast
+from typing import Any, Final, Generic, Protocol, Unpack, cast, overload
 from weakref import WeakKeyDictionary
 
 import attrs
@@ -401,14 +401,45 @@ class Performed(Generic[R]):
     """Every `run.progress` that would have been kept: `fraction` and `message`."""
 
 
+class MadeOf(Protocol[P, R]):
+    """A task of exactly these classes, to a type checker, as `TaskOf` of the control is."""
+
+    @property
+    def declared(self) -> TaskType[P, R] | None:
+        """Its task type."""
+        ...
+
+
+@overload
 async def perform(
-    handler: Callable[..., Any],
-    task: QueueTask[P, R],
+    handler: Callable[[QueueTask[P, R]], Awaitable[R]] | Callable[[QueueTask[P, R], Run], Awaitable[R]],
+    task: MadeOf[P, R],
     *,
     attempt: int = 1,
     last_error: str | None = None,
     codec: Codec | None = None,
-) -> Performed[R]:
+) -> Performed[R]: ...
+
+
+@overload
+async def perform(
+    handler: Callable[[QueueTask[P, R]], R] | Callable[[QueueTask[P, R], Run], R],
+    task: MadeOf[P, R],
+    *,
+    attempt: int = 1,
+    last_error: str | None = None,
+    codec: Codec | None = None,
+) -> Performed[R]: ...
+
+
+async def perform(
+    handler: Callable[..., Any],
+    task: Any,
+    *,
+    attempt: int = 1,
+    last_error: str | None = None,
+    codec: Codec | None = None,
+) -> Performed[Any]:
     """Make one attempt of `task` here and now, and raise what the handler raises.
 
     The payload passes through its stored form and back, the result is checked
@@ -419,7 +450,7 @@ async def perform(
     machine's. A checkpoint. Raises what publishing the task would raise for a
     bad one, and InvalidConfigError for an `attempt` that there cannot be.
     """
-    declared = task.declared if isinstance(task, QueueTask) else None  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+    declared: TaskType[Any, Any] | None = task.declared if isinstance(cast("object", task), QueueTask) else None
     if declared is None:
         raise InvalidConfigError("perform: make the task by calling its TaskType")
     check_count("perform: attempt", attempt, 1)
@@ -491,7 +522,7 @@ async def perform(
     elif value is not None:
         check_no_result(value, f"result of {where}")
         value = None  # as it is stored
-    return Performed(cast("R", value), published, progress)
+    return Performed(value, published, progress)
 
 
 def _prepared(task: QueueTask[Any, Any], codec: Codec) -> NewTask:

@@ -29,6 +29,7 @@ from dispatch import (
     QueueFullError,
     QueueTask,
     RetryPolicy,
+    Run,
     TaskCancelledError,
     TaskFailedError,
     TaskQueueConfig,
@@ -167,6 +168,86 @@ async def test_a_wrapper_is_called_by_its_own_signature(autojump_clock: object) 
     assert sorted(given) == [(1, "db"), (2, "Run")]
 
 
+class Session: ...
+
+
+def in_a_session(function: Callable[..., Awaitable[str]]) -> Callable[..., Awaitable[str]]:
+    @functools.wraps(function)
+    async def call(*args: Any, **kwargs: Any) -> str:
+        return await function(Session(), *args, **kwargs)
+
+    return call
+
+
+def with_a_session(function: Callable[..., Awaitable[str]]) -> Callable[..., Awaitable[str]]:
+    @functools.wraps(function)
+    async def call(task: QueueTask[Job], *args: Any, **kwargs: Any) -> str:
+        return await function(task, Session(), *args, **kwargs)
+
+    return call
+
+
+@in_a_session
+async def session_first(session: Session, task: QueueTask[Job]) -> str:
+    return type(session).__name__
+
+
+@in_a_session
+async def session_and_run(session: Session, task: QueueTask[Job], run: Run) -> str:
+    return type(run).__name__
+
+
+@with_a_session
+async def session_last(task: QueueTask[Job], session: Session) -> str:
+    return type(session).__name__
+
+
+@with_a_session
+async def session_amid(task: QueueTask[Job], session: Session, run: Run) -> str:
+    return type(run).__name__
+
+
+@in_a_session
+async def bound_besides(session: Session, name: str, task: QueueTask[Job]) -> str:
+    return name
+
+
+@in_a_session
+@in_a_session
+async def two_sessions(one: Session, two: Session, task: QueueTask[Job], run: Run) -> str:
+    return type(run).__name__
+
+
+@pytest.mark.parametrize(
+    ("handler", "answer"),
+    [
+        (session_first, "Session"),
+        (session_and_run, "Run"),
+        (session_last, "Session"),
+        (session_amid, "Run"),
+        (functools.partial(bound_besides, "bound"), "bound"),
+        (two_sessions, "Run"),
+    ],
+)
+async def test_what_a_decorator_gives_by_itself_is_not_asked_of_a_handler(
+    handler: Any, answer: str, autojump_clock: object
+) -> None:
+    async with working() as dispatcher:
+        dispatcher.consumer.register_handler(TaskType("q", "typed", Job, str), handler)
+        dispatcher.consumer.register_handler("q", "named", handler)
+        for name in ("typed", "named"):
+            task = await dispatcher.publisher.publish(TaskType("q", name, Job, str)(Job(1)))
+            assert await dispatcher.publisher.result(task) == answer
+
+
+async def test_what_stands_before_the_task_is_refused_where_nobody_gives_it() -> None:
+    async def undecorated(session: Session, task: QueueTask[Job], *rest: Any) -> None: ...
+
+    async with working() as dispatcher:
+        with pytest.raises(InvalidTaskHandlerError, match="takes Session, but a handler is given the task"):
+            dispatcher.consumer.register_handler(JOB, undecorated)
+
+
 async def test_a_cron_wrapper_is_called_by_its_own_signature(autojump_clock: object) -> None:
     ran: list[str] = []
 
@@ -180,8 +261,10 @@ async def test_a_cron_wrapper_is_called_by_its_own_signature(autojump_clock: obj
     async with working(nothing) as dispatcher:
         await dispatcher.cron.add_with_name("@daily", "tidy", with_db)
         await dispatcher.cron.trigger("tidy")
-        with pytest.raises(InvalidTaskHandlerError, match=r"needs \(db\)"):
+        with pytest.raises(InvalidTaskHandlerError, match=r"needs \(db\).*if its decorator gives them, call it in a func"):
             await dispatcher.cron.add_with_name("@daily", "other", passed_on(tidy))
+        with pytest.raises(InvalidTaskHandlerError, match=r"needs \(db\); bind them with functools.partial$"):
+            await dispatcher.cron.add_with_name("@daily", "other", tidy)
         await trio.sleep(1.0)
     assert ran == ["db"]
 

@@ -94,6 +94,24 @@ async def test_a_payload_that_the_handler_here_could_not_be_given_is_refused(aut
         assert await dispatcher.control.count() == {(): 1}
 
 
+async def test_an_upcaster_that_fails_where_its_handler_is_fails_the_publishing_and_is_named(
+    autojump_clock: object,
+) -> None:
+    def named(old: dict[str, Any]) -> dict[str, Any]:
+        return {"name": old["nmae"]}
+
+    newer = TaskType("q", "job", Named, version=2, upcasters={1: named})
+    async with working(Script(), task_type=newer) as dispatcher:
+        with pytest.raises(InvalidQueuePayloadError) as caught:
+            await dispatcher.publisher.publish(JOB(Job(1)))
+    assert (caught.value.detail, caught.value.path) == (
+        "payload of q/job: published as Job, and the handler registered here takes Named, which it does not fit at $: "
+        "the upcaster from version 1 to 2 raised KeyError: 'nmae'; declare the TaskType once and use it on both sides, "
+        "or give the changed class a version of its own",
+        "$",
+    )
+
+
 async def test_a_handler_of_a_queue_that_others_work_on_decides_nothing(autojump_clock: object) -> None:
     async with working(Script(), task_type=TaskType("q", "job", Named), queues=["elsewhere"]) as dispatcher:
         assert (await dispatcher.publisher.publish(JOB(Job(1)))).status is TaskStatus.PENDING

@@ -11,6 +11,7 @@ from inspect import signature
 from math import inf, nan
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 import trio
@@ -196,6 +197,17 @@ def test_what_is_no_function_is_no_observer() -> None:
     assert refusal(lambda: Dispatcher().observe(given)) == "an observer is a function of one TaskEvent, got 'x'"
 
 
+def test_an_observer_that_offers_what_is_no_middleware_is_refused_at_once() -> None:
+    given = Mock()  # has whatever it is asked for
+    why = (
+        f"the middleware of the observer {shown(given)} must be an async function of (task, run, call_next), "
+        f"got {shown(given.middleware)}; leave it out, or set it to None"
+    )
+    assert refusal(lambda: Dispatcher(observers=[given])) == why
+    assert refusal(lambda: Dispatcher().observe(given)) == why
+    Dispatcher(observers=[Mock(middleware=None), Mock(middleware=AsyncMock())])
+
+
 def test_any_collection_of_exceptions_is_taken() -> None:
     given: Any = [ValueError, OSError]
     assert RetryPolicy(permanent=given).permanent == (ValueError, OSError)
@@ -270,7 +282,7 @@ def test_a_handlers_annotation_that_cannot_be_read_is_the_handlers_fault(annotat
     handler.__globals__["models"] = dispatch
     dispatcher = Dispatcher()
     dispatcher.consumer.register_queue("q")
-    with pytest.raises(InvalidTaskHandlerError, match="its annotations cannot be read"):
+    with pytest.raises(InvalidTaskHandlerError, match=r"its annotations cannot be read.*outside of TYPE_CHECKING"):
         dispatcher.consumer.register_handler("q", "t", handler)
 
 

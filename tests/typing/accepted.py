@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, assert_type
+from collections.abc import Awaitable, Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar, assert_type
 from zoneinfo import ZoneInfo
 
 import trio
 from attrs import frozen
+from typing_extensions import TypeAliasType
 
 from dispatch import (
     CronEntry,
@@ -30,7 +32,7 @@ from dispatch import (
     Unique,
     open_dispatcher,
 )
-from dispatch.testing.harness import Harness, Scripted
+from dispatch.testing.harness import Harness, Performed, Scripted, perform
 
 
 @frozen
@@ -83,7 +85,37 @@ async def charge_if_due(task: QueueTask[Order]) -> Receipt | None:
     return None
 
 
+Receipts = TypeAliasType("Receipts", list[Receipt])
+ALL = TaskType("orders", "all", Order, Receipts)
+
+
+async def charge_all(task: QueueTask[Order]) -> list[Receipt]:
+    return [Receipt(0.0)]
+
+
+class Session: ...
+
+
+Q = ParamSpec("Q")
+T = TypeVar("T")
+
+
+def in_a_session(function: Callable[Concatenate[Session, Q], Awaitable[T]]) -> Callable[Q, Awaitable[T]]:
+    @functools.wraps(function)
+    async def call(*args: Q.args, **kwargs: Q.kwargs) -> T:
+        return await function(Session(), *args, **kwargs)
+
+    return call
+
+
+@in_a_session
+async def charge_in_a_session(session: Session, task: QueueTask[Order], run: Run) -> Receipt:
+    return Receipt(0.0)
+
+
 def register(dispatcher: Dispatcher) -> None:
+    dispatcher.consumer.register_handler(ALL, charge_all)
+    dispatcher.consumer.register_handler(CHARGE, charge_in_a_session)
     dispatcher.consumer.register_queue("orders", TaskQueueConfig(concurrency=2, timeout=5.0))
     dispatcher.consumer.register_handler(NOTE, note)
     dispatcher.consumer.register_handler(NOTE, note_with_run)
@@ -130,6 +162,20 @@ async def use() -> None:
         CronEntry("@every 90m", "beat", print)
         await dispatcher.cron.add_with_name("@daily", "here", print, zone=ZoneInfo("Europe/Berlin"))
         assert_type(CronSpec("@daily", ZoneInfo("Europe/Berlin")).zone, str)
+
+
+async def performed(bank: Scripted[Order, Receipt], either: QueueTask[Any, Any]) -> None:
+    assert_type(await perform(note, NOTE(Order(1))), Performed[None])
+    assert_type(await perform(note_with_run, NOTE(Order(1)), attempt=2), Performed[None])
+    assert_type(await perform(note_in_a_thread, NOTE(Order(1))), Performed[None])
+    assert_type((await perform(charge, CHARGE(Order(1)))).result, Receipt)
+    assert_type((await perform(charge_fully_annotated, CHARGE(Order(1)))).result, Receipt)
+    assert_type((await perform(charge_in_a_thread, CHARGE(Order(1)))).result, Receipt)
+    assert_type((await perform(charge_in_a_session, CHARGE(Order(1)))).result, Receipt)
+    assert_type((await perform(bank, CHARGE(Order(1)))).result, Receipt)
+    assert_type((await perform(lambda task: Receipt(task.payload.number), CHARGE(Order(1)))).result, Receipt)
+    await perform(charge_if_due, MAYBE(Order(1)))
+    await perform(note, either)
 
 
 def add(x: int, y: int = 1) -> int:

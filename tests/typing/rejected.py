@@ -21,7 +21,7 @@ from dispatch import (
     Unique,
     open_dispatcher,
 )
-from dispatch.testing.harness import Harness
+from dispatch.testing.harness import Harness, perform
 
 
 @frozen
@@ -36,6 +36,7 @@ class Receipt:
 
 NOTE = TaskType("orders", "note", Order)
 CHARGE = TaskType("orders", "charge", Order, Receipt)
+MAYBE: TaskType[Order, Receipt | None] = TaskType("orders", "maybe", Order, Receipt | None)
 
 
 async def of_receipts(task: QueueTask[Receipt]) -> None:
@@ -63,6 +64,9 @@ async def misuse(dispatcher: Dispatcher) -> None:
     dispatcher.consumer.register_handler(NOTE, takes_three)  # REJECT: a handler of wrong arity
     dispatcher.consumer.register_handler(CHARGE, answers_text)  # REJECT: a wrong result
     dispatcher.consumer.register_handler(CHARGE, answers_nothing)  # REJECT: no result
+    dispatcher.consumer.register_handler(MAYBE, answers_text)  # REJECT: a wrong result, of a declared union
+    sure: Receipt = await dispatcher.publisher.result(MAYBE(Order(1)))  # REJECT: a result that may be None
+    print(sure)
     task = await dispatcher.publisher.publish(CHARGE(Order(1)))
     receipt = await dispatcher.publisher.result(task)
     print(receipt.sum)  # REJECT: a field that the result does not have
@@ -84,6 +88,14 @@ async def misuse(dispatcher: Dispatcher) -> None:
     Harness(print, grace="3")  # REJECT: an option of the wrong type
     TaskQueueConfig(overflow="drop")  # REJECT: a setting's value that does not exist
     task.status = "done"  # REJECT: tasks are immutable
+
+
+async def misuse_perform() -> None:
+    await perform(of_receipts, NOTE(Order(1)))  # REJECT: a handler of another payload
+    await perform(takes_three, NOTE(Order(1)))  # REJECT: a handler of wrong arity
+    await perform(answers_text, CHARGE(Order(1)))  # REJECT: a wrong result
+    await perform(answers_nothing, CHARGE(Order(1)))  # REJECT: no result
+    await perform(answers_nothing, Order(1))  # REJECT: a payload without its type
 
 
 def add(x: int, y: int) -> int:
