@@ -38,7 +38,7 @@ from dispatch.storage.protocol import (
     TopicKind,
     WorkerRecord,
 )
-from dispatch.storage.query import PruneSpec, Queues, dead_letters
+from dispatch.storage.query import Ids, PruneSpec, Queues, dead_letters
 from dispatch.tasks import LATEST
 
 from .work import ASK, JOB, Answer, Job, Script, nothing, working
@@ -363,6 +363,17 @@ async def test_a_task_stored_at_the_moment_of_a_removal_stays_with_its_queue(aut
         assert [record.name for record in await dispatcher.control.queues()] == ["q"]
 
 
+async def test_of_two_removals_at_once_one_is_told_that_there_is_no_such_queue(autojump_clock: object) -> None:
+    class Crossed(MemoryStorage):
+        async def remove_queue(self, name: str) -> RemoveAnswer:
+            await super().remove_queue(name)
+            return await super().remove_queue(name)
+
+    async with working(storage=Crossed(), queues=()) as dispatcher:
+        with pytest.raises(QueueNotRegisteredError, match="queue 'q' is not registered"):
+            await dispatcher.control.remove_queue("q")
+
+
 async def test_a_removal_that_was_cancelled_before_removes_nothing(autojump_clock: object) -> None:
     async with working(queues=()) as dispatcher:
         await dispatcher.control.queues()
@@ -537,6 +548,24 @@ async def test_an_edit_says_whether_it_changed_anything(autojump_clock: object) 
         assert (await control.get(later)).payload == Job(2)
         with pytest.raises(TaskNotFoundError, match="no task has the id 'none'"):
             await control.edit("none", payload=Job(3))
+
+
+async def test_an_edited_payload_is_of_the_version_that_is_declared_here(autojump_clock: object) -> None:
+    storage = MemoryStorage()
+    newer: TaskType[Job, None] = TaskType("q", "job", Job, version=2, upcasters={1: lambda old: {"n": 100 * old["n"]}})
+    async with working(storage=storage) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job(1)))
+    handler = Script()
+    async with working(handler, storage=storage, task_type=newer) as dispatcher:
+        assert await dispatcher.control.edit(task.id, payload=Job(7)) is True
+        await dispatcher.publisher.wait(task)
+    assert [each.payload for each in handler.seen] == [Job(7)]
+    async with working(storage=storage) as dispatcher:
+        task = await dispatcher.publisher.publish(newer(Job(1), delay=60.0))
+    async with working(storage=storage) as unknowing:
+        assert await unknowing.control.edit(task.id, payload={"n": 8}) is True
+    assert [record.version for record in (await storage.find(Ids(task.id))).records] == [2]
+
 
 
 async def test_dead_letters_are_listed_edited_and_rerun(autojump_clock: object) -> None:

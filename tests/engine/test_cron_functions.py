@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import pytest
 import trio
@@ -15,6 +16,8 @@ import trio
 from dispatch import (
     ClosedError,
     CronEntry,
+    CronNameConflictError,
+    CronTask,
     CronTaskDispatcher,
     InvalidTaskHandlerError,
     MemoryStorage,
@@ -44,6 +47,12 @@ class Threads:
             self.now -= 1
 
 
+def test_closing_one_that_was_never_run_needs_no_trio() -> None:
+    cron = CronTaskDispatcher(MemoryStorage())
+    cron.close()
+    cron.close()
+
+
 @pytest.mark.battery
 async def test_cancel_running_waits_for_the_thread_that_it_asked_to_end() -> None:
     work = Threads(1.3)
@@ -53,6 +62,30 @@ async def test_cancel_running_waits_for_the_thread_that_it_asked_to_end() -> Non
         assert task.running == work.now == 1
     assert work.most == 1
     assert 3 <= work.begun <= 4
+
+
+async def test_one_without_a_name_gets_one_of_its_own(autojump_clock: object) -> None:
+    async with working() as dispatcher:
+        names = [
+            (await dispatcher.cron.add_task("@daily", CronTask(func=trio.lowlevel.checkpoint))).name,
+            (await dispatcher.cron.add_task("@daily", CronTask(task=JOB(Job())))).name,
+            (await dispatcher.cron.add("@daily", JOB(Job()))).name,
+        ]
+        assert [str(UUID(name)) for name in names] == names
+        assert len(set(names)) == 3
+        assert {task.name for task in await dispatcher.cron.tasks()} == set(names)
+
+
+async def test_one_that_was_not_added_may_be_added_under_another_name(autojump_clock: object) -> None:
+    async with working() as dispatcher:
+        await dispatcher.cron.add_with_name("@daily", "taken", JOB(Job()))
+        task = CronTask("taken", task=JOB(Job(2)))
+        with pytest.raises(CronNameConflictError):
+            await dispatcher.cron.add_task("@hourly", task)
+        assert task.spec is None
+        task.name = "free"
+        assert (await dispatcher.cron.add_task("@hourly", task)).name == "free"
+
 
 
 async def test_a_thread_that_is_asked_to_end_is_waited_for_at_the_end() -> None:

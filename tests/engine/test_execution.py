@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -35,6 +38,7 @@ from dispatch import (
     Snooze,
     StorageError,
     TaskQueueConfig,
+    TaskQueueConsumer,
     TaskStatus,
     TaskType,
     Unique,
@@ -555,6 +559,16 @@ async def test_a_progress_whose_writing_came_to_nothing_is_written_at_the_end(on
     assert (ended.status, ended.progress) == (TaskStatus.SUCCEEDED, Progress(0.9))
 
 
+@pytest.mark.parametrize("kept", [b"[1]", b"0.5", b"null", b"\xff", b"{"])
+async def test_progress_that_another_program_wrote_there_is_shown_as_none(kept: bytes, autojump_clock: object) -> None:
+    storage = MemoryStorage()
+    async with working(Script(60.0), storage=storage) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(1)
+        assert await storage.progress((task.id, 1), kept)
+        assert (await dispatcher.control.get(task)).progress is None
+
+
 async def test_progress_after_the_end_is_refused(autojump_clock: object) -> None:
     refused: list[ClaimLostError] = []
 
@@ -847,6 +861,28 @@ async def test_what_run_publish_could_not_store_is_told(
         f"task {ids[0]} is in its way, and unique says to reject"
     )
     assert told == [task.id, ids[0]]
+
+
+async def test_the_traceback_in_the_history_begins_with_the_handler(autojump_clock: object) -> None:
+    async def failing(task: object) -> None:
+        raise ValueError("x")
+
+    async with working(failing) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await dispatcher.publisher.wait(task)
+        [attempt] = await dispatcher.control.history(task)
+    assert attempt.error is not None
+    frames = [line for line in attempt.error.splitlines() if line.lstrip().startswith("File ")]
+    assert len(frames) == 1
+    assert frames[0].startswith(f'  File "{__file__}", line ')
+    assert frames[0].endswith(", in failing")
+
+
+def test_a_worker_is_named_after_its_host_and_process() -> None:
+    host, pid, digits = TaskQueueConsumer(MemoryStorage()).worker.split(":")
+    assert host == re.sub(r"[^\w.-]", "", socket.gethostname())[:64]
+    assert pid == str(os.getpid())
+    assert re.fullmatch("[0-9a-f]{8}", digits)
 
 
 async def test_a_handler_sees_which_worker_runs_its_task(autojump_clock: object) -> None:

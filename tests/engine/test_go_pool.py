@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextvars import ContextVar
 from typing import Any
@@ -13,6 +14,7 @@ import trio
 
 from dispatch import (
     ClosedError,
+    InvalidConfigError,
     InvalidTaskHandlerError,
     Task,
     TaskDispatcher,
@@ -92,6 +94,18 @@ async def test_resizing_up_starts_waiting_work_and_down_lets_running_work_finish
         await pool.drain()
         assert {task.status for task in tasks} == {PoolStatus.FINISH}
         pool.close()
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "2", None])
+async def test_a_pool_that_could_run_nothing_is_refused(value: Any) -> None:
+    told = re.escape(f"must be a whole number of at least 1, got {value!r}")
+    with pytest.raises(InvalidConfigError, match=f"pool: size {told}"):
+        TaskDispatcher(value)
+    with pytest.raises(InvalidConfigError, match=f"pool: buffer_size {told}"):
+        TaskDispatcher(1, buffer_size=value)
+    pool = TaskDispatcher(1)
+    with pytest.raises(InvalidConfigError, match=f"pool: size {told}"):
+        pool.resize(value)
 
 
 async def test_the_queue_is_bounded_and_what_is_refused_is_not_run(autojump_clock: object) -> None:

@@ -12,6 +12,7 @@ from dispatch import lifecycle
 from dispatch.errors import InternalError
 from dispatch.lifecycle import TABLE, Event
 from dispatch.records import TaskRecord, Transition, TransitionKind
+from dispatch.retry import RetryPolicy
 from dispatch.tasks import TaskStatus
 
 STORED = [status for status in TaskStatus if status is not TaskStatus.RETRYING]
@@ -59,6 +60,13 @@ def test_what_is_done_by_hand_answers_false_where_the_table_has_no_row(status: T
         assert act(record) is allowed
         assert record.status is (TABLE[event].target if allowed else status)
         assert allowed or record == a_record(status)
+
+
+def test_the_wait_after_a_rescue_is_never_random() -> None:
+    record = a_record(TaskStatus.RUNNING)
+    record.limit, record.retry = 5, RetryPolicy.fixed(60.0, jitter=0.5).to_text()
+    lifecycle.rescue(record, 1_000.0)
+    assert (record.status, record.available_at) == (TaskStatus.PENDING, 1_060.0)
 
 
 def test_the_diagram_shows_every_row() -> None:

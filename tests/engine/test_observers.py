@@ -93,6 +93,15 @@ async def test_a_rescue_is_one_record_named_after_what_became_of_the_task(
     assert any("rescued from worker dead" in message for message in caplog.messages)
 
 
+async def test_what_becomes_of_a_tick_says_whose_it_is(autojump_clock: object) -> None:
+    events: list[TaskEvent] = []
+    async with working(Script(ValueError("x"), None), TaskQueueConfig(max_retry=1), observers=[events.append]) as dispatcher:
+        await dispatcher.cron.add_with_name("@every 1h", "hourly", JOB(Job(), headers={"tenant": "a"}))
+        await trio.sleep(3_700)
+    assert [event.kind.value for event in events] == ["published", "started", "retrying", "started", "succeeded"]
+    assert {(event.cron, *event.headers.items()) for event in events} == {("hourly", ("tenant", "a"))}
+
+
 async def test_a_failing_observer_is_logged_and_harms_nobody(
     autojump_clock: object, caplog: pytest.LogCaptureFixture
 ) -> None:

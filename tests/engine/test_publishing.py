@@ -7,7 +7,7 @@ import copy
 import pickle
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from dispatch import (
 from dispatch.publisher import TaskQueuePublisher
 from dispatch.storage.memory import MemoryStorage
 from dispatch.storage.protocol import EnqueueAnswer
-from dispatch.storage.query import PruneSpec
+from dispatch.storage.query import PruneSpec, Queues
 
 from .work import JOB, Job, Script, nothing, working
 
@@ -197,6 +197,22 @@ async def test_publishing_raises_where_the_queue_says_so(autojump_clock: object)
         assert await dispatcher.control.count() == {(): 3}
 
 
+async def test_of_two_full_queues_only_the_one_that_says_so_is_waited_for(autojump_clock: object) -> None:
+    full: TaskType[Job, None] = TaskType("full", "job", Job)
+    async with working(Script(10.0), TaskQueueConfig(concurrency=1, buffer_size=1)) as dispatcher:
+        dispatcher.consumer.register_queue("full", TaskQueueConfig(buffer_size=1, overflow="raise"))
+        await dispatcher.publisher.publish_many([JOB(Job()), full(Job())])
+        await wait_all_tasks_blocked()
+        await dispatcher.publisher.publish(JOB(Job()))
+        with trio.fail_after(60):
+            waited, refused = await dispatcher.publisher.publish_many([JOB(Job()), full(Job())])
+        assert waited.error is None
+        assert isinstance(refused.error, QueueFullError)
+        assert await dispatcher.control.count(Queues("full")) == {(): 1}
+        await dispatcher.control.cancel(Queues("full"))
+
+
+
 async def test_waiting_publishers_are_served_in_order_of_arrival(autojump_clock: object) -> None:
     handler = Script(1.0)
     async with working(handler, TaskQueueConfig(buffer_size=1)) as dispatcher, trio.open_nursery() as nursery:
@@ -206,6 +222,22 @@ async def test_waiting_publishers_are_served_in_order_of_arrival(autojump_clock:
         await trio.sleep(60)
         await dispatcher.drain()
     assert [task.payload.n for task in handler.seen] == list(range(20))
+
+
+async def test_what_publishing_answers_says_when_the_task_is_due(autojump_clock: object) -> None:
+    async with working() as dispatcher:
+        now = await dispatcher.publisher.publish(JOB(Job()))
+        later = await dispatcher.publisher.publish(JOB(Job(), delay=60.0))
+        moment = datetime(2100, 1, 1, tzinfo=UTC)
+        then = await dispatcher.publisher.publish(JOB(Job(), available_at=moment))
+        assert now.created_at is not None
+        assert later.created_at is not None
+        assert now.available_at == now.created_at
+        assert later.available_at == later.created_at + timedelta(seconds=60)
+        assert then.available_at == moment
+        for task in (now, later, then):
+            stored = await dispatcher.control.get(task)
+            assert (stored.created_at, stored.available_at) == (task.created_at, task.available_at)
 
 
 async def test_whole_seconds_are_stored_as_floats(autojump_clock: object) -> None:

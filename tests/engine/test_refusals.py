@@ -267,6 +267,7 @@ NUMBERS: list[tuple[Callable[[TaskQueueControl], Awaitable[object]], str]] = [
     (lambda c: c.resume(All(), limit=True), "resume: limit must be a whole number, got True"),
     (lambda c: c.cancel(All(), dry_run="no"), "cancel: dry_run must be True or False, got 'no'"),
     (lambda c: c.hold(All(), dry_run=None), "hold: dry_run must be True or False, got None"),
+    (lambda c: c.remove_queue("q", dry_run="no"), "remove_queue: dry_run must be True or False, got 'no'"),
     (lambda c: c.prune(PruneSpec(age_s=0.0), dry_run="no"), "prune: dry_run must be True or False, got 'no'"),
     (lambda c: c.count(bound=1.5), "count: bound must be a whole number, got 1.5"),
     (lambda c: c.count(bound="x"), "count: bound must be a whole number, got 'x'"),

@@ -469,6 +469,15 @@ class SlowBeat(MemoryStorage):
         await super().beat(worker)
 
 
+@pytest.mark.parametrize("config", [{"concurrency": 2}, 5, TaskQueueConfig], ids=["dict", "int", "class"])
+async def test_a_queue_is_registered_with_a_config_or_without(config: Any) -> None:
+    async with open_dispatcher() as dispatcher:
+        with pytest.raises(InvalidConfigError, match="queue 'q': config must be a TaskQueueConfig, got"):
+            dispatcher.consumer.register_queue("q", config)
+        assert await dispatcher.control.queues() == []
+        dispatcher.consumer.register_queue("q", None)
+
+
 async def test_a_queue_that_is_added_while_the_worker_is_written_is_listed_at_once(autojump_clock: object) -> None:
     async with open_dispatcher(SlowBeat()) as dispatcher:
         for name in ("a", "b", "c"):

@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from dispatch import (
+    Clock,
     ClosedError,
     Dispatcher,
     MemoryStorage,
@@ -29,8 +30,8 @@ from dispatch import (
     open_dispatcher,
 )
 from dispatch.cron.dispatcher import CronTaskDispatcher
-from dispatch.records import AttemptOutcome
-from dispatch.storage.protocol import RenewAnswer
+from dispatch.records import AttemptOutcome, NewTask
+from dispatch.storage.protocol import QueueRecord, RenewAnswer, Want
 from dispatch.storage.query import Ids
 from dispatch.storage.sqlite import SqliteStorage
 from dispatch.testing.faults import FaultyStorage
@@ -134,6 +135,20 @@ async def test_what_ended_after_its_lease_was_not_handed_back(
     assert (await row(storage, task)).failure_reason == "exhausted"
     assert f"did not end before their leases did; that counts as a failed attempt: {task.id}" in caplog.text
     assert "handed back" not in caplog.text
+
+
+async def test_a_run_lost_before_the_shutdown_is_no_part_of_its_report(autojump_clock: object) -> None:
+    ahead_s = 0.0
+    clock = Clock(wall=lambda: 1_800_000_000.0 + ahead_s + trio.current_time())
+    storage, handler = MemoryStorage(clock), Script(60.0, None)
+    async with working(handler, TaskQueueConfig(max_retry=1), storage=storage, lease=3.0, clock=clock) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(0.1)
+        ahead_s = 10.0
+        assert [each.id for each in (await storage.rescue()).records] == [task.id]  # by another process
+        assert (await dispatcher.publisher.wait(task)).attempt == 2
+        await trio.sleep(60)
+    assert dispatcher.report == ShutdownReport()
 
 
 async def test_leaving_memory_says_once_what_is_lost(
@@ -301,8 +316,6 @@ async def test_a_crashed_workers_tasks_are_rescued_when_their_leases_end(
     autojump_clock: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A crash settles nothing: the claim is made by a worker that is never heard of again."""
-    from dispatch.storage.protocol import Want
-
     storage, handler = MemoryStorage(), Script()
     async with working(storage=storage) as dispatcher:
         task = await dispatcher.publisher.publish(JOB(Job(), max_retry=1))
@@ -315,9 +328,20 @@ async def test_a_crashed_workers_tasks_are_rescued_when_their_leases_end(
     assert any(f"task {task.id} (q/job) rescued from worker dead" in m for m in caplog.messages)
 
 
-async def test_a_task_that_kills_its_process_ends_in_the_dead_letters(autojump_clock: object) -> None:
-    from dispatch.storage.protocol import Want
+async def test_one_crash_after_another_is_noticed_by_a_worker_that_rests_in_between(autojump_clock: object) -> None:
+    storage = MemoryStorage()
+    async with working(nothing, storage=storage):
+        await storage.declare([QueueRecord(name="elsewhere")])
+        for n in range(3):
+            await trio.sleep(1_000)
+            await storage.enqueue([NewTask(id=f"t{n}", queue="elsewhere", type="job", payload=b"{}")])
+            await storage.claim([Want(queue="elsewhere", limit=1)], worker="dead", lease=30.0)
+            await trio.sleep(31)
+            [record] = (await storage.find(Ids(f"t{n}"))).records
+            assert (record.status, record.failure_reason) == (TaskStatus.FAILED, "exhausted")
 
+
+async def test_a_task_that_kills_its_process_ends_in_the_dead_letters(autojump_clock: object) -> None:
     storage = MemoryStorage()
     async with working(storage=storage) as dispatcher:
         task = await dispatcher.publisher.publish(JOB(Job()))
@@ -336,6 +360,17 @@ async def test_a_long_run_is_renewed_and_never_rescued(autojump_clock: object) -
         task = await dispatcher.publisher.publish(JOB(Job()))
         assert (await dispatcher.publisher.wait(task)).attempt == 1
     assert len(handler.seen) == 1
+
+
+async def test_a_first_run_after_a_long_rest_is_renewed_before_its_lease_is_over(autojump_clock: object) -> None:
+    storage, handler = MemoryStorage(), Script(10.0)
+    config = TaskQueueConfig(max_retry=5)
+    async with working(handler, config, storage=storage, lease=3.0) as dispatcher, working(handler, config, storage=storage):
+        for _ in range(3):
+            await trio.sleep(100)
+            task = await dispatcher.publisher.publish(JOB(Job()))
+            assert (await dispatcher.publisher.wait(task)).attempt == 1
+    assert len(handler.seen) == 3
 
 
 class OneQueueFails(StorageProxy):
@@ -394,9 +429,20 @@ async def test_a_loop_that_stood_still_takes_no_task_from_its_neighbours(
     assert "no sweep for 30 s, so that every living worker renews first" in caplog.text
 
 
-async def test_a_loop_that_is_always_late_still_rescues(autojump_clock: MockClock) -> None:
-    from dispatch.storage.protocol import Want
+async def test_a_loop_that_stands_still_now_and_then_is_put_off_each_time(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only how often it was late in a row is counted."""
+    async with working(Script(1_500.0), lease=30.0) as dispatcher:
+        task = await dispatcher.publisher.publish(JOB(Job()))
+        for _ in range(6):
+            await trio.sleep(200)
+            autojump_clock.jump(45.0)
+        assert (await dispatcher.publisher.wait(task)).attempt == 1
+    assert caplog.text.count("no sweep for 30 s, so that every living worker renews first") == 6
 
+
+async def test_a_loop_that_is_always_late_still_rescues(autojump_clock: MockClock) -> None:
     storage, handler = MemoryStorage(), Script()
     async with working(handler, storage=storage) as dispatcher:
         await dispatcher.publisher.publish(JOB(Job(), max_retry=1, delay=1.0))

@@ -234,6 +234,16 @@ async def test_a_storage_that_never_answers_cron_keeps_no_block_open(
     assert "cron: the storage gave no answer within 5 s" in caplog.text
 
 
+async def test_a_tick_whose_previous_task_ends_while_it_is_looked_for_is_not_held_up(autojump_clock: object) -> None:
+    storage, handler = SlowStorage(MemoryStorage(), "find"), Script(10.5)
+    async with working(handler, storage=storage) as dispatcher:
+        entry = await dispatcher.cron.add_with_name("@every 10s", "often", JOB(Job()), overlap="queue_one")
+        storage.before_s = 1.0
+        await trio.sleep(115)
+        assert entry.total == len(handler.seen) == 10
+        storage.before_s = 0.0
+
+
 async def test_a_function_keeps_its_ticks_while_the_storage_is_slow(autojump_clock: object) -> None:
     storage, function_runs = SlowStorage(MemoryStorage()), list[float]()
 

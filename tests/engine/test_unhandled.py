@@ -96,6 +96,19 @@ async def test_a_version_that_the_handler_here_does_not_know_is_named_once(
         await dispatcher.control.cancel(Queues("q"))
 
 
+async def test_a_version_that_nobody_takes_is_named_though_earlier_ones_are_run(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(nothing) as dispatcher:
+        newer = await dispatcher.publisher.publish(NEWER(Job(1)))
+        for n in range(60):
+            await dispatcher.publisher.publish(JOB(Job(n)))
+            await trio.sleep(1)
+        assert len(said(caplog)) == 1
+        assert "tasks of the type 'job' wait that are of version 7" in said(caplog)[0]
+        await dispatcher.control.cancel(newer)
+
+
 async def test_a_handler_of_the_newer_version_is_registered_in_time(
     autojump_clock: object, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -140,6 +153,22 @@ async def test_a_delayed_task_is_named_when_it_has_been_due(
         assert said(caplog) == []
         await trio.sleep(2)
         assert len(said(caplog)) == 1
+
+
+async def test_each_type_has_been_due_for_5_s_when_it_is_named(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(nothing) as dispatcher:
+        await dispatcher.publisher.publish(TYPO(Job(1)))
+        await trio.sleep(3)
+        await dispatcher.publisher.publish(TaskType("q", "bjo", Job)(Job(1)))
+        await trio.sleep(2.5)
+        assert len(said(caplog)) == 1
+        assert "'jbo' has no handler here" in said(caplog)[0]
+        await trio.sleep(60)
+        assert len(said(caplog)) == 2
+        assert "'bjo' has no handler here" in said(caplog)[1]
+        await dispatcher.control.cancel(Queues("q"))
 
 
 async def test_a_paused_queue_is_asked_once_it_goes_on(
@@ -238,6 +267,31 @@ async def test_what_another_process_published_is_named_by_an_idle_worker(
     assert "and nobody else has taken it: tasks of it have been due for over 0.4 s; handled here: 'job'" in text
 
 
+class Shared(MemoryStorage):
+    """As if other processes used it, too, in virtual time."""
+
+    durable = True
+
+
+@pytest.mark.parametrize(("busy", "within_s"), [(False, 135.0), (True, 400.0)])
+async def test_what_another_process_published_is_named_sooner_by_an_idle_worker(
+    busy: bool, within_s: float, autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = Shared()
+    async with working(endless, storage=storage, grace=0) as dispatcher:
+        if busy:
+            await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(1)
+        await TaskQueuePublisher(storage).publish(TYPO(Job(1)))
+        await trio.sleep(59)
+        assert said(caplog) == []
+        await trio.sleep(within_s - 60)
+        assert len(said(caplog)) == 1
+        assert "tasks of it have been due for over 60 s" in said(caplog)[0]
+        await trio.sleep(1_000)
+        assert len(said(caplog)) == 1
+
+
 @pytest.mark.battery
 async def test_nothing_is_said_where_another_worker_takes_it_or_nothing_is_handled_here(
     tmp_path: Path, impatient: None, caplog: pytest.LogCaptureFixture
@@ -319,6 +373,24 @@ async def test_a_type_that_a_rate_holds_back_is_not_named(autojump_clock: object
         for n in range(2):
             task = await one.publisher.publish(TYPO(Job(n)))
         await trio.sleep(590)
+        assert (await one.control.get(task)).status is TaskStatus.PENDING
+        await one.publisher.wait(task)
+    assert said(caplog) == []
+
+
+async def test_a_rate_is_remembered_where_the_last_start_was_long_ago(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = MemoryStorage()
+    limited = TaskQueueConfig(rate_limit=RateLimit(1, 600.0))
+    async with open_dispatcher(storage) as one, open_dispatcher(storage) as other:
+        for each, type_ in ((one, JOB), (other, TYPO)):
+            each.consumer.register_queue("q", limited)
+            each.consumer.register_handler(type_, nothing)
+        await one.publisher.publish(TYPO(Job(0)))
+        await trio.sleep(150)
+        task = await one.publisher.publish(TYPO(Job(1)))
+        await trio.sleep(400)
         assert (await one.control.get(task)).status is TaskStatus.PENDING
         await one.publisher.wait(task)
     assert said(caplog) == []

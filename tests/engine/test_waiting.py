@@ -21,8 +21,8 @@ from dispatch import (
     WaitReason,
     control,
 )
-from dispatch.records import NewTask, TaskRecord
-from dispatch.storage.protocol import QueueRecord, WorkerRecord
+from dispatch.records import NewTask, TaskRecord, Transition, TransitionKind
+from dispatch.storage.protocol import QueueRecord, Want, WorkerRecord
 from dispatch.storage.query import Queues
 from dispatch.storage.sqlite import SqliteStorage
 from dispatch.waiting import Facts, explain
@@ -82,6 +82,17 @@ async def test_what_waits_for_the_only_slot_is_told_so_first(autojump_clock: obj
         await dispatcher.drain()
 
 
+async def test_what_a_run_that_began_since_has_passed_over_is_not_told_to_wait_for_it(autojump_clock: object) -> None:
+    async with working(Script(600.0), TaskQueueConfig(concurrency=1)) as dispatcher:
+        strange = await dispatcher.publisher.publish(TaskType("q", "strange", Job)(Job()))
+        await trio.sleep(1)
+        await dispatcher.publisher.publish(JOB(Job()))
+        await trio.sleep(30)
+        causes = (await dispatcher.control.why(strange)).causes
+        assert [cause.reason for cause in causes] == [WaitReason.NOT_SEEN]
+        await dispatcher.control.cancel(strange)
+
+
 async def test_what_no_handler_takes_ends_in_a_question(autojump_clock: object) -> None:
     newer: TaskType[Job, None] = TaskType("q", "job", Job, version=2, upcasters={1: lambda old: old})
     async with working(nothing) as dispatcher:
@@ -96,6 +107,30 @@ async def test_what_no_handler_takes_ends_in_a_question(autojump_clock: object) 
             await dispatcher.publisher.wait(await dispatcher.publisher.publish(other(Job())))
         assert (await dispatcher.control.why(task)).reason is WaitReason.NOT_SEEN
         await dispatcher.control.cancel(task)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_run_since_it_fell_due_is_seen_among_many_others(version: int, autojump_clock: object) -> None:
+    """Of its type where many others ended after it, and of its version where many ended before it."""
+    storage = MemoryStorage()
+    await storage.declare([QUEUE])
+    await storage.beat(WorkerRecord(id="w", host="h", pid=1, started_at=0.0, seen_at=0.0, queues=("q",)))
+
+    async def run(type_: str, version: int = 1) -> None:
+        id_ = f"r{trio.current_time()}"
+        await storage.enqueue([NewTask(id=id_, queue="q", type=type_, payload=b"{}", version=version)])
+        [claim] = (await storage.claim([Want(queue="q", limit=1, ids=frozenset({id_}))], worker="w", lease=60.0)).claims
+        await storage.settle([Transition(id_, claim.epoch, TransitionKind.DONE)])
+        await trio.sleep(1)
+
+    for _ in range(25 if version == 2 else 0):
+        await run("job")
+    await storage.enqueue([NewTask(id="t", queue="q", type="job", payload=b"{}", version=version)])
+    await trio.sleep(1)
+    await run("job", version)
+    for _ in range(25 if version == 1 else 10):
+        await run("other")
+    assert (await TaskQueueControl(storage).why("t")).reason is WaitReason.TURN
 
 
 async def test_the_line_of_a_key_is_not_looked_through_where_a_crowd_waits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from dispatch import (
     Snooze,
     TaskEvent,
     TaskQueueConfig,
+    TaskType,
 )
 from dispatch.observe.prometheus import CONTENT_TYPE, OPERATIONS, PrometheusObserver
 from dispatch.observe.survey import QueueSurvey
@@ -181,6 +182,17 @@ async def test_counting_stops_at_its_bound(autojump_clock: object) -> None:
         shown = metrics.registry.get_sample_value("dispatch_queue_tasks", {"queue": "q", "status": "later"})
     assert shown is not None
     assert 10 <= shown < 100
+
+
+async def test_of_a_queue_that_others_consume_nothing_is_expected_here(autojump_clock: object) -> None:
+    metrics = PrometheusObserver()
+    async with working(nothing, queues=["q"], observers=[metrics]) as dispatcher:
+        dispatcher.consumer.register_queue("other")
+        dispatcher.consumer.register_handler(TaskType("other", "job", Job), nothing)
+        assert dispatcher.consumer.addresses == (("q", "job"),)
+        body = await metrics.exposition(dispatcher)
+    assert value(body, "dispatch_tasks_total", queue="q", type="job", outcome="failed") == 0
+    assert value(body, "dispatch_tasks_total", queue="other", type="job", outcome="failed") is None
 
 
 async def test_the_gauges_follow_at_an_interval_until_cancelled(autojump_clock: object) -> None:

@@ -320,6 +320,32 @@ async def test_indexes_do_not_grow_with_what_has_passed() -> None:
 # ---- the rest ----------------------------------------------------------------
 
 
+async def test_what_waits_in_the_line_of_its_key_is_claimed_after_a_new_declaration() -> None:
+    storage, _ = memory()
+    await storage.declare([QueueRecord(name="q", keyed=True)])
+    await storage.enqueue([task("a1", key="a"), task("a2", key="a"), task("b1", key="b")])
+    await storage.declare([QueueRecord(name="q", keyed=True, max_waiting=100)])
+    claimed = await storage.claim([Want(queue="q", limit=10)], worker="w", lease=30.0)
+    assert [claim.id for claim in claimed.claims] == ["a1", "b1"]
+    assert (await storage.claim([Want(queue="q", limit=10)], worker="w", lease=30.0)).claims == []
+    [first, _] = claimed.claims
+    await storage.settle([Transition(first.id, first.epoch, TransitionKind.DONE)])
+    [second] = (await storage.claim([Want(queue="q", limit=10)], worker="w", lease=30.0)).claims
+    assert second.id == "a2"
+
+
+async def test_of_a_task_that_snoozes_for_ever_the_last_runs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "HISTORY_LIMIT", 3)
+    storage, _ = memory()
+    await storage.declare([QueueRecord(name="q")])
+    await storage.enqueue([task("t")])
+    for _ in range(6):
+        [claim] = (await storage.claim([Want(queue="q", limit=1)], worker="w", lease=30.0)).claims
+        await storage.settle([Transition("t", claim.epoch, TransitionKind.SNOOZED, retry_in=0.0)])
+    assert [run.epoch for run in await storage.history("t")] == [3, 4, 5, 6]
+
+
+
 async def test_it_shows_what_it_holds() -> None:
     storage, _ = memory()
     await storage.declare([QueueRecord(name="q"), QueueRecord(name="r")])
