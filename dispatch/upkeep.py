@@ -203,8 +203,6 @@ class Upkeep:
             due = min(due, self._renewed_at + self.lease_s / 3)
         if self._overdue():
             due = min(due, now + NAME_OVERDUE_S)
-        elif any(actors.running for actors in self.queues()):
-            due = min(due, now + max(NAME_OVERDUE_S, self.lease_s / 3))
         # A claim made during a longer nap would not be renewed in time: it must wake us.
         self._asleep = self._napping_long = due - now > self.lease_s / 3
         return due - now
