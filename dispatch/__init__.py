@@ -14,7 +14,7 @@ from dispatch.cron.dispatcher import CronTaskDispatcher
 from dispatch.cron.entries import CronEntry, CronTask
 from dispatch.cron.policy import CronPolicy
 from dispatch.cron.spec import CronSpec
-from dispatch.dispatcher import Dispatcher, EventStream, open_dispatcher
+from dispatch.dispatcher import Dispatcher, DispatcherOptions, EventStream, open_dispatcher
 from dispatch.errors import (
     Cancel,
     ClaimLostError,
@@ -46,7 +46,7 @@ from dispatch.errors import (
     TaskNotFoundError,
 )
 from dispatch.events import EventKind, Observer, TaskEvent
-from dispatch.handlers import Middleware
+from dispatch.handlers import Middleware, Next
 from dispatch.pool import Task, TaskDispatcher
 from dispatch.publisher import Published, TaskQueuePublisher
 from dispatch.retry import RetryPolicy
@@ -84,6 +84,7 @@ __all__ = [
     "CronTaskNotFoundError",
     "DispatchError",
     "Dispatcher",
+    "DispatcherOptions",
     "DuplicateTaskError",
     "EventKind",
     "EventStream",
@@ -100,6 +101,7 @@ __all__ = [
     "MemoryStorage",
     "Middleware",
     "MissingExtraError",
+    "Next",
     "Observer",
     "OnClash",
     "PermanentError",

@@ -41,7 +41,7 @@ from dispatch.storage.query import All, AnyOf, Order, PruneSpec, Queues, Statuse
 from dispatch.tasks import TaskStatus
 from dispatch.threads import check_thread
 
-__all__ = ["Dispatcher", "DispatcherStatistics", "EventStream", "open_dispatcher"]
+__all__ = ["Dispatcher", "DispatcherOptions", "DispatcherStatistics", "EventStream", "open_dispatcher"]
 
 log: Final = logging.getLogger("dispatch.dispatcher")
 

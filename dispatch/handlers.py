@@ -20,6 +20,7 @@ __all__ = [
     "Handler",
     "HandlerEntry",
     "Middleware",
+    "Next",
     "bind",
     "check_middleware",
     "check_no_result",
@@ -37,6 +38,7 @@ Handler = (
 """An async handler of `(task)` or `(task, run)`. A sync one returns R itself."""
 
 Next = Callable[[QueueTask[Any, Any], Run], Awaitable[Any]]
+"""What a middleware calls to go on, `await call_next(task, run)`: the next one, or the handler; answers its result."""
 Middleware = Callable[[QueueTask[Any, Any], Run, Next], Awaitable[Any]]
 """`async (task, run, call_next) -> result`, around every attempt, inside its scope."""
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence, Set
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import attrs
 
 from dispatch.cli.output import plural, progress
 from dispatch.cli.selection import BATCH
-from dispatch.cli.shell import CommandError, Complaints, Opened, ShellArgument, StoreOption, masked
+from dispatch.cli.shell import (
+    CommandError,
+    Complaints,
+    Opened,
+    Shell,
+    ShellArgument,
+    StoreOption,
+    masked,
+)
 from dispatch.cli.task_change import DryRunOption
 from dispatch.records import NewTask, TaskRecord
 from dispatch.storage.protocol import EnqueueAnswer, EnqueueResult, PutAnswer
-from dispatch.storage.query import All, Order, Queues, Statuses
+from dispatch.storage.query import All, Ids, Order, Queues, Statuses
 from dispatch.storage.texts import unreadable_cron
 from dispatch.tasks import OnClash, TaskStatus
 
@@ -59,31 +69,18 @@ async def copy(
     """
     if to == store:
         raise CommandError("--to is the store itself; name another one", 2)
-    async with shell.open(store) as source, shell.open(to, create=True) as target:
+    async with shell.open(store) as source, _target(shell, to, dry_run=dry_run) as target:
         await _check_stopped(source)
-        if not dry_run:
-            await _take_back(source)
         tally = _Tally(Complaints(shell.say))
-        total = sum((await source.storage.count(_WAITING)).values())
-        known = {entry.name for entry in await target.storage.crons()}
-        if dry_run:
-            tally.copied = total
-            tally.crons = len([each for each in await source.storage.crons() if each.name not in known])
+        if target is None or dry_run:
+            await _each_portion(shell, source, partial(_compare, target), tally)
+            known = set[str]() if target is None else {entry.name for entry in await target.storage.crons()}
+            tally.crons = sum(entry.name not in known for entry in await source.storage.crons())
         else:
+            await _take_back(source)
             await _copy_queues(source, target)
-            busy = await _busy_keys(source)
-            with progress(shell.stderr, "copy", total) as advance:
-                after: str | None = None
-                while True:
-                    page = await source.storage.find(_WAITING, order=Order.OLDEST, limit=BATCH, after=after)
-                    ready = [record for record in page.records if (record.queue, record.key) not in busy]
-                    tally.behind += len(page.records) - len(ready)
-                    for records in _portions(ready):
-                        await _copy_tasks(target, records, tally)
-                    advance(len(page.records))
-                    if (after := page.cursor) is None:
-                        break
-            await _copy_crons(source, target, known, tally)
+            await _each_portion(shell, source, partial(_copy_tasks, target), tally, await _busy_keys(source))
+            await _copy_crons(source, target, tally)
         left = await source.storage.count(Statuses(*_LEFT), by=("status",))
     tally.refused.end("refused ones")
     for (status,), count in sorted(left.items()):
@@ -98,6 +95,46 @@ async def copy(
 
 
 _WAITING: Final = Statuses(TaskStatus.PENDING)
+
+
+@asynccontextmanager
+async def _target(shell: Shell, to: str, *, dry_run: bool) -> AsyncGenerator[Opened | None]:
+    """The other store; None if it would have to be made, and nothing is to be."""
+    if dry_run and not shell.is_made(to):
+        yield None
+    else:
+        async with shell.open(to, create=True) as target:
+            yield target
+
+
+async def _each_portion(
+    shell: Shell,
+    source: Opened,
+    step: Callable[[Sequence[TaskRecord], _Tally], Awaitable[None]],
+    tally: _Tally,
+    busy: Set[tuple[str, str | None]] = frozenset(),
+) -> None:
+    """Take the step with all that waits, in its order, but for what must stay behind its key."""
+    total = sum((await source.storage.count(_WAITING)).values())
+    with progress(shell.stderr, "copy", total) as advance:
+        after: str | None = None
+        while True:
+            page = await source.storage.find(_WAITING, order=Order.OLDEST, limit=BATCH, after=after)
+            ready = [record for record in page.records if (record.queue, record.key) not in busy]
+            tally.behind += len(page.records) - len(ready)
+            for records in _portions(ready):
+                await step(records, tally)
+            advance(len(page.records))
+            if (after := page.cursor) is None:
+                break
+
+
+async def _compare(target: Opened | None, records: Sequence[TaskRecord], tally: _Tally) -> None:
+    """Count what is not there, by id: what else may be in a task's way shows when it is stored."""
+    page = None if target is None else await target.storage.find(Ids(*(each.id for each in records)), limit=len(records))
+    known = 0 if page is None else len(page.records)
+    tally.known += known
+    tally.copied += len(records) - known
 
 
 async def _check_stopped(source: Opened) -> None:
@@ -216,7 +253,8 @@ def _why_not(result: EnqueueResult) -> str:
     return f"it was answered {result.answer.value}"
 
 
-async def _copy_crons(source: Opened, target: Opened, known: set[str], tally: _Tally) -> None:
+async def _copy_crons(source: Opened, target: Opened, tally: _Tally) -> None:
+    known = {entry.name for entry in await target.storage.crons()}
     for entry in await source.storage.crons():
         if entry.name in known:
             continue

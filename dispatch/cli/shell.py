@@ -198,6 +198,11 @@ class Shell:
             control = TaskQueueControl(storage, publisher=publisher)
             yield Opened(url=url, storage=storage, publisher=publisher, control=control)
 
+    def is_made(self, url: str) -> bool:
+        """Whether there is a store to open: a SQLite file may still have to be made. Raises CommandError."""
+        sqlite = url.partition(":")[0].lower() == "sqlite"
+        return not sqlite or _is_there(Path(sqlite_address(url)[0]))
+
     def say(self, message: str) -> None:
         """Tell the person something that is not the command's result.
 
