@@ -262,6 +262,12 @@ class WatchCases:
             await bench.claim(worker="you", lease=30.0)
             with trio.fail_after(DEADLINE_S):
                 await bell.wait()
+            await bench.advance(1_000.0)
+            await bench.storage.rescue()
+            await bench.publish("d")
+            await bench.claim(worker="you", lease=300.0)  # later than all that were, and the first that is
+            with trio.fail_after(DEADLINE_S):
+                await bell.wait()
 
 
 class ControlCases:
