@@ -364,12 +364,12 @@ class FileStorage(Storage):
         await trio.lowlevel.checkpoint_if_cancelled()
         with self._step() as (tables, _):
             for given in queues:
-                if new_only and given.name in tables.queues:
-                    continue
-                known = tables.queues.get(given.name, QueueRecord(name=given.name))
-                tables.queues[given.name] = attrs.evolve(
-                    given, paused=known.paused, concurrency=known.concurrency
-                )
+                known = tables.queues.get(given.name)
+                if new_only:  # with what was set on it by hand, where it comes from
+                    tables.queues.setdefault(given.name, given)
+                else:
+                    paused, concurrency = (known.paused, known.concurrency) if known else (False, None)
+                    tables.queues[given.name] = attrs.evolve(given, paused=paused, concurrency=concurrency)
 
     async def queues(self) -> list[QueueRecord]:
         await trio.lowlevel.checkpoint_if_cancelled()
