@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any, Final
 
-__all__ = ["is_async", "is_generator", "unwrapped"]
+__all__ = ["is_async", "is_generator", "is_middleware", "takes", "unwrapped"]
 
 YIELDS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
@@ -38,3 +38,21 @@ def is_generator(function: Callable[..., Any]) -> bool:
         called = inner if isinstance(inner, type) else getattr(inner, "__call__", None)  # noqa: B004 - its kind is asked
         code = getattr(called, "__code__", None)
     return isinstance(code, CodeType) and bool(code.co_flags & YIELDS)
+
+
+def takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether it can be called with so many arguments by position; True where nothing tells."""
+    try:
+        own = inspect.signature(function, follow_wrapped=False)  # a wrapper is called by its own
+    except (TypeError, ValueError):
+        return True
+    try:
+        own.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def is_middleware(given: object) -> bool:
+    """Whether it can be awaited with `(task, run, call_next)`."""
+    return callable(given) and is_async(given) and takes(given, 3)

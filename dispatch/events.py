@@ -28,7 +28,7 @@ from typing import Any, Final, Literal
 import attrs
 import trio
 
-from dispatch.callables import is_async
+from dispatch.callables import is_async, is_middleware, takes
 from dispatch.checks import shown
 from dispatch.errors import InvalidConfigError
 from dispatch.tasks import NO_HEADERS, FailureReason, QueueTask
@@ -102,8 +102,10 @@ def _checked(observer: Observer) -> Observer:
             f"an observer is called at once and cannot wait, got the async {shown(observer)}; "
             "for async code read the events of subscribe()"
         )
+    if not takes(observer, 1):
+        raise InvalidConfigError(f"an observer is called with one TaskEvent, which {shown(observer)} does not take")
     middleware = getattr(observer, "middleware", None)
-    if middleware is not None and not (callable(middleware) and is_async(middleware)):  # a Mock offers any
+    if middleware is not None and not is_middleware(middleware):  # a Mock offers any
         raise InvalidConfigError(
             f"the middleware of the observer {shown(observer)} must be an async function of (task, run, call_next), "
             f"got {shown(middleware)}; leave it out, or set it to None"

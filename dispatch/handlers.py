@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 import attrs
 
-from dispatch.callables import is_async, is_generator, unwrapped
+from dispatch.callables import is_async, is_generator, is_middleware, unwrapped
 from dispatch.checks import shown
 from dispatch.errors import InvalidConfigError, InvalidQueuePayloadError, InvalidTaskHandlerError
 from dispatch.run import Run
@@ -101,7 +101,7 @@ def check_middleware(middleware: Iterable[Middleware]) -> tuple[Middleware, ...]
         )
     several = tuple(middleware)
     for each in several:
-        if not callable(each) or not is_async(each):
+        if not is_middleware(each):
             raise InvalidConfigError(f"middleware must be async functions of (task, run, call_next), got {shown(each)}")
     return several
 

@@ -182,6 +182,23 @@ def test_a_middleware_that_is_not_async_is_refused(given: Any) -> None:
     assert Dispatcher(middleware=[wait, Waiting(), partial(wait, 1)])
 
 
+async def of_two(task: object, run: object) -> None: ...
+
+
+@pytest.mark.parametrize("given", [of_two, partial(of_two, 1)])
+def test_a_middleware_takes_what_it_is_called_with(given: Any) -> None:
+    assert refusal(lambda: Dispatcher(middleware=[given])) == (
+        f"middleware must be async functions of (task, run, call_next), got {shown(given)}"
+    )
+
+
+@pytest.mark.parametrize("given", [lambda: None, lambda event, more: None, [].clear])
+def test_an_observer_takes_one_event(given: Any) -> None:
+    why = f"an observer is called with one TaskEvent, which {shown(given)} does not take"
+    assert refusal(lambda: Dispatcher().observe(given)) == why
+    assert refusal(lambda: Dispatcher(observers=[print, [].append, plain, given])) == why
+
+
 @pytest.mark.parametrize("given", [wait, Waiting()])
 def test_an_observer_that_is_async_is_refused(given: Any) -> None:
     wanted = (
