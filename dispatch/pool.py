@@ -71,6 +71,8 @@ class Task(Generic[T_co]):
     value: T_co | None = attrs.field(init=False)
     _finished: trio.Event = attrs.field(init=False)
     _pool: TaskDispatcher | None = attrs.field(init=False)
+    _waiters: list[int] = attrs.field(init=False)
+    """The threads of those who wait for it before a pool has it."""
 
     # By hand, for its overloads: the first line that fits an async function says what it comes to.
 
@@ -99,6 +101,7 @@ class Task(Generic[T_co]):
         self.value = None
         self._finished = trio.Event()
         self._pool = None
+        self._waiters = []
         if not callable(func):
             raise InvalidTaskHandlerError(f"pool: func must be callable, got {func!r}")
         if not name:
@@ -119,7 +122,11 @@ class Task(Generic[T_co]):
         if self._pool is not None and not self._finished.is_set():
             where = self._pool._thread  # pyright: ignore[reportPrivateUsage] - the two classes are one unit
             check_thread(self, where, "run(task.wait, trio_token=token)")
-        await self._finished.wait()
+        self._waiters.append(get_ident())
+        try:
+            await self._finished.wait()
+        finally:
+            self._waiters.remove(get_ident())
 
     async def result(self) -> T_co:
         """Wait as `wait` does; what it returned, or raises what it raised. A checkpoint."""
@@ -186,7 +193,10 @@ class TaskDispatcher:
         return self.run_task(Task(func, args))
 
     def run_task(self, task: Task[T]) -> Task[T]:
-        """Run a `Task` made by hand; each only once. Raises as `run` does."""
+        """Run a `Task` made by hand; each only once.
+
+        Raises as `run` does, and InvalidConfigError (1012) for one that somebody waits for in another trio run.
+        """
         check_thread(self, self._thread, "run_sync(pool.run_task, task)")
         given = cast("object", task)
         if not isinstance(given, Task):
@@ -195,6 +205,11 @@ class TaskDispatcher:
             raise ClosedError(f"pool: it is closed and takes no more work; {task.name} was not run")
         if task._pool is not None:  # pyright: ignore[reportPrivateUsage]
             raise InvalidTaskHandlerError(f"pool: {task!r} was given to a pool already; make another Task")
+        if any(thread != get_ident() for thread in task._waiters):  # pyright: ignore[reportPrivateUsage]
+            raise InvalidConfigError(
+                f"pool: {task!r} is waited for in another trio run, which could not be woken; "
+                "from another thread wait by trio.from_thread.run(task.wait, trio_token=token)"
+            )
         if len(self._queue) >= self._buffer_size:
             raise QueueFullError(f"pool: {len(self._queue)} tasks are queued, its buffer_size; {task.name} was not run")
         task._pool = self  # pyright: ignore[reportPrivateUsage]

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -115,6 +116,29 @@ async def test_who_waits_in_a_trio_run_of_their_own_is_refused_and_breaks_nothin
             await task.wait()
             published = await dispatcher.publisher.publish(JOB(Job()))
             assert (await dispatcher.publisher.wait(published)).status is TaskStatus.SUCCEEDED
+
+
+async def test_a_pool_task_that_is_waited_for_in_another_trio_run_is_not_taken() -> None:
+    task, waits, over = Task(trio.sleep, (0,)), threading.Event(), threading.Event()
+
+    async def elsewhere() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(task.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            waits.set()
+            await trio.to_thread.run_sync(over.wait)
+            nursery.cancel_scope.cancel()
+
+    async with working(nothing) as dispatcher:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, trio.run, elsewhere)
+            await trio.to_thread.run_sync(waits.wait)
+            with pytest.raises(InvalidConfigError, match="is waited for in another trio run, which could not be woken"):
+                dispatcher.pool.run_task(task)
+            assert dispatcher.pool.statistics().queued == 0
+            over.set()
+        with trio.fail_after(10):
+            await dispatcher.pool.run_task(task).wait()
 
 
 async def test_a_sync_handler_goes_the_way_that_it_was_told() -> None:
