@@ -69,18 +69,19 @@ async def copy(
     """
     if to == store:
         raise CommandError("--to is the store itself; name another one", 2)
-    async with shell.open(store) as source, _target(shell, to, dry_run=dry_run) as target:
+    tally = _Tally(Complaints(shell.say))
+    async with shell.open(store) as source:
         await _check_stopped(source)
-        tally = _Tally(Complaints(shell.say))
-        if target is None or dry_run:
-            await _each_portion(shell, source, partial(_compare, target), tally)
-            known = set[str]() if target is None else {entry.name for entry in await target.storage.crons()}
-            tally.crons = sum(entry.name not in known for entry in await source.storage.crons())
-        else:
-            await _take_back(source)
-            await _copy_queues(source, target)
-            await _each_portion(shell, source, partial(_copy_tasks, target), tally, await _busy_keys(source))
-            await _copy_crons(source, target, tally)
+        async with _target(shell, to, dry_run=dry_run) as target:
+            if target is None or dry_run:
+                await _each_portion(shell, source, partial(_compare, target), tally)
+                known = set[str]() if target is None else {entry.name for entry in await target.storage.crons()}
+                tally.crons = sum(entry.name not in known for entry in await source.storage.crons())
+            else:
+                await _take_back(source)
+                await _copy_queues(source, target)
+                await _each_portion(shell, source, partial(_copy_tasks, target), tally, await _busy_keys(source))
+                await _copy_crons(source, target, tally)
         left = await source.storage.count(Statuses(*_LEFT), by=("status",))
     tally.refused.end("refused ones")
     for (status,), count in sorted(left.items()):
