@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,13 +120,20 @@ def test_a_server_that_cannot_start_says_why_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv(DSN_VARIABLE, raising=False)
-    before = set(Path("/tmp").glob("dispatch-pg-*"))  # noqa: S108 - only looked at
+    make, made = tempfile.mkdtemp, list[Path]()
+
+    def noted(*given: Any, **named: Any) -> str:
+        made.append(Path(make(*given, **named)))
+        return str(made[-1])
+
+    monkeypatch.setattr(tempfile, "mkdtemp", noted)  # beside ours, other tests make and remove theirs
     with (
         pytest.raises(RuntimeError, match=r"(?s)did not start.*no_such_setting"),
         postgres_server(settings=["no_such_setting=1"]),
     ):
         pass
-    assert set(Path("/tmp").glob("dispatch-pg-*")) <= before  # noqa: S108 - only looked at
+    assert made
+    assert not any(home.exists() for home in made)
 
 
 @pytest.mark.battery
