@@ -72,7 +72,7 @@ class Task(Generic[T_co]):
     _finished: trio.Event = attrs.field(init=False)
     _pool: TaskDispatcher | None = attrs.field(init=False)
     _waiters: list[int] = attrs.field(init=False)
-    """The threads of those who wait for it before a pool has it."""
+    """The threads of those who wait for it."""
 
     # By hand, for its overloads: the first line that fits an async function says what it comes to.
 

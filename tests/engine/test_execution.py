@@ -778,6 +778,36 @@ async def test_middleware_surrounds_every_attempt(autojump_clock: object) -> Non
     assert trail == ["outer in", "inner", "outer out"]
 
 
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_a_middleware_sets_what_the_handler_sees_and_speaks_for_it(kind: str) -> None:
+    seen: list[str] = []
+
+    def in_a_thread(task: QueueTask[Job]) -> Answer:
+        seen.append(VAR.get())
+        return Answer(task.payload.n)
+
+    async def in_the_run(task: QueueTask[Job]) -> Answer:
+        return in_a_thread(task)
+
+    async def around(task: Any, run: Any, call_next: Any) -> Any:
+        VAR.set(task.headers["tenant"])
+        match task.payload.n:
+            case 2:
+                return Answer(20)
+            case 3:
+                raise PermanentError("no such tenant")
+            case 4:
+                await trio.sleep_forever()
+        return await call_next(task, run)
+
+    async with working(in_a_thread if kind == "sync" else in_the_run, task_type=ASK, middleware=[around]) as dispatcher:
+        tasks = [ASK(Job(n), headers={"tenant": f"acme {n}"}, timeout=0.05 if n == 4 else 60.0) for n in range(1, 5)]
+        ends = [await dispatcher.publisher.wait(await dispatcher.publisher.publish(task)) for task in tasks]
+    assert [end.result for end in ends] == [Answer(1), Answer(20), None, None]
+    assert [end.failure_reason for end in ends] == [None, None, "permanent", "exhausted"]
+    assert seen == ["acme 1"]
+
+
 async def test_what_a_sync_handler_returns_is_awaited_if_it_can_be() -> None:
     seen: list[tuple[int, str]] = []
 

@@ -363,23 +363,9 @@ async def test_the_only_worker_that_takes_it_may_be_at_something_else(
         assert len(said(caplog)) == 1
 
 
-async def test_a_type_that_a_rate_holds_back_is_not_named(autojump_clock: object, caplog: pytest.LogCaptureFixture) -> None:
-    storage = MemoryStorage()
-    limited = TaskQueueConfig(rate_limit=RateLimit(1, 600.0))
-    async with open_dispatcher(storage) as one, open_dispatcher(storage) as other:
-        for each, type_ in ((one, JOB), (other, TYPO)):
-            each.consumer.register_queue("q", limited)
-            each.consumer.register_handler(type_, nothing)
-        for n in range(2):
-            task = await one.publisher.publish(TYPO(Job(n)))
-        await trio.sleep(590)
-        assert (await one.control.get(task)).status is TaskStatus.PENDING
-        await one.publisher.wait(task)
-    assert said(caplog) == []
-
-
-async def test_a_rate_is_remembered_where_the_last_start_was_long_ago(
-    autojump_clock: object, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("between_s", [0, 150], ids=["at once", "long after the last start"])
+async def test_a_type_that_a_rate_holds_back_is_not_named(
+    between_s: float, autojump_clock: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     storage = MemoryStorage()
     limited = TaskQueueConfig(rate_limit=RateLimit(1, 600.0))
@@ -388,9 +374,9 @@ async def test_a_rate_is_remembered_where_the_last_start_was_long_ago(
             each.consumer.register_queue("q", limited)
             each.consumer.register_handler(type_, nothing)
         await one.publisher.publish(TYPO(Job(0)))
-        await trio.sleep(150)
+        await trio.sleep(between_s)
         task = await one.publisher.publish(TYPO(Job(1)))
-        await trio.sleep(400)
+        await trio.sleep(590 - between_s)
         assert (await one.control.get(task)).status is TaskStatus.PENDING
         await one.publisher.wait(task)
     assert said(caplog) == []
