@@ -137,6 +137,7 @@ class PostgresStorage(Storage):
     """
 
     durable = True
+    remote = True
 
     def __init__(
         self,
@@ -290,8 +291,8 @@ class PostgresStorage(Storage):
 
     async def _notify(self, payloads: Sequence[str]) -> None:
         await self._briefly(
-            lambda connection: connection.execute(
-                "SELECT pg_notify(%s, payload) FROM unnest(%s::text[]) AS payload",
+            lambda connection: connection.execute_raw(
+                b"SELECT pg_notify($1::text, payload) FROM unnest($2::text[]) AS payload",
                 (self._channel, list(payloads)),
             )
         )
@@ -358,7 +359,7 @@ class PostgresStorage(Storage):
                     result = await action(connection, outcome)
             except BaseException as exc:
                 # Committed it may be all the same, and only the answer lost: a ring too many is harmless.
-                self._rope.ring(outcome.rings)
+                self._rope.ring(outcome.rings, outcome.ended)
                 if not isinstance(exc, CONFLICTS):
                     raise
                 if not left:
@@ -373,7 +374,7 @@ class PostgresStorage(Storage):
     def _follow(self, outcome: Outcome) -> None:
         """A step is committed: remember its lanes, ring its bells."""
         self._lanes.note(outcome.lanes)
-        self._rope.ring(outcome.rings)
+        self._rope.ring(outcome.rings, outcome.ended)
         for worker, until in outcome.leases:
             for name, relied_on in self._relied_on.items():
                 if until < relied_on and name != worker:

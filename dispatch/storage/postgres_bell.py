@@ -61,8 +61,11 @@ class BellRope:
         self._sender = Bell()
         self._looker = Bell()
 
-    def ring(self, topics: Iterable[Topic]) -> None:
-        """Something was committed here: ring for it, and let the others know soon."""
+    def ring(self, topics: Iterable[Topic], ended: Iterable[str] = ()) -> None:
+        """Something was committed here, and these tasks have ended: ring for it, and let the others know soon."""
+        if self.bells.names(TopicKind.TASK):
+            for task_id in ended:
+                self.bells.ring(TopicKind.TASK, task_id)
         told = len(self._untold)
         for topic in topics:
             self.bells.ring(topic.kind, topic.name)

@@ -282,7 +282,7 @@ class PostgresClaims:
             )
         except BaseException:  # they may be ended all the same, and only the answer lost
             outcome.rings.add(Topic(TopicKind.DONE, want.queue))
-            outcome.rings.update(Topic(TopicKind.TASK, each.id) for each in transitions)
+            outcome.ended += [each.id for each in transitions]
             raise
         return ended, Claimed(taken, due)
 
@@ -297,7 +297,7 @@ class PostgresClaims:
     def _ended(self, rows: Collection[tuple[str, int, float]], outcome: Outcome) -> Ended:
         # Pruned since, and its queue removed, it has no lane, and nobody to be told.
         queues = {self._lanes.of(lane).queue for lane in {lane for _, lane, _ in rows} if self._lanes.met(lane)}
-        outcome.rings.update(Topic(TopicKind.TASK, id_) for id_, _, _ in rows)
+        outcome.ended += [id_ for id_, _, _ in rows]
         outcome.rings.update(Topic(TopicKind.DONE, queue) for queue in queues)
         outcome.rings.update(Topic(TopicKind.QUEUE, queue) for queue in queues & self.limited)
         return {id_: available_at for id_, _, available_at in rows}

@@ -263,6 +263,8 @@ class Outcome:
     """What a transaction leads to once it is committed: bells to ring, lanes to remember."""
 
     rings: set[Topic] = attrs.field(factory=set[Topic])
+    ended: list[str] = attrs.field(factory=list[str])
+    """Tasks that a plain success has ended, besides: as a topic each they would cost more."""
     lanes: list[Lane] = attrs.field(factory=list[Lane])
     leases: list[tuple[str, float]] = attrs.field(factory=list[tuple[str, float]])
     """Workers that took a lease, and until when."""

@@ -44,6 +44,7 @@ class StorageProxy(Storage):
     def __init__(self, inner: Storage) -> None:
         self.inner: Final = inner
         self.durable: bool = inner.durable
+        self.remote: bool = inner.remote
         self.beat_s: float = inner.beat_s
 
     async def around(self, method: str, call: Callable[[], Awaitable[T]]) -> T:

@@ -39,6 +39,7 @@ class RecordingStorage(StorageProxy):
         super().__init__(inner)
         self._record = record
         self.immediate: bool = inner.immediate
+        self.remote: bool = inner.remote
 
     async def drained(self) -> None:
         """Record the state of every stored task, and that nothing was left to run."""

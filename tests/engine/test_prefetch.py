@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import pytest
@@ -27,8 +28,11 @@ from dispatch.clock import Clock
 from dispatch.storage.query import Ids, Queues
 from dispatch.testing.faults import FaultyStorage
 from dispatch.testing.harness import Harness
+from dispatch.testing.proxy import StorageProxy
 
 from .work import JOB, Job, Script, working
+
+T = TypeVar("T")
 
 
 def prefetching(concurrency: int, prefetch: int, **options: Any) -> TaskQueueConfig:
@@ -163,6 +167,45 @@ async def test_attempts_go_on_while_the_storage_is_asked(
         await dispatcher.drain()
     assert max(handler.gaps[3:]) < run_s + 0.1, "no slot is free for as long as a step takes"
     assert handler.times[-1] - handler.times[0] < 90 * run_s / concurrency + 0.2
+
+
+class Elsewhere(StorageProxy):
+    """Its turns take a while, as those of a server do."""
+
+    turning = False
+
+    async def around(self, method: str, call: Callable[[], Awaitable[T]]) -> T:
+        if method != "turn":
+            return await call()
+        self.turning = True
+        await trio.sleep(0.5)
+        self.turning = False
+        return await call()
+
+
+@pytest.mark.parametrize(("concurrency", "prefetch"), [(1, 9), (10, 10), (10, 90)])
+@pytest.mark.parametrize("remote", [True, False])
+async def test_half_is_run_while_a_server_turns_the_other_half_over(
+    remote: bool, concurrency: int, prefetch: int, autojump_clock: object
+) -> None:
+    storage = Elsewhere(MemoryStorage())
+    storage.remote = remote
+    meanwhile = 0
+
+    async def handler(task: QueueTask[Job]) -> None:
+        nonlocal meanwhile
+        meanwhile += storage.turning
+
+    async with open_dispatcher(storage) as dispatcher:
+        dispatcher.consumer.register_queue("q", prefetching(concurrency, prefetch, buffer_size=1_000))
+        dispatcher.consumer.register_handler(JOB, handler)
+        await publish(dispatcher, 500)
+        await dispatcher.drain()
+        assert await by_status(dispatcher) == {"succeeded": 500}
+    if remote:
+        assert meanwhile >= 200
+    else:
+        assert meanwhile <= 100, "in a thread of this process a turn takes the time from handlers"
 
 
 # ---- what is known of them -----------------------------------------------------------

@@ -600,6 +600,29 @@ async def test_a_pool_lends_no_more_than_its_size_and_keeps_what_is_fit(dsn: str
             pass
 
 
+async def test_a_free_connection_is_lent_before_others_run(dsn: str) -> None:
+    ran = False
+
+    async def other() -> None:
+        nonlocal ran
+        ran = True
+
+    async with TrioPool(dsn) as pool, trio.open_nursery() as nursery:
+        async with pool.connection() as connection:
+            await connection.execute("SELECT 1")
+        nursery.start_soon(other)
+        async with pool.connection() as connection:
+            assert not ran, "else a statement waits for all that happens to be due"
+            await connection.execute("SELECT 1")
+        assert ran
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            async with pool.connection():
+                pytest.fail("it is a checkpoint all the same")
+        assert scope.cancelled_caught
+        assert pool.statistics().lent == 0
+
+
 async def left_in_a_transaction(connection: TrioConnection) -> None:
     await connection.execute("BEGIN")
 
