@@ -10,7 +10,7 @@ settles and claims by our own statement, 100 tasks to a transaction, or one. It 
 limit of the schema. The dispatcher does the rest as well: typed payloads checked,
 encoded and decoded, handlers run in scopes of their own, leases, bells, graceful end;
 in one process, or with two worker processes beside the one that publishes. It claims
-no more than its free slots, or with a `prefetch` as much as raw does.
+no more than its free slots, or with a `prefetch` as much at once as raw does.
 
 Rounds alternate, each side in a database of its own; printed are medians of tasks per
 second and of the ratios. Then bulk publishing beside COPY of the same rows; the time
@@ -58,7 +58,8 @@ from dispatch.storage.psycopg_trio import TrioConnection, send_lists_in_binary
 from dispatch.testing.postgres import PostgresServer, postgres_server
 
 BATCH = 100
-PREFETCH = 90
+AHEAD = 2 * BATCH
+"""Slots and prefetch together: half is claimed at a time, while the other half is run."""
 COPIED = 1_000
 """Rows of one COPY, and of one publish_many beside it."""
 LATENCY_SAMPLES = 200
@@ -405,7 +406,7 @@ class Bench:
         }
         for layout, name in ((one_process, "one process"), (two_workers, "two workers")):
             for concurrency in (10, 100):
-                for bulk, prefetch in ((BATCH, 0), (BATCH, PREFETCH), (1, 0)):
+                for bulk, prefetch in ((BATCH, 0), (BATCH, AHEAD - concurrency), (1, 0)):
                     how = "in bulk" if bulk > 1 else "one by one"
                     if prefetch:
                         how += f", prefetch {prefetch}"

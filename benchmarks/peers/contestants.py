@@ -15,7 +15,7 @@ Family = Literal["memory", "sqlite", "postgres"]
 FAMILIES: tuple[Family, ...] = ("memory", "sqlite", "postgres")
 Role = Literal["ours", "limit", "peer"]
 
-PREFETCHING = "as above, with a prefetch of 90, or as large as the concurrency"
+PREFETCHING = "as above, with a prefetch that makes batches of 100, or as large as the concurrency"
 ALL = ("throughput", "latency", "publishing", "growth")
 FLEET = (*ALL, "fleet")
 

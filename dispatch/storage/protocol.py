@@ -588,7 +588,7 @@ class Storage(TaskStore, ControlStore, CronStore):
     immediate: bool = False
     """Whether `turn` never waits for anything, and so needs neither a shield nor a deadline."""
     remote: bool = False
-    """Whether another process does the work of a step, as a server does, so that handlers may run meanwhile."""
+    """Whether another process does the work of a step, as a server does, so that handlers can run meanwhile."""
     beat_s: float = 10.0
     """How often a worker writes its record; infinity where only this process could read it."""
 

@@ -24,6 +24,8 @@ from dispatch import (
 from dispatch.observe.logging import LogObserver
 
 PRIORITIES = tuple(Priority)
+BATCH = 100
+"""What the raw loops claim at once."""
 QUEUES = 100
 CRONS = 10_000
 ADDERS = 50
@@ -117,7 +119,10 @@ class Prefetching(Dispatch):
     """Claiming as much at once as the raw loops do, or twice its slots."""
 
     def settings(self) -> dict[str, Any]:
-        return {"max_retry": 3, "prefetch": max(90, self.spec.concurrency)}
+        slots = self.spec.concurrency
+        # A server is asked for half of it at a time, while the other half is run.
+        whole = 2 * BATCH if self.spec.store.startswith("postgresql") else BATCH
+        return {"max_retry": 3, "prefetch": max(whole - slots, slots)}
 
 
 class Loaded(Dispatch):
