@@ -146,6 +146,9 @@ class CronTaskDispatcher:
         self._grace = grace
         self._declared = _checked(declared)
         self._begun = False
+        self._began_at = -inf
+        """When it began to run, by the clock that entries are stored with."""
+        self._said_there_before = False
         self._bell = _CronBell()
         self._functions_bell = Bell()
         self._stored_due: Timetable[StoredEntry] = Timetable()
@@ -179,8 +182,15 @@ class CronTaskDispatcher:
     # -- adding ---------------------------------------------------------------
 
     async def add(self, spec: str | CronSpec, what: What, **options: Unpack[CronOptions]) -> CronTask:
-        """Add under a generated UUID name; see `add_with_name`."""
-        return await self.add_with_name(spec, str(uuid.uuid4()), what, **options)
+        """Add under a generated UUID name; see `add_with_name`.
+
+        Each call adds one more, and with a storage that outlives the process each start of
+        the program does: what every start adds needs a name. Where an earlier start has added
+        the same, a warning says so, once.
+        """
+        added = await self.add_with_name(spec, str(uuid.uuid4()), what, **options)
+        self._say_if_there_before(added)
+        return added
 
     async def add_with_name(
         self,
@@ -213,14 +223,35 @@ class CronTaskDispatcher:
         Raises as `add_with_name` does.
         """
         check_made(task)
-        if not task.name:
+        named = bool(task.name)
+        if not named:
             task.name = str(uuid.uuid4())
         task.spec = made_spec(spec, task.name, {})
         try:
-            return await self._add(task, replace=replace)
+            added = await self._add(task, replace=replace)
         except BaseException:
             task.spec = None
             raise
+        if not named:
+            self._say_if_there_before(added)
+        return added
+
+    def _say_if_there_before(self, added: CronTask) -> None:
+        """Warn, once, where a cron task without a name of its own is there from an earlier start."""
+        if self._said_there_before or added.task is None or not self._storage.durable:
+            return
+        twin = self._stored.twin(added.name, before=self._began_at)
+        if twin is not None:
+            self._said_there_before = True
+            log.warning(
+                "cron task %s (%s) is the same as %s, which was stored before this process began: both publish. "
+                "What each start of a program adds needs a name, with which it is there once: add_with_name, or "
+                "open_dispatcher(cron=[CronEntry(...)]). Remove the others with cron.cancel(name)",
+                added.name,
+                "" if added.spec is None else added.spec.text,
+                twin,
+                extra={"event": "added_again", "cron": added.name},
+            )
 
     async def _add(self, task: CronTask, *, replace: bool) -> CronTask:
         check_flag(f"cron task {task.name!r}: replace", replace)
@@ -442,6 +473,7 @@ class CronTaskDispatcher:
         if self._closing.is_set():
             raise ClosedError("this cron dispatcher is closed; make another one")
         self._begun = True
+        self._began_at = self._now()
         self._thread = get_ident()
         try:
             with self._storage.watch(self._bell, Topic(TopicKind.CRON)):

@@ -16,6 +16,7 @@ has renewed for an hour pauses it (`pause_abandoned`). Declaring resumes it.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -79,6 +80,8 @@ IN_FLIGHT: Final = 500
 """Of which so many may wait for the storage: a database writes them as one batch."""
 READ_AT_ONCE: Final = 100
 """Entries looked at between two checkpoints: a new one costs up to 0.1 ms."""
+TWINS_AMONG: Final = 1_000
+UUID_TEXT: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 RETRY_S: Final = 5.0
 MAX_RETRY_S: Final = 60.0
 
@@ -293,6 +296,27 @@ class StoredEntries:
         assert task.spec is not None
         like = Added(record.definition, task.spec, task.policy, task.description)
         return await self._put(record, like, replace=replace)
+
+    def twin(self, name: str, *, before: float) -> str | None:
+        """One of the other entries that is the same but for its generated name, and older than `before`.
+
+        None as well where so many are stored that looking would take its time.
+        """
+        entry = self.entries.get(name)
+        if entry is None or len(self.entries) > TWINS_AMONG:
+            return None
+        plan = _nameless(entry.record)
+        return next(
+            (
+                other.record.name
+                for other in self.entries.values()
+                if other.record.created_at < before
+                and other.record.paused_reason is None
+                and UUID_TEXT.fullmatch(other.record.name)
+                and _nameless(other.record) == plan
+            ),
+            None,
+        )
 
     async def change(
         self, name: str, spec: CronSpec, policy: CronPolicy, description: str, template: NewTask
@@ -747,3 +771,8 @@ def _same_definition(before: CronRecord, after: CronRecord) -> bool:
 
 def _unended(name: str) -> All:
     return All(Crons(name), Statuses("pending", "running", "held"))
+
+
+def _nameless(record: CronRecord) -> str:
+    """What it does and when, without the name, which stands in its definition for `H`."""
+    return record.definition.replace(record.name, "")

@@ -541,3 +541,71 @@ async def test_the_task_of_an_entry_is_checked_when_the_dispatcher_is_opened(
         async with open_dispatcher(cron=[bad]):
             pass
     assert caught.value.code == code
+
+
+# ---- added anew by each start, without a name --------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["add", "add_task"])
+async def test_what_each_start_adds_without_a_name_is_told_of(
+    way: str, storage: MemoryStorage, autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def start(n: int = 0, text: str = "H * * * *", **options: Any) -> list[str]:
+        async with open_dispatcher(storage) as dispatcher:
+            dispatcher.consumer.register_queue("q")
+            added: list[CronTask] = []
+            for _ in range(2):  # twice at one start may well be meant
+                if way == "add":
+                    added.append(await dispatcher.cron.add(text, JOB(Job(n)), **options))
+                else:
+                    added.append(await dispatcher.cron.add_task(text, CronTask("", task=JOB(Job(n)), **options)))
+            await trio.sleep(1)
+            return [each.name for each in added]
+
+    def said() -> list[str]:
+        return [each.getMessage() for each in caplog.records if getattr(each, "event", "") == "added_again"]
+
+    await start()
+    await start()
+    assert said() == [], "what is in memory is gone with the process"
+    await first_gone(storage)
+    storage.durable = True
+    first = await start()
+    assert said() == []
+    await start(n=1)
+    await start(text="H 3 * * *")
+    assert said() == [], "these are others"
+    again = await start()
+    [line] = said()
+    assert line.startswith(f"cron task {again[0]} (H * * * *) is the same as ")
+    assert any(name in line for name in first)
+    assert "needs a name" in line
+
+
+async def test_a_named_or_paused_twin_is_not_told_of(
+    storage: MemoryStorage, autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage.durable = True
+    async with open_dispatcher(storage) as dispatcher:
+        dispatcher.consumer.register_queue("q")
+        await dispatcher.cron.add_with_name("0 * * * *", "hourly", JOB(Job()))
+        stopped = await dispatcher.cron.add("0 * * * *", JOB(Job()))
+        await dispatcher.cron.pause(stopped.name)
+        await dispatcher.cron.add("0 * * * *", nothing_at_all)
+        await trio.sleep(1)
+    async with open_dispatcher(storage) as dispatcher:
+        dispatcher.consumer.register_queue("q")
+        await dispatcher.cron.add_with_name("0 * * * *", "hourly", JOB(Job()))
+        await dispatcher.cron.add("0 * * * *", JOB(Job()))
+        await dispatcher.cron.add("0 * * * *", nothing_at_all)
+    assert "is the same as" not in caplog.text
+
+
+async def nothing_at_all() -> None:
+    pass
+
+
+async def first_gone(storage: MemoryStorage) -> None:
+    async with open_dispatcher(storage) as dispatcher:
+        for each in await dispatcher.cron.tasks():
+            await dispatcher.cron.cancel(each.name)
