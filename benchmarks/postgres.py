@@ -102,7 +102,7 @@ class Raw:
     def enqueue(self, ids: list[str]) -> None:
         tasks = [NewTask(id=id_, queue="orders", type="ship", payload=PAYLOAD) for id_ in ids]
         statement, values = self.tasks._insert(tasks, [self.lane] * len(tasks), bounded=False)
-        self.db.execute(statement, values, binary=True).fetchall()
+        psycopg.RawCursor(self.db).execute(statement, values, binary=True).fetchall()
 
     def turn(self, ended: list[Transition], limit: int) -> list[Transition]:
         """Settle what has ended and claim more, in one statement, as a worker's turn does."""

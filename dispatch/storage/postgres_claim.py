@@ -24,7 +24,6 @@ again for each execution would take as long as the round trip.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -34,7 +33,7 @@ from dispatch.records import Claim, Transition
 from dispatch.storage.changes import NO_HEADERS
 from dispatch.storage.limits import allowance
 from dispatch.storage.postgres_query import CLOCK
-from dispatch.storage.postgres_rows import FEW, IN_STATE, Lane, Lanes, Sql
+from dispatch.storage.postgres_rows import FEW, IN_STATE, Lane, Lanes, Sql, Statement, numbered
 from dispatch.storage.postgres_step import Outcome, Step, promote, taken, transaction
 from dispatch.storage.protocol import Claimed, Topic, TopicKind, Want
 from dispatch.storage.psycopg_trio import TrioConnection
@@ -206,26 +205,6 @@ ASIDE_DUE: Final = (
 )
 
 
-@attrs.frozen
-class _Statement:
-    """A statement as the server takes it, and the names of its parameters in their order."""
-
-    text: bytes
-    names: tuple[str, ...]
-
-
-def _statement(text: bytes) -> _Statement:
-    names: list[str] = []
-
-    def number(found: re.Match[bytes]) -> bytes:
-        name = found[1].decode()
-        if name not in names:
-            names.append(name)
-        return b"$%d" % (names.index(name) + 1)
-
-    return _Statement(re.sub(rb"%\((\w+)\)s", number, text), tuple(names))
-
-
 Ended = dict[str, float]
 """The runs that were ended, by task: since when the task was due."""
 
@@ -236,8 +215,8 @@ class PostgresClaims:
     def __init__(self, sql: Sql, lanes: Lanes) -> None:
         self._sql = sql
         self._lanes = lanes
-        self._statements: dict[tuple[bool, ...], _Statement] = {}
-        self._succeeding = _statement(sql(SUCCEED))
+        self._statements: dict[tuple[bool, ...], Statement] = {}
+        self._succeeding = numbered(sql(SUCCEED))
         self._quick: dict[str, int] = {}
         """How many claims of a queue in turn have trusted `UNTAKEN`."""
         self.limited: set[str] = set()
@@ -303,9 +282,9 @@ class PostgresClaims:
         return {id_: available_at for id_, _, available_at in rows}
 
     async def _run(
-        self, connection: TrioConnection[Any], statement: _Statement, values: Mapping[str, Any]
+        self, connection: TrioConnection[Any], statement: Statement, values: Mapping[str, Any]
     ) -> list[tuple[Any, ...]]:
-        cursor = await connection.execute_raw(statement.text, [values[name] for name in statement.names])
+        cursor = await connection.execute_raw(statement.text, statement.values(values))
         return await cursor.fetchall()
 
     async def _claim(
@@ -420,7 +399,7 @@ class PostgresClaims:
                 due = more_at
             return claims, due
 
-    def _claiming(self, want: Want, *, ending: bool) -> _Statement:
+    def _claiming(self, want: Want, *, ending: bool) -> Statement:
         """The statement for a want of this kind."""
         kind = (want.types is None, want.ids is None, bool(want.tags), ending)
         statement = self._statements.get(kind)
@@ -447,7 +426,7 @@ class PostgresClaims:
                 soon=BUSY_S,
                 held=HELD_S,
             )
-            statement = self._statements[kind] = _statement(self._sql(text))
+            statement = self._statements[kind] = numbered(self._sql(text))
         return statement
 
     async def _mature(self, connection: TrioConnection[Any], queue: str) -> float | None:

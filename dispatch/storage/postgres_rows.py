@@ -9,6 +9,7 @@ that did change are written.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Final
@@ -34,11 +35,13 @@ __all__ = [
     "Lane",
     "Lanes",
     "Sql",
+    "Statement",
     "Stored",
     "address_of",
     "as_json",
     "attempt_of",
     "new_record",
+    "numbered",
     "runs_of",
     "stored_of",
 ]
@@ -144,6 +147,31 @@ class Sql:
                 self._made.clear()
             made = self._made[text] = text.replace("@.", f"{self.schema}.").encode()
         return made
+
+
+@attrs.frozen
+class Statement:
+    """A statement as the server takes it, and the names of its parameters in their order."""
+
+    text: bytes
+    names: tuple[str, ...]
+
+    def values(self, given: Mapping[str, Any]) -> list[Any]:
+        """Its parameters, of those given by name."""
+        return [given[name] for name in self.names]
+
+
+def numbered(text: bytes) -> Statement:
+    """A statement with `$1` and so on in place of its `%(name)s`, for `execute_raw`."""
+    names: list[str] = []
+
+    def number(found: re.Match[bytes]) -> bytes:
+        name = found[1].decode()
+        if name not in names:
+            names.append(name)
+        return b"$%d" % (names.index(name) + 1)
+
+    return Statement(re.sub(rb"%\((\w+)\)s", number, text), tuple(names))
 
 
 @attrs.frozen

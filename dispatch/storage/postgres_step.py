@@ -211,12 +211,13 @@ class Given:
     def __init__(self, columns: Mapping[str, list[Any]], *, fold: bool = True) -> None:
         self.values: dict[str, Any] = {}
         """By name, for the statement."""
-        self._arrays: list[str] = []
+        self.arrays: list[str] = []
+        """What differs from task to task: the rest is one value each."""
         for name, values in columns.items():
             if _type(name) == "float8":  # psycopg refuses an int among floats
                 values = [None if value is None else float(value) for value in values]
             if not fold or name in OWN or values.count(values[0]) < len(values):
-                self._arrays.append(name)
+                self.arrays.append(name)
                 self.values[name] = values
             else:
                 self.values[name] = values[0]
@@ -224,11 +225,11 @@ class Given:
     @property
     def table(self) -> str:
         """Their rows, as a table g with their number in `ord`."""
-        arrays = ", ".join(f"%({name})s::{_type(name)}[]" for name in self._arrays)
-        return f"unnest({arrays}) WITH ORDINALITY AS g ({', '.join(self._arrays)}, ord)"
+        arrays = ", ".join(f"%({name})s::{_type(name)}[]" for name in self.arrays)
+        return f"unnest({arrays}) WITH ORDINALITY AS g ({', '.join(self.arrays)}, ord)"
 
     def __getitem__(self, name: str) -> str:
-        value = f"g.{name}" if name in self._arrays else f"%({name})s::{_type(name)}"
+        value = f"g.{name}" if name in self.arrays else f"%({name})s::{_type(name)}"
         return f"{value}::jsonb" if TYPES.get(name) == "jsonb" else value
 
 

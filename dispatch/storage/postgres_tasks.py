@@ -26,7 +26,17 @@ from dispatch.storage.postgres_query import (
     matching,
     sequences,
 )
-from dispatch.storage.postgres_rows import FEW, IN_STATE, Address, Lane, Lanes, Sql, address_of
+from dispatch.storage.postgres_rows import (
+    FEW,
+    IN_STATE,
+    Address,
+    Lane,
+    Lanes,
+    Sql,
+    Statement,
+    address_of,
+    numbered,
+)
 from dispatch.storage.postgres_schema import State
 from dispatch.storage.postgres_step import (
     Given,
@@ -56,6 +66,8 @@ __all__ = ["PostgresTasks", "all_plain", "settled"]
 
 CHUNK: Final = 1_000
 """Rows that a bulk change holds in memory at a time."""
+KINDS: Final = 200
+"""Statements that store tasks which are kept, one for each choice of columns and of what is alike in them."""
 PLAIN: Final = ("id", "lane", "priority", "payload")
 """The columns that every stored task brings."""
 OPTIONAL: Final[tuple[tuple[str, object], ...]] = (
@@ -125,6 +137,8 @@ class PostgresTasks:
         """Queues in which a success lets the next of its key run, and so must come first."""
         self._bounded: dict[str, int] = {}
         self._rooms = Rooms()
+        self._inserts: dict[tuple[tuple[str, ...], tuple[str, ...], bool], Statement] = {}
+        """By the names of columns and arrays, and whether there is a bound."""
 
     def know(self, queues: Iterable[QueueRecord | Queue]) -> None:
         """Remember what was just read of queues."""
@@ -182,9 +196,7 @@ class PostgresTasks:
         outcome.rings |= {Topic(TopicKind.QUEUE, queue) for queue in {new.queue for new in fit}}
         if fit:
             known = [number for number in numbers if number is not None]
-            cursor = await connection.execute(
-                *self._insert(fit, known, bounded=bounded), binary=True
-            )
+            cursor = await connection.execute_raw(*self._insert(fit, known, bounded=bounded))
             stored = {row[0]: (row[1], row[2]) for row in await cursor.fetchall()}
         results: list[EnqueueResult | None] = []
         for new, number in zip(tasks, numbers, strict=True):
@@ -220,7 +232,7 @@ class PostgresTasks:
 
     def _insert(
         self, tasks: Sequence[NewTask], numbers: Sequence[int], *, bounded: bool
-    ) -> tuple[bytes, dict[str, Any]]:
+    ) -> tuple[bytes, list[Any]]:
         names = list(PLAIN)
         names += [
             name
@@ -234,6 +246,16 @@ class PostgresTasks:
                 "delay": [new.delay for new in tasks],
             }
         )
+        kind = tuple(names), tuple(given.arrays), bounded
+        statement = self._inserts.get(kind)
+        if statement is None:
+            if len(self._inserts) >= KINDS:
+                self._inserts.clear()
+            statement = self._inserts[kind] = self._inserting(names, given, bounded=bounded)
+        return statement.text, statement.values(given.values)
+
+    def _inserting(self, names: Sequence[str], given: Given, *, bounded: bool) -> Statement:
+        """The statement that stores tasks with these columns."""
         fits: list[str] = []
         if "key" in names:
             fits.append(f"(NOT q.keyed OR {given['key']} IS NULL)")
@@ -248,7 +270,7 @@ class PostgresTasks:
             delay=given["delay"],
             fits=" AND ".join(fits),
         )
-        return self._sql(statement), given.values
+        return numbered(self._sql(statement))
 
     async def enqueue(
         self,

@@ -54,7 +54,7 @@ class RawPostgres(Peer):
         with self.lock:  # a connection has one statement at a time, however many produce
             tasks = [NewTask(id=next(self.ids), queue="orders", type="ship", payload=PAYLOAD) for _ in orders]
             statement, values = self.tasks._insert(tasks, [self.lane] * len(tasks), bounded=False)
-            self.db.execute(statement, values, binary=True).fetchall()
+            psycopg.RawCursor(self.db).execute(statement, values, binary=True).fetchall()
 
     async def work(self) -> None:
         """Nothing to start: who waits for the tasks works."""
