@@ -20,7 +20,7 @@ With a prefetch there is one actor more than slots, so that one can be at a turn
 while as many attempts are made as may be. Outcomes must not wait for the mailbox
 to be empty: a turn is taken when no slot is free, too, and by an actor fresh from a
 rest if the last one was over for longer than it took. Where a server makes it, one is
-due once half of what may be claimed has ended, too: the other half is run meanwhile.
+due once half of so many as are worth it has ended, too: the other half is run meanwhile.
 
 Everything is decided between two awaits, so the counters below need no lock.
 Storage trouble is waited out with a back-off that doubles to 5 s; any other
@@ -78,6 +78,8 @@ log: Final = logging.getLogger("dispatch.actors")
 
 STREAK: Final = 16
 """Attempts an actor makes before it lets others run, where handlers never wait themselves."""
+# Slots and prefetch together that make two turns worth their while; with ten in all, halves took twice the time.
+HALVED: Final = 64
 SETTLE_BATCH: Final = 1_000
 SETTLE_DEADLINE_S: Final = 5.0
 """How long one settle may take before it counts as failed and is repeated."""
@@ -302,9 +304,7 @@ class QueueActors:
         if repr(asked) != self._refused:
             log.warning(
                 "queue %s: the storage asks for a concurrency of %r; it stays at the registered %d",
-                self.name,
-                asked,
-                self.config.concurrency,
+                *(self.name, asked, self.config.concurrency),
             )
         self._refused = repr(asked)
         return self.config.concurrency
@@ -485,7 +485,7 @@ class QueueActors:
             return False
         if not self._turning and (self._outbox or self._writing):
             # In a thread of this process a turn would compete with the attempts: on SQLite that cost 7 to 17 %.
-            half = self.storage.remote and 2 * len(self._outbox) >= self.target + self.config.prefetch
+            half = self.storage.remote and 2 * len(self._outbox) >= max(HALVED, self.target + self.config.prefetch)
             # Turns one after another would leave little time for what they are for.
             if half or (streak == 0 and trio.current_time() - self._turned_at >= self._turn_s):
                 return False

@@ -146,8 +146,8 @@ class CronTaskDispatcher:
         self._grace = grace
         self._declared = _checked(declared)
         self._begun = False
-        self._began_at = -inf
-        """When it began to run, by the clock that entries are stored with."""
+        self._loaded_at: float | None = None
+        """When it had read the stored entries, by the clock that they are stored with."""
         self._said_there_before = False
         self._bell = _CronBell()
         self._functions_bell = Bell()
@@ -238,13 +238,13 @@ class CronTaskDispatcher:
 
     def _say_if_there_before(self, added: CronTask) -> None:
         """Warn, once, where a cron task without a name of its own is there from an earlier start."""
-        if self._said_there_before or added.task is None or not self._storage.durable:
+        if self._said_there_before or self._loaded_at is None or added.task is None or not self._storage.durable:
             return
-        twin = self._stored.twin(added.name, before=self._began_at)
+        twin = self._stored.twin(added.name, before=self._loaded_at)
         if twin is not None:
             self._said_there_before = True
             log.warning(
-                "cron task %s (%s) is the same as %s, which was stored before this process began: both publish. "
+                "cron task %s (%s) is the same as %s, which was stored before this one started: both publish. "
                 "What each start of a program adds needs a name, with which it is there once: add_with_name, or "
                 "open_dispatcher(cron=[CronEntry(...)]). Remove the others with cron.cancel(name)",
                 added.name,
@@ -473,11 +473,11 @@ class CronTaskDispatcher:
         if self._closing.is_set():
             raise ClosedError("this cron dispatcher is closed; make another one")
         self._begun = True
-        self._began_at = self._now()
         self._thread = get_ident()
         try:
             with self._storage.watch(self._bell, Topic(TopicKind.CRON)):
                 await self._begin()
+                self._loaded_at = self._now()
                 async with trio.open_nursery() as nursery:
                     self._nursery = self._stored.nursery = nursery
                     self._functions.begin(nursery)

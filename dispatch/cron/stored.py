@@ -80,7 +80,6 @@ IN_FLIGHT: Final = 500
 """Of which so many may wait for the storage: a database writes them as one batch."""
 READ_AT_ONCE: Final = 100
 """Entries looked at between two checkpoints: a new one costs up to 0.1 ms."""
-TWINS_AMONG: Final = 1_000
 UUID_TEXT: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 RETRY_S: Final = 5.0
 MAX_RETRY_S: Final = 60.0
@@ -168,6 +167,8 @@ class StoredEntries:
         """By name, the number of the question by whose answer it stands, if that is later than `_all_known`."""
         self._all_known = 0
         """The number of the last full reading."""
+        self._earlier: dict[str, str] | None = None
+        """What entries under generated names do, and one of them for each; see `twin`."""
         self._unreadable: dict[str, str] = {}
         self._declared: dict[str, CronRecord] = {}
         self._queues: set[str] = set()
@@ -298,25 +299,19 @@ class StoredEntries:
         return await self._put(record, like, replace=replace)
 
     def twin(self, name: str, *, before: float) -> str | None:
-        """One of the other entries that is the same but for its generated name, and older than `before`.
-
-        None as well where so many are stored that looking would take its time.
-        """
+        """An entry that is the same but for its generated name, of those that the first call found older than `before`."""
+        if self._earlier is None:
+            self._earlier = {
+                _nameless(each.record): each.record.name
+                for each in self.entries.values()
+                if each.record.created_at < before and UUID_TEXT.fullmatch(each.record.name)
+            }
         entry = self.entries.get(name)
-        if entry is None or len(self.entries) > TWINS_AMONG:
+        there = None if entry is None else self.entries.get(self._earlier.get(_nameless(entry.record), ""))
+        # A clock that was set back would have it older than itself.
+        if there is None or there is entry or there.record.paused_reason is not None:
             return None
-        plan = _nameless(entry.record)
-        return next(
-            (
-                other.record.name
-                for other in self.entries.values()
-                if other.record.created_at < before
-                and other.record.paused_reason is None
-                and UUID_TEXT.fullmatch(other.record.name)
-                and _nameless(other.record) == plan
-            ),
-            None,
-        )
+        return there.record.name
 
     async def change(
         self, name: str, spec: CronSpec, policy: CronPolicy, description: str, template: NewTask

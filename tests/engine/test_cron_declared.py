@@ -601,6 +601,19 @@ async def test_a_named_or_paused_twin_is_not_told_of(
     assert "is the same as" not in caplog.text
 
 
+async def test_no_entry_is_told_to_be_its_own_twin_when_the_clock_is_set_back(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    back_s = 0.0
+    storage = MemoryStorage(Clock(wall=lambda: START.timestamp() + trio.current_time() - back_s))
+    storage.durable = True
+    async with open_dispatcher(storage) as dispatcher:
+        dispatcher.consumer.register_queue("q")
+        back_s = 60.0
+        await dispatcher.cron.add("0 * * * *", JOB(Job()))
+    assert "is the same as" not in caplog.text
+
+
 async def nothing_at_all() -> None:
     pass
 

@@ -202,6 +202,37 @@ async def test_an_outcome_that_is_refused_holds_up_nobody_else(
     assert len(handler.seen) == 22
 
 
+class Counting(MemoryStorage):
+    """Fails so many turns that bring outcomes, and notes how many outcomes each of them brought."""
+
+    immediate = False
+
+    def __init__(self, failing: int) -> None:
+        super().__init__()
+        self.failing = failing
+        self.brought: list[int] = []
+
+    async def turn(self, transitions: Any, *arguments: Any, **options: Any) -> Any:
+        if transitions:
+            self.brought.append(len(transitions))
+            if len(self.brought) <= self.failing:
+                raise StorageError("the disk is gone")
+        return await super().turn(transitions, *arguments, **options)
+
+
+@pytest.mark.parametrize(("failing", "brought"), [(2, [5] * 3), (3, [5] * 3 + [1] * 5)])
+async def test_only_what_has_failed_three_times_is_settled_one_by_one(
+    failing: int, brought: list[int], autojump_clock: object
+) -> None:
+    storage = Counting(failing)
+    async with working(Script(1.0), TaskQueueConfig(concurrency=5), storage=storage) as dispatcher:
+        await dispatcher.publisher.publish_many([JOB(Job(n)) for n in range(5)])
+        began = trio.current_time()
+        await dispatcher.drain()
+        assert trio.current_time() - began < 1.0 + 0.1 + 0.2 + 0.4 + 0.1, "each wait is twice the one before"
+    assert storage.brought == brought
+
+
 async def test_an_outcome_that_stays_refused_keeps_no_block_open(
     autojump_clock: object, caplog: pytest.LogCaptureFixture
 ) -> None:

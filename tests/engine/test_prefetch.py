@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -25,6 +25,9 @@ from dispatch import (
     open_dispatcher,
 )
 from dispatch.clock import Clock
+from dispatch.execution import Stop
+from dispatch.records import Transition
+from dispatch.storage.protocol import Claimed, SettleResult, Storage
 from dispatch.storage.query import Ids, Queues
 from dispatch.testing.faults import FaultyStorage
 from dispatch.testing.harness import Harness
@@ -83,6 +86,16 @@ async def test_without_a_prefetch_no_more_is_claimed_than_can_run(autojump_clock
         await trio.sleep(0.5)
         assert await by_status(dispatcher) == {"running": 2, "pending": 3}
         assert "prefetched" not in repr(dispatcher.consumer._actors["q"])
+
+
+async def test_fewer_than_may_run_begin_at_once(autojump_clock: object) -> None:
+    handler = Script(1.0)
+    async with working(handler, prefetching(3, 5)) as dispatcher:
+        await trio.sleep(1)
+        began = trio.current_time()
+        await publish(dispatcher, 3)
+        await dispatcher.drain()
+    assert [round(at - began, 3) for at in handler.times] == [0.0] * 3
 
 
 @pytest.mark.parametrize(("concurrency", "prefetch", "turns"), [(1, 0, 200), (1, 49, 13), (10, 90, 5)])
@@ -174,6 +187,16 @@ class Elsewhere(StorageProxy):
 
     turning = False
 
+    def __init__(self, inner: Storage) -> None:
+        super().__init__(inner)
+        self.settled: list[int] = []
+
+    async def turn(
+        self, transitions: Sequence[Transition], *args: Any, **options: Any
+    ) -> tuple[list[SettleResult], Claimed]:
+        self.settled.append(len(transitions))
+        return await super().turn(transitions, *args, **options)
+
     async def around(self, method: str, call: Callable[[], Awaitable[T]]) -> T:
         if method != "turn":
             return await call()
@@ -183,7 +206,7 @@ class Elsewhere(StorageProxy):
         return await call()
 
 
-@pytest.mark.parametrize(("concurrency", "prefetch"), [(1, 9), (10, 10), (10, 90)])
+@pytest.mark.parametrize(("concurrency", "prefetch"), [(1, 9), (10, 10), (1, 63), (10, 90), (100, 100)])
 @pytest.mark.parametrize("remote", [True, False])
 async def test_half_is_run_while_a_server_turns_the_other_half_over(
     remote: bool, concurrency: int, prefetch: int, autojump_clock: object
@@ -202,10 +225,14 @@ async def test_half_is_run_while_a_server_turns_the_other_half_over(
         await publish(dispatcher, 500)
         await dispatcher.drain()
         assert await by_status(dispatcher) == {"succeeded": 500}
-    if remote:
-        assert meanwhile >= 200
-    else:
+    half = (concurrency + prefetch) / 2
+    if not remote:
         assert meanwhile <= 100, "in a thread of this process a turn takes the time from handlers"
+    elif half < 32:
+        assert meanwhile <= 250, "small turns cost more than they bring"
+    else:
+        assert meanwhile >= 200
+        assert sum(half <= size <= half + concurrency for size in storage.settled) >= 500 / half - 4, "each turn has a half"
 
 
 # ---- what is known of them -----------------------------------------------------------
@@ -283,6 +310,20 @@ async def test_one_that_waits_here_is_cancelled_and_never_runs(autojump_clock: o
         await dispatcher.drain()
         assert await by_status(dispatcher) == {"succeeded": 3, "cancelled": 1}
     assert [task.payload.n for task in handler.seen] == [0, 1, 3]
+
+
+async def test_an_order_about_another_attempt_does_not_touch_one_that_waits_here(autojump_clock: object) -> None:
+    handler = Script(2.0)
+    async with working(handler, prefetching(1, 2)) as dispatcher:
+        tasks = await publish(dispatcher, 3)
+        await trio.sleep(0.5)
+        actors = dispatcher.consumer._actors["q"]
+        epochs = dict(actors.held())
+        for stop in (Stop.CANCEL, Stop.LOST):
+            actors.stop_run(tasks[1].id, epochs[tasks[1].id] - 1, stop, "an earlier one")
+        assert dict(actors.held()) == epochs
+        await dispatcher.drain()
+    assert [task.payload.n for task in handler.seen] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1)])

@@ -138,6 +138,14 @@ async def test_a_long_copy_lets_other_trio_tasks_run(connection: TrioConnection)
     assert turns > 3
 
 
+async def test_rows_and_cursors_are_of_the_kinds_it_is_opened_with(dsn: str) -> None:
+    async with await TrioConnection.connect(
+        dsn, row_factory=psycopg.rows.dict_row, cursor_factory=psycopg.AsyncRawCursor[Any]
+    ) as connection:
+        cursor = await connection.execute("SELECT $1::int AS n", [7])
+        assert await cursor.fetchall() == [{"n": 7}]
+
+
 async def test_timeouts_are_cancel_scopes(connection: TrioConnection) -> None:
     with pytest.raises(psycopg.NotSupportedError, match="take a cancel scope"):
         connection.notifies(timeout=1)
@@ -154,6 +162,20 @@ async def test_a_cancelled_statement_is_stopped_on_the_server(
     assert scope.cancelled_caught
     assert await works(connection)
     assert await noted(dsn) == []
+
+
+async def test_a_request_to_stop_is_answered_once_the_server_has_it(connection: TrioConnection) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stopped, connection)
+        await trio.sleep(0.05)
+        with trio.fail_after(5):
+            await connection.cancel_safe(timeout=5)  # which raises if it could not be made
+    assert await works(connection)
+
+
+async def stopped(connection: TrioConnection) -> None:
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        await connection.execute("SELECT pg_sleep(9)")
 
 
 async def test_a_statement_cancelled_beforehand_is_never_sent(
@@ -613,7 +635,7 @@ async def test_a_free_connection_is_lent_before_others_run(dsn: str) -> None:
         nursery.start_soon(other)
         async with pool.connection() as connection:
             assert not ran, "else a statement waits for all that happens to be due"
-            await connection.execute("SELECT 1")
+            await connection.execute("SELECT pg_sleep(0.05)")  # a quicker answer may be there before anybody waits
         assert ran
         with trio.CancelScope() as scope:
             scope.cancel()

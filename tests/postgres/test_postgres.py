@@ -1469,3 +1469,35 @@ async def test_every_reason_to_wait_is_told(database: str) -> None:
     migrate(database)
     async with PostgresStorage(database) as storage:
         await check_every_reason(storage)
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_who_may_pass_a_bound_and_who_may_not_are_stored_apart(stage: Stage, first: bool) -> None:
+    answers: dict[bool, EnqueueAnswer] = {}
+
+    async def publish(storage: PostgresStorage, *, bounded: bool) -> None:
+        fields = {} if bounded else {"unique": unique()}  # else it would not come the same way
+        [result] = await storage.enqueue([new(f"bounded {bounded}", **fields)], bounded=bounded)
+        answers[bounded] = result.answer
+
+    async with stage.open() as (storage, _):
+        await storage.declare([QueueRecord(name="q", max_waiting=1)])
+        await storage.enqueue([new("full")], bounded=True)
+        async with trio.open_nursery() as nursery:
+            # The first is under way, and the others wait for it together.
+            nursery.start_soon(storage.enqueue, [new("before", unique=unique("another"))])
+            await trio.testing.wait_all_tasks_blocked()
+            for bounded in (first, not first):
+                nursery.start_soon(partial(publish, storage, bounded=bounded))
+                await trio.testing.wait_all_tasks_blocked()
+    assert answers == {True: EnqueueAnswer.FULL, False: EnqueueAnswer.CREATED}
+
+
+async def test_a_task_with_tags_waits_for_its_time_like_any_other(stage: Stage) -> None:
+    async with stage.open() as (storage, _):
+        bench = Workbench(storage, stage.advance)
+        await bench.publish("later", tags=("gpu",), available_at=stage.now + 60)
+        await bench.publish("now", tags=("gpu",))
+        assert await bench.taken(2, tags=frozenset({"gpu"})) == ["now"]
+        await bench.advance(60)
+        assert await bench.taken(2, tags=frozenset({"gpu"})) == ["later"]

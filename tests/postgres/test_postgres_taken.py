@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from dispatch.records import Transition, TransitionKind
-from dispatch.storage.postgres_claim import BUSY_S, HELD_S, UNTAKEN
+from dispatch.storage.postgres_claim import BUSY_S, HELD_S, QUICK, UNTAKEN
 from dispatch.storage.protocol import Claimed, EnqueueAnswer, Want
 from dispatch.storage.psycopg_trio import psycopg
 from dispatch.testing.postgres import postgres_server
@@ -48,6 +48,31 @@ async def test_what_another_worker_claimed_meanwhile_is_not_touched(stage: Stage
         assert stage.execute(LOCKED) == locked
         [result] = await other.settle([Transition(taken.id, taken.epoch, TransitionKind.DONE)])
         assert result.status is not None
+
+
+async def test_what_was_put_off_meanwhile_is_not_taken_even_by_a_claim_that_looks_closely(stage: Stage) -> None:
+    claimed: list[str] = []
+    async with stage.open() as (storage, _):
+        bench = Workbench(storage, stage.advance)
+        run = await bench.started("run")
+        await bench.publish("a", "b")
+        storage._tasks.claims._quick["q"] = QUICK
+
+        async def turn() -> None:
+            ended = [Transition(run.id, run.epoch, TransitionKind.DONE)]
+            _, found = await storage.turn(ended, [Want(queue="q", limit=2)], worker="w", lease=LEASE_S)
+            claimed.extend(claim.id for claim in found.claims)
+
+        with psycopg.connect(stage.dsn) as user:
+            user.execute("SELECT 1 FROM dispatch.tasks WHERE id = 'run' FOR UPDATE")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(turn)  # it has seen `a` and `b` wait, and is kept at what it ends
+                with trio.fail_after(10):
+                    while stage.execute(WAITING) == [(0,)]:  # noqa: ASYNC110 - no event
+                        await trio.sleep(0.01)
+                stage.execute("UPDATE @.tasks SET available_at = available_at + 3600 WHERE id = 'a'")
+                user.rollback()
+        assert claimed == ["b"]
 
 
 async def test_what_was_let_go_again_keeps_its_place(stage: Stage) -> None:
