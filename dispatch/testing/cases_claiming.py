@@ -32,6 +32,16 @@ class ClaimCases:
         assert await bench.taken(9, queue="nobody declared this") == []
         assert await bench.taken(9, queue="other") == ["c"]
 
+    async def test_however_many_types_wait_none_of_them_is_forgotten(self, bench: Workbench) -> None:
+        names = [f"t{number}" for number in range(100)]
+        await bench.declare()
+        await bench.storage.enqueue(
+            [bench.task(f"{name}.{version}", type=name, version=version) for version in (1, 2) for name in names]
+        )
+        for some in (names[:60], names[60:], []):
+            assert await bench.taken(60, types=dict.fromkeys(names, 1)) == [f"{name}.1" for name in some]
+        assert await bench.taken(200, types=dict.fromkeys(names, 2)) == [f"{name}.2" for name in names]
+
     async def test_priority_first_then_age_then_order_of_storing(self, bench: Workbench) -> None:
         now = bench.now()
         await bench.publish("low", priority=0)
@@ -61,6 +71,13 @@ class ClaimCases:
         await bench.publish("normal", priority=1)
         await bench.advance(42.0)
         assert await bench.taken(9) == ["low", "normal"]
+
+    async def test_nobody_rises_above_the_highest_level(self, bench: Workbench) -> None:
+        await bench.publish("low", priority=0)
+        await bench.advance(150.0)
+        await bench.publish("top", priority=3)
+        await bench.advance(70.0)
+        assert await bench.taken(9) == ["low", "top"]
 
     async def test_without_ageing_priority_alone_decides(self, bench: Workbench) -> None:
         await bench.publish("low", priority=0)
@@ -170,6 +187,13 @@ class ClaimCases:
         assert await bench.taken(9, tags=frozenset({"gpu", "eu", "disk"})) == ["both", "untagged"]
         await bench.publish("again", tags=("anything",))
         assert await bench.taken(9, tags=None) == ["again"]
+
+    async def test_of_many_different_tags_each_that_fits_is_claimed(self, bench: Workbench) -> None:
+        for tags in ("c", "a", "e", "b", "ab", "d", "de", "z"):
+            await bench.publish(tags, tags=tuple(tags))
+        await bench.publish("plain")
+        assert await bench.taken(9, tags=frozenset("abde")) == ["a", "e", "b", "ab", "d", "de", "plain"]
+        assert await bench.taken(9, tags=frozenset("cz")) == ["c", "z"]
 
     async def test_named_tasks_alone(self, bench: Workbench) -> None:
         await bench.publish("a", "b", "c")

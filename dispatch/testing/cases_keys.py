@@ -11,8 +11,8 @@ import trio
 
 from dispatch.bell import Bell
 from dispatch.records import TransitionKind
-from dispatch.storage.protocol import EnqueueAnswer, Topic, TopicKind
-from dispatch.storage.query import Queues
+from dispatch.storage.protocol import EnqueueAnswer, Topic, TopicKind, Want
+from dispatch.storage.query import Ids, Queues
 from dispatch.testing.workbench import Workbench, unique
 
 __all__ = ["BoundCases", "KeyCases"]
@@ -34,6 +34,21 @@ class KeyCases:
         assert await bench.taken(9) == []
         await bench.settle(claims[0])
         assert await bench.taken(9) == ["a2"]
+
+    async def test_what_is_stored_while_one_of_its_key_runs_waits_for_it(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True)
+        first = await bench.started("first", key="k")
+        parent = await bench.started("parent")
+        await bench.publish("second", key="k")
+        assert await bench.taken(9) == []
+        await bench.alter("second", "cancel")
+        await bench.publish("third", "fourth", key="k")
+        assert await bench.taken(9) == []
+        await bench.alter(Ids("third", "fourth"), "cancel")
+        await bench.settle(parent, spawn=(bench.task("fifth", key="k"),))
+        assert await bench.taken(9) == []
+        await bench.settle(first)
+        assert await bench.taken(9) == ["fifth"]
 
     async def test_a_queue_that_is_not_keyed_ignores_keys(self, bench: Workbench) -> None:
         await bench.publish("a", "b", key="k")
@@ -170,6 +185,46 @@ class KeyCases:
         await bench.declare(keyed=False)
         assert await bench.taken(9) == ["c"]
 
+    async def test_declaring_one_queue_keyed_or_not_moves_no_task_of_another(self, bench: Workbench) -> None:
+        await bench.declare("keyed", keyed=True)
+        for queue in ("keyed", "plain", "q"):
+            await bench.publish(*(f"{queue}{number}" for number in range(4)), queue=queue, key="k")
+        for keyed in (True, False):
+            await bench.declare(keyed=keyed)
+            first = await bench.claim(9, queue="keyed")
+            assert [claim.id for claim in first] == [f"keyed{int(not keyed)}"]
+            await bench.settle(first[0])
+        assert await bench.taken(9, queue="plain") == [f"plain{number}" for number in range(4)]
+        assert await bench.taken(9) == [f"q{number}" for number in range(4)]
+
+    async def test_declaring_that_retries_yield_applies_to_those_that_wait(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True)
+        await bench.publish("first", "second", "third", key="k", max_retry=1)
+        await bench.publish("new", key="l", delay=5.0)
+        await bench.publish("behind", key="l")
+        [first] = await bench.claim(9)
+        await bench.fail(first, 5.0)
+        assert await bench.taken(9) == []
+        await bench.declare(keyed=True, on_retry="yield")
+        [second] = await bench.claim(9)  # "new" never ran, and so holds its key
+        await bench.declare(keyed=True, on_retry="hold")
+        assert second.id == "second"
+        await bench.settle(second)
+        assert await bench.taken(9) == []
+        await bench.advance(5.0)
+        assert sorted(await bench.taken(9)) == ["first", "new"]
+
+    async def test_a_claim_tells_when_a_retry_that_yields_falls_due(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True, on_retry="yield")
+        for id_, wait in (("b", 9.0), ("a", 5.0)):
+            await bench.fail(await bench.started(id_, key=id_, max_retry=1), wait)
+        for ids in ([], ["a"], ["b"]):
+            claimed = await bench.storage.claim([Want(queue="q", limit=9)], worker="w", lease=None)
+            assert [claim.id for claim in claimed.claims] == ids
+            due = [(await bench.row(id_)).available_at for id_ in "ab" if await bench.status(id_) == "pending"]
+            assert claimed.next_due == min(due, default=None)
+            await bench.advance(5.0)
+
 
 class BoundCases:
     """A queue's bound counts due, waiting tasks."""
@@ -252,6 +307,34 @@ class BoundCases:
         full = await self.bounded(bench, "c", unique=unique("other", "supersede"))
         assert full == [A.FULL]
 
+    async def test_what_is_not_due_takes_no_room_in_its_batch_either(self, bench: Workbench) -> None:
+        await bench.declare(max_waiting=2)
+        delays = {"a": 0.0, "later": 9.0, "b": 0.0, "latest": 99.0, "c": 0.0}
+        batch = [bench.task(id_, delay=delay) for id_, delay in delays.items()]
+        results = await bench.storage.enqueue(batch, bounded=True)
+        assert [result.answer for result in results] == [*[A.CREATED] * 4, A.FULL]
+
+    async def test_a_retry_that_yields_counts_once_it_falls_due(self, bench: Workbench) -> None:
+        await bench.declare(keyed=True, on_retry="yield", max_waiting=1)
+        await bench.fail(await bench.started("retried", key="k", max_retry=1), 5.0)
+        assert await self.bounded(bench, "a", key="k") == [A.CREATED]
+        assert await bench.taken() == ["a"]
+        await bench.advance(5.0)
+        assert await self.bounded(bench, "b", key="l") == [A.FULL]
+
+    async def test_superseding_what_did_not_count_makes_no_room(self, bench: Workbench) -> None:
+        await bench.declare(max_waiting=1)
+        await bench.started("running", unique=unique("running"))
+        await bench.publish("held", unique=unique("held"))
+        await bench.alter("held", "hold")
+        await bench.publish("later", unique=unique("later"), delay=9.0)
+        await bench.publish("elsewhere", unique=unique("elsewhere"), queue="r")
+        await bench.publish("due")
+        before = await bench.everything()
+        for key in ("running", "held", "later", "elsewhere"):
+            assert await self.bounded(bench, f"instead of {key}", unique=unique(key, "supersede")) == [A.FULL], key
+        assert await bench.everything() == before
+
     async def test_room_rings_when_there_is_some(self, bench: Workbench) -> None:
         await bench.declare(max_waiting=1)
         bell = Bell()
@@ -269,6 +352,18 @@ class BoundCases:
                 await free()
                 with trio.fail_after(5):
                     await bell.wait()
+
+    async def test_room_rings_by_the_bound_that_was_declared_last(self, bench: Workbench) -> None:
+        for bound in (1, 3, 2):
+            await bench.declare(max_waiting=bound)
+            ids = [f"{bound}.{number}" for number in range(bound + 1)]
+            assert await self.bounded(bench, *ids) == [*[A.CREATED] * bound, A.FULL]
+            bell = Bell()
+            with bench.storage.watch(bell, Topic(TopicKind.ROOM, "q")):
+                assert await bench.taken() == ids[:1]
+                with trio.fail_after(5):
+                    await bell.wait()
+            await bench.taken(9)
 
     async def test_room_rings_where_a_queue_was_just_full(self, bench: Workbench) -> None:
         await bench.declare(max_waiting=1)

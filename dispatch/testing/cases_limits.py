@@ -129,3 +129,25 @@ class LimitCases:
         assert await bench.taken(3) == ["a"]
         await bench.declare(max_running=3)
         assert await bench.taken(3) == ["b", "c"]
+
+    async def test_a_limit_can_be_declared_where_none_was_and_taken_away(self, bench: Workbench) -> None:
+        await bench.publish(*"abcdefg")
+        assert await bench.taken() == ["a"]
+        await bench.declare(max_running=2)
+        assert await bench.taken(9) == ["b"]
+        await bench.declare()
+        assert await bench.taken(2) == ["c", "d"]
+        await bench.declare(rate=(1, 10.0))
+        assert await bench.taken(9) == ["e"]
+        await bench.declare()
+        assert await bench.taken(9) == ["f", "g"]
+
+    async def test_tasks_claimed_by_name_are_limited_too(self, bench: Workbench) -> None:
+        await bench.declare(max_running=1)
+        await bench.declare("paced", rate=(1, 10.0))
+        for queue in ("q", "paced"):
+            ids = [f"{queue}{number}" for number in range(3)]
+            await bench.publish(*ids, queue=queue)
+            assert await bench.taken(9, queue=queue, ids=frozenset(ids[1:])) == [ids[1]]
+            assert await bench.taken(9, queue=queue, ids=frozenset({ids[0]})) == []
+            assert await bench.taken(9, queue=queue) == []

@@ -86,6 +86,17 @@ class EnqueueCases:
         assert answers(results) == [A.CREATED, A.EXISTING, A.EXISTING]
         assert await bench.ids() == ["a"]
 
+    async def test_a_batch_says_of_each_whether_it_was_there_already(self, bench: Workbench) -> None:
+        await bench.publish("old", payload=b"old")
+        ids = ("new", "old", "new", "last", "new")
+        results = await bench.storage.enqueue([bench.task(id_, payload=b"%d" % at) for at, id_ in enumerate(ids)])
+        assert answers(results) == [A.CREATED, A.EXISTING, A.EXISTING, A.CREATED, A.EXISTING]
+        assert [result.id for result in results] == list(ids)
+        new, old = await bench.row("new"), await bench.row("old")
+        assert [result.record for result in results] == [None, old, new, None, new]
+        assert (new.payload, old.payload) == (b"0", b"old")
+        assert await bench.ids() == ["old", "new", "last"]
+
     async def test_a_rejected_item_does_not_spoil_the_rest(self, bench: Workbench) -> None:
         await bench.publish("a", unique=unique())
         results = await bench.storage.enqueue(
@@ -392,6 +403,16 @@ class UniqueCases:
         assert [(await bench.row(id_)).payload for id_ in "abc"] == [b"{}", b"new", b"{}"]
         await bench.publish("new", unique=unique(on_clash="supersede"))
         assert [await bench.status(id_) for id_ in "abc"] == ["cancelled"] * 3
+
+    async def test_the_oldest_is_met_also_where_it_has_ended_or_was_rerun(self, bench: Workbench) -> None:
+        alone = unique(statuses=frozenset({TaskStatus.FAILED}))
+        await bench.settle(await bench.started("a", unique=alone))
+        await bench.publish("b", unique=alone)
+        [kept] = await bench.publish("new", unique=unique(statuses=EVERY))
+        assert kept.record == await bench.row("a")
+        await bench.alter("a", "rerun")
+        [kept] = await bench.publish("new", unique=unique())
+        assert kept.record == await bench.row("a")
 
     async def test_statuses_that_do_not_match_let_a_new_one_in(self, bench: Workbench) -> None:
         await self.existing(bench, "running")

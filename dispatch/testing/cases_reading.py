@@ -535,6 +535,15 @@ class AlterCases:
         assert await bench.alter(All(), "hold", limit=2) == ["a", "b"]
         assert await bench.alter(All(), "hold", limit=2) == ["c"]
 
+    async def test_a_change_of_very_many_leaves_none_out(self, bench: Workbench) -> None:
+        ids = [f"t{number:04}" for number in range(1_200)]
+        await bench.publish(*ids)
+        assert await bench.alter(All(), "patch", priority=2, limit=700) == ids[:700]
+        assert await bench.alter(All(), "patch", priority=2) == ids[700:]
+        assert await bench.alter(All(), "cancel", dry_run=True) == ids
+        assert await bench.alter(All(), "cancel") == ids
+        assert await bench.storage.count(Statuses("cancelled")) == {(): 1_200}
+
     @pytest.mark.parametrize("action", ["patch", "rerun", "cancel", "hold", "resume"])
     async def test_a_dry_run_answers_the_same_and_changes_nothing(
         self, bench: Workbench, action: str

@@ -300,6 +300,16 @@ class SettleCases:
         await bench.settle(claim, K.DONE)
         assert await bench.status("done") == "succeeded"
 
+    async def test_a_success_leaves_no_error_of_a_run_before_and_no_request_to_stop(self, bench: Workbench) -> None:
+        await bench.fail(await bench.started(max_retry=9))
+        [claim] = await bench.claim()
+        await bench.alter("a", "cancel", reason="enough")
+        row = await bench.row("a")
+        assert (row.last_error, row.cancel_reason) == ("ValueError: no", "enough")
+        await bench.settle(claim)
+        row = await bench.row("a")
+        assert (row.status, row.last_error, row.cancel_reason) == (TaskStatus.SUCCEEDED, None, None)
+
     async def test_progress_is_kept_while_the_claim_holds(self, bench: Workbench) -> None:
         claim = await bench.started()
         fence = (claim.id, claim.epoch)
@@ -309,6 +319,17 @@ class SettleCases:
         assert not await bench.storage.progress(fence, b"60")
         assert not await bench.storage.progress(("unknown", 1), b"60")
         assert (await bench.row("a")).progress == b"50"
+
+    async def test_each_run_begins_without_the_progress_of_the_one_before(self, bench: Workbench) -> None:
+        await bench.publish("a", "b", max_retry=9)
+        for ids in ({"a"}, {"a", "b"}, {"a", "b"}):
+            claims = await bench.claim(2, ids=frozenset(ids))
+            for claim in claims:
+                assert (await bench.row(claim.id)).progress is None
+                assert await bench.storage.progress((claim.id, claim.epoch), b"50")
+                await bench.fail(claim)
+                assert (await bench.row(claim.id)).progress == b"50"
+            assert {claim.id for claim in claims} == ids
 
 
 class RescueCases:

@@ -58,6 +58,14 @@ class WatchCases:
                     await bell.wait()
         assert await bench.taken() == ["a"]
 
+    async def test_a_batch_rings_each_queue_it_publishes_to(self, bench: Workbench) -> None:
+        for queue in ("q", "r"):
+            await bench.declare(queue)
+        assert await self.rings(bench, Topic(TopicKind.QUEUE, "q"), lambda: bench.publish("a", "b"))
+        for number, queue in enumerate(("q", "r")):
+            batch = [bench.task(f"{name}{number}", queue=name) for name in ("q", "r")]
+            assert await self.rings(bench, Topic(TopicKind.QUEUE, queue), partial(bench.storage.enqueue, batch))
+
     async def test_publishing_wakes_a_waiter_here_within_50_ms(self, bench: Workbench) -> None:
         await bench.declare()
         bell = Bell()
@@ -292,6 +300,20 @@ class ControlCases:
             await storage.forget(unknown)
         await storage.declare([QueueRecord(name="c"), QueueRecord(name="c", max_running=2)])
         assert (await storage.queues())[2] == QueueRecord(name="c", max_running=2)
+
+    async def test_each_setting_is_as_it_was_declared_last(self, bench: Workbench) -> None:
+        plain = QueueRecord(name="a")
+        for setting in (
+            {"keyed": True},
+            {"on_retry": "yield"},
+            {"max_waiting": 5},
+            {"overflow": "raise"},
+            {"max_running": 2},
+            {"rate": (3, 60.0)},
+        ):
+            for queue in (plain, attrs.evolve(plain, **setting), plain):
+                await bench.storage.declare([queue])
+                assert await bench.storage.queues() == [queue]
 
     async def test_a_declaration_of_new_queues_only_changes_none_that_is_there(self, bench: Workbench) -> None:
         storage = bench.storage

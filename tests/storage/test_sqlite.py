@@ -39,8 +39,15 @@ from dispatch import (
 )
 from dispatch.bell import Bell
 from dispatch.errors import ClosedError
-from dispatch.records import NewTask
-from dispatch.storage import sqlite, sqlite_query, sqlite_repair, sqlite_schema, sqlite_tasks
+from dispatch.records import NewTask, TransitionKind
+from dispatch.storage import (
+    sqlite,
+    sqlite_places,
+    sqlite_query,
+    sqlite_repair,
+    sqlite_schema,
+    sqlite_tasks,
+)
 from dispatch.storage.opening import open_storage
 from dispatch.storage.protocol import (
     Change,
@@ -54,7 +61,7 @@ from dispatch.storage.protocol import (
 )
 from dispatch.storage.query import All, AnyOf, Ids, Queues, Statuses, Types
 from dispatch.storage.sqlite import SqliteStorage
-from dispatch.testing.workbench import unique
+from dispatch.testing.workbench import Workbench, unique
 from tests.conclusive import AGAIN, in_time
 
 ROOT = Path(__file__).parents[2]
@@ -1449,3 +1456,18 @@ async def test_what_waits_in_a_bounded_queue_is_counted_once_a_batch_and_not_by_
         assert await answers(1_100, 1_000) == {EnqueueAnswer.CREATED: 900, EnqueueAnswer.FULL: 100}
         assert await answers(2_100, 1_000) == {EnqueueAnswer.FULL: 1_000}
         assert counted == 2
+
+
+async def test_of_a_task_that_snoozes_for_ever_the_last_runs_are_kept(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_places, "HISTORY_LIMIT", 3)
+    async with SqliteStorage(path, inline=True) as storage:
+        bench = Workbench(storage, trio.sleep)
+        await bench.publish("other", "t")
+        await bench.fail((await bench.claim())[0], None)
+        for _ in range(6):
+            [claim] = await bench.claim()
+            await bench.settle(claim, TransitionKind.SNOOZED, retry_in=0.0)
+        assert [run.epoch for run in await storage.history("t")] == [4, 5, 6]
+        assert [run.epoch for run in await storage.history("other")] == [1]
