@@ -42,6 +42,7 @@ class EventKind(StrEnum):
     """What happened to a task."""
 
     PUBLISHED = "published"
+    """Stored. A worker that met it in the storage may have told of its start before its publisher was answered."""
     STARTED = "started"
     SUCCEEDED = "succeeded"
     RETRYING = "retrying"

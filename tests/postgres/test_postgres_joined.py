@@ -85,9 +85,9 @@ async def test_an_effect_the_outcome_and_what_was_published_commit_together(
 
     async with stage.storage() as storage, open_dispatcher(storage, observers=[seen]) as dispatcher:
         dispatcher.consumer.register_queue("q", CONFIG)
-        dispatcher.consumer.register_handler(JOB, work)
-        dispatcher.consumer.register_handler(CHILD, child)
         task = await dispatcher.publisher.publish(JOB(Job(1), id="a"))
+        dispatcher.consumer.register_handler(JOB, work)  # else it may start before its publisher is answered
+        dispatcher.consumer.register_handler(CHILD, child)
         with trio.fail_after(PATIENCE_S):
             ended = await dispatcher.publisher.wait(task)
             await dispatcher.drain()
