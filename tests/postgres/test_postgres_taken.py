@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 import trio
 
-from dispatch.records import Transition, TransitionKind
+from dispatch.records import Claim, Transition, TransitionKind
+from dispatch.storage.postgres import PostgresStorage
 from dispatch.storage.postgres_claim import BUSY_S, HELD_S, QUICK, UNTAKEN
 from dispatch.storage.protocol import Claimed, EnqueueAnswer, Want
 from dispatch.storage.psycopg_trio import psycopg
@@ -20,29 +22,37 @@ LOCKED = "SELECT xmax::text FROM @.tasks WHERE id = 'a'"
 ERA = 1 << 32
 
 
-async def test_what_another_worker_claimed_meanwhile_is_not_touched(stage: Stage) -> None:
+@asynccontextmanager
+async def turning(stage: Stage, storage: PostgresStorage, run: Claim) -> AsyncGenerator[list[str]]:
+    """Amid a turn that has seen who waits, and is kept at `run`, which it ends; what it claims after the block."""
     claimed: list[str] = []
+
+    async def turn() -> None:
+        ended = [Transition(run.id, run.epoch, TransitionKind.DONE)]
+        _, found = await storage.turn(ended, [Want(queue="q", limit=2)], worker="w", lease=LEASE_S)
+        claimed.extend(claim.id for claim in found.claims)
+
+    with psycopg.connect(stage.dsn) as user:
+        user.execute("SELECT 1 FROM dispatch.tasks WHERE id = 'run' FOR UPDATE")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(turn)
+            with trio.fail_after(10):
+                while stage.execute(WAITING) == [(0,)]:  # noqa: ASYNC110 - no event
+                    await trio.sleep(0.01)
+            yield claimed
+            user.rollback()
+
+
+async def test_what_another_worker_claimed_meanwhile_is_not_touched(stage: Stage) -> None:
     async with stage.open() as (one, _), stage.storage() as other:
         bench = Workbench(one, stage.advance)
         run = await bench.started("run")
         await bench.publish("a", "b")
 
-        async def turn() -> None:
-            ended = [Transition(run.id, run.epoch, TransitionKind.DONE)]
-            _, found = await one.turn(ended, [Want(queue="q", limit=2)], worker="w", lease=LEASE_S)
-            claimed.extend(claim.id for claim in found.claims)
-
-        with psycopg.connect(stage.dsn) as user:
-            user.execute("SELECT 1 FROM dispatch.tasks WHERE id = 'run' FOR UPDATE")
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(turn)  # it has seen `a` and `b` wait, and is kept at what it ends
-                with trio.fail_after(10):
-                    while stage.execute(WAITING) == [(0,)]:  # noqa: ASYNC110 - no event
-                        await trio.sleep(0.01)
-                [taken] = (await other.claim([Want(queue="q", limit=1)], worker="o", lease=LEASE_S)).claims
-                assert taken.id == "a"
-                locked = stage.execute(LOCKED)
-                user.rollback()
+        async with turning(stage, one, run) as claimed:
+            [taken] = (await other.claim([Want(queue="q", limit=1)], worker="o", lease=LEASE_S)).claims
+            assert taken.id == "a"
+            locked = stage.execute(LOCKED)
         assert claimed == ["b"]
         # Who locks another's run, to see what has become of it, would keep that from being settled.
         assert stage.execute(LOCKED) == locked
@@ -51,27 +61,14 @@ async def test_what_another_worker_claimed_meanwhile_is_not_touched(stage: Stage
 
 
 async def test_what_was_put_off_meanwhile_is_not_taken_even_by_a_claim_that_looks_closely(stage: Stage) -> None:
-    claimed: list[str] = []
     async with stage.open() as (storage, _):
         bench = Workbench(storage, stage.advance)
         run = await bench.started("run")
         await bench.publish("a", "b")
         storage._tasks.claims._quick["q"] = QUICK
 
-        async def turn() -> None:
-            ended = [Transition(run.id, run.epoch, TransitionKind.DONE)]
-            _, found = await storage.turn(ended, [Want(queue="q", limit=2)], worker="w", lease=LEASE_S)
-            claimed.extend(claim.id for claim in found.claims)
-
-        with psycopg.connect(stage.dsn) as user:
-            user.execute("SELECT 1 FROM dispatch.tasks WHERE id = 'run' FOR UPDATE")
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(turn)  # it has seen `a` and `b` wait, and is kept at what it ends
-                with trio.fail_after(10):
-                    while stage.execute(WAITING) == [(0,)]:  # noqa: ASYNC110 - no event
-                        await trio.sleep(0.01)
-                stage.execute("UPDATE @.tasks SET available_at = available_at + 3600 WHERE id = 'a'")
-                user.rollback()
+        async with turning(stage, storage, run) as claimed:
+            stage.execute("UPDATE @.tasks SET available_at = available_at + 3600 WHERE id = 'a'")
         assert claimed == ["b"]
 
 
