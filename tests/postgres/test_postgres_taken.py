@@ -23,14 +23,14 @@ ERA = 1 << 32
 
 
 @asynccontextmanager
-async def turning(stage: Stage, storage: PostgresStorage, run: Claim) -> AsyncGenerator[list[str]]:
-    """Amid a turn that has seen who waits, and is kept at `run`, which it ends; what it claims after the block."""
-    claimed: list[str] = []
+async def turning(stage: Stage, storage: PostgresStorage, run: Claim) -> AsyncGenerator[list[Claimed]]:
+    """Amid a turn that has seen who waits, and is kept at `run`, which it ends; what it claimed is there after it."""
+    claimed: list[Claimed] = []
 
     async def turn() -> None:
         ended = [Transition(run.id, run.epoch, TransitionKind.DONE)]
         _, found = await storage.turn(ended, [Want(queue="q", limit=2)], worker="w", lease=LEASE_S)
-        claimed.extend(claim.id for claim in found.claims)
+        claimed.append(found)
 
     with psycopg.connect(stage.dsn) as user:
         user.execute("SELECT 1 FROM dispatch.tasks WHERE id = 'run' FOR UPDATE")
@@ -53,7 +53,7 @@ async def test_what_another_worker_claimed_meanwhile_is_not_touched(stage: Stage
             [taken] = (await other.claim([Want(queue="q", limit=1)], worker="o", lease=LEASE_S)).claims
             assert taken.id == "a"
             locked = stage.execute(LOCKED)
-        assert claimed == ["b"]
+        assert [claim.id for claim in claimed[0].claims] == ["b"]
         # Who locks another's run, to see what has become of it, would keep that from being settled.
         assert stage.execute(LOCKED) == locked
         [result] = await other.settle([Transition(taken.id, taken.epoch, TransitionKind.DONE)])
@@ -69,7 +69,7 @@ async def test_what_was_put_off_meanwhile_is_not_taken_even_by_a_claim_that_look
 
         async with turning(stage, storage, run) as claimed:
             stage.execute("UPDATE @.tasks SET available_at = available_at + 3600 WHERE id = 'a'")
-        assert claimed == ["b"]
+        assert [claim.id for claim in claimed[0].claims] == ["b"]
 
 
 async def test_what_was_let_go_again_keeps_its_place(stage: Stage) -> None:
@@ -122,27 +122,14 @@ async def test_what_is_still_held_is_passed_by(stage: Stage) -> None:
 
 
 async def test_what_somebody_only_looked_at_meanwhile_is_claimed_a_moment_later(stage: Stage) -> None:
-    turned: list[Claimed] = []
     async with stage.open() as (storage, _), stage.storage() as other:
         bench = Workbench(storage, stage.advance)
         run = await bench.started("run")
         await bench.publish("free", unique=unique("u"))
 
-        async def turn() -> None:
-            ended = [Transition(run.id, run.epoch, TransitionKind.DONE)]
-            _, claimed = await storage.turn(ended, [Want(queue="q", limit=2)], worker="w", lease=LEASE_S)
-            turned.append(claimed)
-
-        with psycopg.connect(stage.dsn) as user:
-            user.execute("SELECT 1 FROM dispatch.tasks WHERE id = 'run' FOR UPDATE")
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(turn)
-                with trio.fail_after(10):
-                    while stage.execute(WAITING) == [(0,)]:  # noqa: ASYNC110 - no event
-                        await trio.sleep(0.01)
-                again = bench.task("again", unique=unique("u"))  # locks what is there, and lets it go
-                assert [each.answer for each in await other.enqueue([again])] == [EnqueueAnswer.EXISTING]
-                user.rollback()
+        async with turning(stage, storage, run) as turned:
+            again = bench.task("again", unique=unique("u"))  # locks what is there, and lets it go
+            assert [each.answer for each in await other.enqueue([again])] == [EnqueueAnswer.EXISTING]
         [claimed] = turned
         assert claimed.claims == []  # it may have been taken, and nobody rings
         assert claimed.next_due == pytest.approx(stage.now + BUSY_S)
