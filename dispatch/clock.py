@@ -18,7 +18,7 @@ import trio
 
 from dispatch.checks import shown
 from dispatch.errors import InvalidConfigError
-from dispatch.records import from_seconds
+from dispatch.records import from_seconds, to_microsecond
 
 __all__ = ["Clock"]
 
@@ -54,8 +54,8 @@ class Clock:
         if not self._anchored:
             self._anchor()
         if self._offset is None:
-            return round(self._wall(), 6)
-        return round(self._offset + trio.current_time(), 6)
+            return to_microsecond(self._wall())
+        return to_microsecond(self._offset + trio.current_time())
 
     def _anchor(self) -> None:
         """Tie virtual wall time to trio's clock, once, where time is virtual."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import attrs
 from cattrs import Converter
+from cattrs.fns import identity
 
 from dispatch import jsontext
 from dispatch.admission import Admission, Limits
@@ -70,13 +71,23 @@ class Plan:
     `secret` and `derived` are the names of secret fields and of those that
     `__init__` does not take, in the class and in every class it reaches;
     `faithful` is said of a class when each of them keeps what it is given.
+    `direct` reads at once what `out` has given, see `Shape.direct`.
     """
 
     out: Out
+    quick: Back
     back: Back
+    direct: Back | None
     secret: frozenset[str]
     derived: tuple[str, ...]
     faithful: bool
+
+    def read(self, tree: Any, cls: Any) -> Any:
+        """The value of `tree`: quickly, or if that fails again, to learn where it does."""
+        try:
+            return self.quick(tree, cls)
+        except Exception:  # noqa: BLE001 - whatever it is, the other one says it better
+            return self.back(tree, cls)
 
 
 class Codec:
@@ -139,17 +150,32 @@ class Codec:
             plan = self._plans.get(cls) or self._plan(cls)
         except UnsupportedType as exc:
             raise InvalidTaskTypeError(f"{where}: {exc}") from None
+        most = self.limits.payload_bytes if limit is None else limit
+        if plan.direct is not None:
+            try:
+                tree = plan.out(value)
+                copy: T = plan.direct(tree, cls)
+                data = jsontext.plain(tree)
+                if len(data) <= most and not self._is_suspicious(data):
+                    return data, copy
+            except Exception:  # noqa: BLE001, S110 - whatever it is, the careful way says it better
+                pass
+        return self._encode_carefully(value, cls, plan, where, most)
+
+    def _encode_carefully(
+        self, value: object, cls: type[T], plan: Plan, where: str, most: int
+    ) -> tuple[bytes, T]:
         tree: Any = _NOTHING
         read: Any = UNREAD
         try:
             tree = plan.out(value)
             data, read = jsontext.write(tree)
-            if len(data) > (self.limits.payload_bytes if limit is None else limit):
-                raise _too_large(len(data), self.limits.payload_bytes if limit is None else limit)
+            if len(data) > most:
+                raise _too_large(len(data), most)
             if read is UNREAD:
                 read = jsontext.read(data)
             self._check_tree(read, data, plan.secret)
-            copy: T = plan.back(read, cls)
+            copy: T = plan.read(read, cls)
             if plan.faithful:
                 # Every shape's `back` undoes its `out`, and here each class's own
                 # generated __init__ only assigns: nothing is left to go wrong.
@@ -195,11 +221,12 @@ class Codec:
                 raise _too_large(len(data), self.limits.payload_bytes if limit is None else limit)
             plan = self._lenient_plan(cls) if lenient else self._plans.get(cls) or self._plan(cls)
             found = jsontext.read(data)
-            self._check_tree(found, data, plan.secret)
+            if self._is_suspicious(data):
+                self._check_tree(found, data, plan.secret)
             read = found
             if task_type is not None and version != task_type.version:
                 read = _upcast(read, version, task_type, hidden=bool(plan.secret))
-            value: T = plan.back(read, cls)
+            value: T = plan.read(read, cls)
             return value
         except Exception as exc:  # noqa: BLE001 - all of it becomes one error
             path, problem = self._why_not_read(plan, read, exc, "")
@@ -276,6 +303,10 @@ class Codec:
             found = plans[cls] = _made(ShapeBuilder(converter, known), cls)
         return found
 
+    def _is_suspicious(self, data: bytes) -> bool:
+        """Whether these may be the bytes of what `_check_tree` refuses."""
+        return data.count(b"[") + data.count(b"{") > self.limits.depth or b"\\u" in data
+
     def _check_tree(self, tree: Any, data: bytes, secret: frozenset[str]) -> None:
         """Raise Refused if `tree`, which `data` stands for, is too deep or has bad text."""
         if data.count(b"[") + data.count(b"{") > self.limits.depth:
@@ -327,12 +358,16 @@ def _made(builder: ShapeBuilder, cls: Any) -> Plan:
     secret = frozenset[str]().union(*(each.secret for each in facts))
     derived = tuple(name for each in facts for name in each.derived)
     faithful = all(each.faithful for each in facts)
-    back = shape.back if shape.quick is None else _quick_first(shape.quick, shape.back)
-    return Plan(shape.out, back, secret, derived, faithful)
+    quick = shape.quick or shape.back
+    return Plan(shape.out, quick, shape.back, quick if shape.direct else None, secret, derived, faithful)
+
+
+def _as_it_is(value: Any, _: Any) -> Any:
+    return value
 
 
 _NOTHING: Final = object()
-_NO_PLAN: Final = Plan(lambda value: value, lambda value, _: value, frozenset(), (), True)
+_NO_PLAN: Final = Plan(identity, _as_it_is, _as_it_is, None, frozenset(), (), True)
 
 
 def _too_large(size: int, limit: int) -> Refused:
@@ -372,22 +407,6 @@ def _check_shape(tree: Any, limits: Limits) -> None:
                 "split it, or store where the data is instead",
             )
     raise Refused("$", TOO_DEEP.format(limits.depth))
-
-
-def _quick_first(quick: Back, back: Back) -> Back:
-    """Read quickly; if that fails, read again to learn where. For a whole payload only:
-    in a nested class the second reading would double with each level.
-    """
-
-    def read(value: Any, tp: Any) -> Any:
-        if value.__class__ is dict:
-            try:
-                return quick(value, tp)
-            except Exception:  # noqa: BLE001, S110 - whatever it is, the other one says it better
-                pass
-        return back(value, tp)
-
-    return read
 
 
 def _upcast(tree: Any, version: int, task_type: TaskType[Any, Any], *, hidden: bool) -> Any:

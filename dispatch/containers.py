@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 
 from cattrs.fns import identity
 
+from dispatch.quick import quick_dict, quick_list, quick_optional, quick_tuple
 from dispatch.scalars import EXACT, SIMPLE, Back, Inside, Misfit, Out, Shape, Unstorable, brief
 
 __all__ = ["dict_shape", "list_shape", "optional_shape", "set_shape", "tuple_shape", "union_shape"]
@@ -52,7 +53,7 @@ def list_shape(name: str, item: Shape) -> Shape:
                 return value
         return _each(value, inner_back)
 
-    return Shape(name, out, back, frozenset({list}), (list,))
+    return Shape(name, out, back, frozenset({list}), (list,), quick=quick_list(item), direct=item.direct)
 
 
 def _each(value: list[Any], back: Back) -> list[Any]:
@@ -91,7 +92,8 @@ def tuple_shape(name: str, items: tuple[Shape, ...], *, repeated: bool) -> Shape
             raise Inside(len(found), exc) from None
         return tuple(found)
 
-    return Shape(name, out, back, frozenset({list}), (tuple,))
+    quick = quick_tuple(items[0]) if repeated else None
+    return Shape(name, out, back, frozenset({list}), (tuple,), quick=quick, direct=repeated and items[0].direct)
 
 
 def set_shape(name: str, cls: type[set[Any]] | type[frozenset[Any]], item: Shape) -> Shape:
@@ -158,7 +160,8 @@ def dict_shape(name: str, key: Shape, item: Shape) -> Shape:
         _check_hashes(keys, name)
         return dict(zip(keys, found.values(), strict=True))
 
-    return Shape(name, out, back, frozenset({dict}), (dict,))
+    quick = quick_dict(item) if plain else None
+    return Shape(name, out, back, frozenset({dict}), (dict,), quick=quick, direct=plain and item.direct)
 
 
 def _check_hashes(elements: list[Any], name: str) -> None:
@@ -189,6 +192,9 @@ def optional_shape(name: str, member: Shape) -> Shape:
         back,
         kinds,
         (*member.classes, types.NoneType),
+        quick=quick_optional(member),
+        exact=(*member.exact, types.NoneType) if member.exact else (),
+        direct=member.direct,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from functools import lru_cache
 from typing import Final
 
 __all__ = ["new_id"]
@@ -19,10 +20,16 @@ def new_id(now: float) -> str:
     From a generator of our own: one that an application seeds for its own ends would give
     two tasks one id. It is seeded anew after a fork; an id is no secret.
     """
-    moment, noise = int(now * 1_000) & 0xFFFF_FFFF_FFFF, _noise.getrandbits(74)
-    version = 0x7000 | noise >> 62
-    variant = 0x8000 | noise >> 48 & 0x3FFF
-    return (
-        f"{moment >> 16:08x}-{moment & 0xFFFF:04x}-{version:04x}-{variant:04x}"
-        f"-{noise & 0xFFFF_FFFF_FFFF:012x}"
-    )
+    noise = f"{_noise.getrandbits(76) & ~VARIANT_MASK | VARIANT:019x}"
+    return f"{_beginning(int(now * 1_000))}{noise[:3]}-{noise[3:7]}-{noise[7:]}"
+
+
+VARIANT: Final = 0b10 << 62
+VARIANT_MASK: Final = 0b11 << 62
+
+
+@lru_cache(maxsize=64)
+def _beginning(milliseconds: int) -> str:
+    """What the ids of one moment have in common, the version included."""
+    moment = f"{milliseconds & 0xFFFF_FFFF_FFFF:012x}"
+    return f"{moment[:8]}-{moment[8:]}-7"

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
+from math import floor
 
 import attrs
 
@@ -28,6 +29,7 @@ __all__ = [
     "TransitionKind",
     "UniqueKey",
     "from_seconds",
+    "to_microsecond",
     "to_seconds",
 ]
 
@@ -217,6 +219,14 @@ def from_seconds(seconds: float) -> datetime:
         return datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):
         return LATEST if seconds > 0 else EARLIEST
+
+
+def to_microsecond(seconds: float) -> float:
+    """The nearest whole microsecond; of two alike either. `round` would take three times as long."""
+    try:
+        return floor(seconds * 1_000_000 + 0.5) / 1_000_000
+    except (ValueError, OverflowError):  # a clock out of its mind
+        return seconds
 
 
 def to_seconds(moment: datetime) -> float:

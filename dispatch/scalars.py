@@ -100,8 +100,8 @@ class Shape:
     """How one type is stored.
 
     `kinds` are the Python classes its JSON may have, `classes` those its values
-    have: with them the members of a union are told apart. `quick` reads like
-    `back`, but its errors do not tell where they arose.
+    have: with them the members of a union are told apart. `quick` reads like `back`
+    what is ordinary, and raises anything for the rest.
     """
 
     name: str
@@ -112,6 +112,13 @@ class Shape:
     key_out: Out | None = None
     key_back: Callable[[str], Any] | None = None
     quick: Back | None = None
+    exact: tuple[type, ...] = ()
+    """The classes of which a value is taken as it is; where there are any, no other need be thought of."""
+    direct: bool = False
+    """Whether reading quickly what `out` gives is as good as reading it from JSON, if it can be written.
+
+    So it is where only exact classes are taken, and where nothing mutable is kept.
+    """
 
 
 def type_name(tp: Any) -> str:
@@ -301,7 +308,8 @@ def _uuid_key(text: str) -> UUID:
 
 
 def _scalar(tp: type, out: Out, back: Back, *kinds: type, **keys: Any) -> Shape:
-    return Shape(type_name(tp), out, back, frozenset(kinds), (tp,), **keys)
+    exact = (tp,) if tp in SCALARS else ()
+    return Shape(type_name(tp), out, back, frozenset(kinds), (tp,), exact=exact, direct=True, **keys)
 
 
 def _str_key_out(key: Any) -> Any:
@@ -372,7 +380,7 @@ def enum_shape(tp: type[Enum], path: str) -> Shape:
             raise Misfit(name)
 
         flag_out = _member_out(tp, name)
-        return Shape(name, flag_out, flag_back, frozenset({int}), (tp,))
+        return Shape(name, flag_out, flag_back, frozenset({int}), (tp,), direct=True)
     for member in tp:
         if member.value.__class__ not in SCALARS and not isinstance(member.value, str | int):
             raise UnsupportedType(
@@ -405,6 +413,7 @@ def enum_shape(tp: type[Enum], path: str) -> Shape:
         (tp,),
         key_out,
         key_back,
+        direct=True,
     )
 
 
@@ -482,4 +491,5 @@ def literal_shape(tp: Any, path: str) -> Shape:
         tuple({value.__class__: None for _, value in pairs}),
         out if texts else None,
         (lambda text: back(text, None)) if texts else None,
+        direct=True,
     )

@@ -49,6 +49,7 @@ from dispatch.containers import (
     tuple_shape,
     union_shape,
 )
+from dispatch.quick import Argument, quick_class
 from dispatch.scalars import (
     ANY,
     INSTEAD,
@@ -371,14 +372,13 @@ class ShapeBuilder:
         around, self._aliases = self._aliases, []
         try:
             stored, secret, derived = self._fields(tp, cls, path)
-            shape = self._generated(tp, cls, name, stored, path)
+            faithful = _is_faithful(cls) and not derived
+            shape = self._generated(tp, cls, name, stored, path, faithful=faithful)
         finally:
             self._open.discard(tp)
             self._aliases = around
             uses = self._uses.pop()
-        self._found[tp] = ClassFacts(
-            shape, uses, secret, derived, _is_faithful(cls) and not derived
-        )
+        self._found[tp] = ClassFacts(shape, uses, secret, derived, faithful)
         return shape
 
     def _fields(
@@ -413,9 +413,9 @@ class ShapeBuilder:
         return stored, frozenset(secret), tuple(derived)
 
     def _generated(
-        self, tp: Any, cls: type, name: str, stored: Mapping[str, Shape], path: str
+        self, tp: Any, cls: type, name: str, stored: Mapping[str, Shape], path: str, *, faithful: bool
     ) -> Shape:
-        """cattrs writes the functions; each field's hooks are handed to it."""
+        """cattrs writes the functions that know what to say; each field's hooks are handed to it."""
         hooks: dict[str, Any] = {
             field: override(unstruct_hook=shape.out, struct_hook=shape.back)
             for field, shape in stored.items()
@@ -423,8 +423,7 @@ class ShapeBuilder:
         try:
             write = cast("Out", make_dict_unstructure_fn(tp, self._converter, **cast("Any", hooks)))
             read = cast("Back", make_dict_structure_fn(tp, self._converter, **cast("Any", hooks)))
-            hooks["_cattrs_detailed_validation"] = False
-            quick = cast("Back", make_dict_structure_fn(tp, self._converter, **cast("Any", hooks)))
+            quick = quick_class(tp, _arguments(cls, stored))
         except Exception as exc:  # noqa: BLE001 - cattrs says so in several ways
             raise UnsupportedType(path, f"{name} cannot be stored ({exc})", INSTEAD) from None
 
@@ -442,7 +441,8 @@ class ShapeBuilder:
                 return read(value, _)
             raise Misfit(f"{name}, as an object")
 
-        return Shape(name, out, back, frozenset({dict}), (cls,), quick=quick)
+        direct = faithful and all(shape.direct for shape in stored.values())
+        return Shape(name, out, back, frozenset({dict}), (cls,), quick=quick, direct=direct)
 
 
 def _is_class(tp: Any) -> bool:
@@ -575,6 +575,19 @@ def _declared(cls: type, path: str) -> list[tuple[str, Any, bool, Mapping[Any, A
         (each.name, each.type, each.init, each.metadata)
         for each in dataclasses.fields(cast("Any", cls))
     ]
+
+
+def _arguments(cls: type, stored: Mapping[str, Shape]) -> list[Argument]:
+    """How `__init__` takes what is stored: by place where it must be given, else by name."""
+    fields = attrs.fields(cls) if attrs.has(cls) else dataclasses.fields(cast("Any", cls))
+    found: list[Argument] = []
+    for field in fields:
+        if field.name in stored:
+            none = attrs.NOTHING if attrs.has(cls) else dataclasses.MISSING
+            optional = field.default is not none or getattr(field, "default_factory", none) is not none
+            name: str = getattr(field, "alias", None) or field.name
+            found.append(Argument(field.name, name, field.kw_only is True or optional, stored[field.name]))
+    return found
 
 
 def lost(value: Any, copy: Any) -> str | None:

@@ -34,7 +34,7 @@ import trio
 
 from dispatch.bell import Bell
 from dispatch.errors import ClosedError, InvalidConfigError, StorageError
-from dispatch.records import AttemptRecord, NewTask, Transition
+from dispatch.records import AttemptRecord, NewTask, Transition, to_microsecond
 from dispatch.storage import postgres_query
 from dispatch.storage.postgres_bell import BellRope
 from dispatch.storage.postgres_claim import Ended
@@ -718,7 +718,7 @@ class PostgresStorage(Storage):
         return self._clock_error_s
 
     def now(self) -> float:
-        return round(self._ticks() + self._offset, 6)
+        return to_microsecond(self._ticks() + self._offset)
 
     def watch(self, bell: Bell, *topics: Topic) -> AbstractContextManager[None]:
         return self._watched(bell, topics)

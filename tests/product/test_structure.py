@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2] / "dispatch"
 
 ROOMS = """
     errors callables bell failures nearest scalars cron.zones cron.timetable storage.limits
-    checks threads storage.psycopg_conninfo
+    checks threads quick storage.psycopg_conninfo
     refusals containers ids cron.fields retry pool storage.psycopg_trio
     shapes jsontext cron.days cron.text tasks
     admission cron.walls cron.describe events records
@@ -56,7 +56,7 @@ ROOMS = """
 
 WITHOUT_TRIO = """
     errors callables checks tasks retry lifecycle records codec storage.query storage.search
-    scalars shapes containers refusals admission jsontext
+    scalars quick shapes containers refusals admission jsontext
     cron.spec cron.policy cron.timetable cron.fields cron.days cron.text cron.walls cron.zones cron.describe
 """
 """Values and decisions. They may import only one another, the standard library, and these."""

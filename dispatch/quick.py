@@ -1,0 +1,134 @@
+"""Reading JSON data in the ordinary case: no word about what is wrong, only that it is not ordinary.
+
+`Shape.back` checks a value with one call for each field, and says where and why it
+does not fit. Nearly every value fits; for those a function is generated for each
+class, in which the checks of plain fields are written out. What it takes, `back`
+would take as well, and make the same of it. Anything else, be it only a default
+that was left out, is Unusual: whoever asked asks `back`.
+
+With exact classes only, and nothing kept that the tree holds, such a reading may also
+take the place of writing JSON and reading it again: see `Shape.direct`.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, cast
+
+import attrs
+
+from dispatch.scalars import Back, Shape
+
+__all__ = ["Argument", "quick_class", "quick_dict", "quick_list", "quick_optional", "quick_tuple"]
+
+
+class Unusual(Exception):  # noqa: N818 - never seen: whoever asked asks `back`
+    """Not the ordinary case."""
+
+
+@attrs.frozen
+class Argument:
+    """A stored field, and how `__init__` takes it."""
+
+    field: str
+    name: str
+    keyword: bool
+    shape: Shape
+
+
+def quick_class(cls: Any, arguments: Sequence[Argument]) -> Back:
+    """The reader of a class's values. Raises anything for what is not ordinary."""
+    lines = [f"if tree.__class__ is not dict or len(tree) != {len(arguments)}: raise Unusual"]
+    names: dict[str, object] = {"cls": cls, "Unusual": Unusual}
+    given: list[str] = []
+    for at, each in enumerate(arguments):
+        shape, value = each.shape, f"f{at}"
+        lines.append(f"{value} = tree[{each.field!r}]")
+        if shape.exact:
+            lines.append(f"if {_is_none_of(value, shape.exact)}: raise Unusual")
+        else:
+            names[f"read{at}"] = _reader(shape)
+            lines.append(f"{value} = read{at}({value}, None)")
+        given.append(f"{each.name}={value}" if each.keyword else value)
+    given.sort(key=lambda text: "=" in text)
+    lines.append(f"return cls({', '.join(given)})")
+    source = "def quick(tree, _):\n" + "".join(f"    {line}\n" for line in lines)
+    # S102: of fields' names, which are identifiers, and of nothing that came with a value.
+    exec(compile(source, f"<generated reader of {cls}>", "exec"), names)  # noqa: S102
+    return cast("Back", names["quick"])
+
+
+def quick_list(item: Shape) -> Back:
+    """The reader of a list; what it gives is a new one."""
+    if not item.exact:
+        return _each(item, list)
+    exact = frozenset(item.exact)
+
+    def quick(value: Any, _: Any) -> Any:
+        if value.__class__ is list and exact.issuperset(map(type, value)):
+            return value.copy()
+        raise Unusual
+
+    return quick
+
+
+def quick_tuple(item: Shape) -> Back:
+    """The reader of a tuple of any length."""
+    return _each(item, tuple)
+
+
+def quick_dict(item: Shape) -> Back:
+    """The reader of a dict with keys of str; what it gives is a new one."""
+    read = _reader(item)
+
+    def quick(value: Any, _: Any) -> Any:
+        if value.__class__ is dict and _TEXTS.issuperset(map(type, value)):
+            return {key: read(each, None) for key, each in value.items()}
+        raise Unusual
+
+    return quick
+
+
+def quick_optional(member: Shape) -> Back:
+    """The reader of a value or None."""
+    read = _reader(member)
+
+    def quick(value: Any, _: Any) -> Any:
+        return None if value is None else read(value, None)
+
+    return quick
+
+
+_TEXTS: Final = frozenset({str})
+
+
+def _each(item: Shape, make: Callable[[Iterable[Any]], Any]) -> Back:
+    read = _reader(item)
+
+    def quick(value: Any, _: Any) -> Any:
+        if value.__class__ is list:
+            return make([read(each, None) for each in value])
+        raise Unusual
+
+    return quick
+
+
+def _reader(shape: Shape) -> Back:
+    if not shape.exact:
+        return shape.quick or shape.back
+    exact = frozenset(shape.exact)
+
+    def same(value: Any, _: Any) -> Any:
+        if value.__class__ in exact:
+            return value
+        raise Unusual
+
+    return same
+
+
+def _is_none_of(value: str, exact: Sequence[type]) -> str:
+    return " and ".join(
+        f"{value} is not None" if cls is types.NoneType else f"{value}.__class__ is not {cls.__name__}"
+        for cls in exact
+    )
