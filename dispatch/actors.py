@@ -449,7 +449,7 @@ class QueueActors:
         self._coming -= 1
         try:
             while True:
-                slot.scope, slot.stop = trio.CancelScope(), None
+                slot.scope, slot.stop, slot.spent = trio.CancelScope(), None, False
                 with enclosed(slot.scope) as slot.around:
                     while True:
                         if self._mailbox and streak < STREAK and (not self.config.prefetch or self._begins(streak)):
@@ -549,7 +549,7 @@ class QueueActors:
                 self.interrupted.append(claim.id)
         if ended.raising is not None:
             raise ended.raising
-        return not slot.scope.cancel_called and not slot.left_open
+        return not slot.spent
 
     # -- turns ----------------------------------------------------------------
 

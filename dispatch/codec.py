@@ -71,13 +71,15 @@ class Plan:
     `secret` and `derived` are the names of secret fields and of those that
     `__init__` does not take, in the class and in every class it reaches;
     `faithful` is said of a class when each of them keeps what it is given.
-    `direct` reads at once what `out` has given, see `Shape.direct`.
+    `direct` reads at once what `out` has given, see `Shape.direct`; with `pairs` as
+    well, see `Shape.pairs`, no value is too deep or has too many lists.
     """
 
     out: Out
     quick: Back
     back: Back
     direct: Back | None
+    pairs: int | None
     secret: frozenset[str]
     derived: tuple[str, ...]
     faithful: bool
@@ -156,7 +158,7 @@ class Codec:
                 tree = plan.out(value)
                 copy: T = plan.direct(tree, cls)
                 data = jsontext.plain(tree)
-                if len(data) <= most and not self._is_suspicious(data):
+                if len(data) <= most and not (b"\\u" in data if plan.pairs else self._is_suspicious(data)):
                     return data, copy
             except Exception:  # noqa: BLE001, S110 - whatever it is, the careful way says it better
                 pass
@@ -214,11 +216,34 @@ class Codec:
         Raises InvalidQueuePayloadError and nothing else. Data beyond `limit` is
         refused unread.
         """
+        most = self.limits.payload_bytes if limit is None else limit
+        known = self._plans.get(cls)
+        if known is not None and known.pairs and (task_type is None or version == task_type.version):
+            try:
+                if len(data) <= most and b"\\u" not in data:
+                    found = jsontext.read_object(data, known.pairs)
+                    if found is not UNREAD:
+                        quick: T = known.quick(found, cls)
+                        return quick
+            except Exception:  # noqa: BLE001, S110 - whatever it is, the careful way says it better
+                pass
+        return self._decode_carefully(data, cls, version, task_type, most, lenient=lenient)
+
+    def _decode_carefully(
+        self,
+        data: bytes,
+        cls: type[T],
+        version: int,
+        task_type: TaskType[Any, Any] | None,
+        most: int,
+        *,
+        lenient: bool,
+    ) -> T:
         plan = _NO_PLAN
         read: Any = UNREAD
         try:
-            if len(data) > (self.limits.payload_bytes if limit is None else limit):
-                raise _too_large(len(data), self.limits.payload_bytes if limit is None else limit)
+            if len(data) > most:
+                raise _too_large(len(data), most)
             plan = self._lenient_plan(cls) if lenient else self._plans.get(cls) or self._plan(cls)
             found = jsontext.read(data)
             if self._is_suspicious(data):
@@ -291,7 +316,7 @@ class Codec:
         """Raises UnsupportedType."""
         found = self._plans.get(cls)
         if found is None:
-            found = self._plans[cls] = _made(ShapeBuilder(self._converter, self._known), cls)
+            found = self._plans[cls] = _made(ShapeBuilder(self._converter, self._known), cls, self.limits)
         return found
 
     def _lenient_plan(self, cls: Any) -> Plan:
@@ -300,7 +325,7 @@ class Codec:
         converter, plans, known = self._lenient
         found = plans.get(cls)
         if found is None:
-            found = plans[cls] = _made(ShapeBuilder(converter, known), cls)
+            found = plans[cls] = _made(ShapeBuilder(converter, known), cls, self.limits)
         return found
 
     def _is_suspicious(self, data: bytes) -> bool:
@@ -352,14 +377,16 @@ class Codec:
         return "$", f"it cannot be read: {said(exc, hidden=bool(plan.secret))}"
 
 
-def _made(builder: ShapeBuilder, cls: Any) -> Plan:
+def _made(builder: ShapeBuilder, cls: Any, limits: Limits) -> Plan:
     """Raises UnsupportedType."""
     shape, facts = builder.build(cls)
     secret = frozenset[str]().union(*(each.secret for each in facts))
     derived = tuple(name for each in facts for name in each.derived)
     faithful = all(each.faithful for each in facts)
     quick = shape.quick or shape.back
-    return Plan(shape.out, quick, shape.back, quick if shape.direct else None, secret, derived, faithful)
+    direct = quick if shape.direct else None
+    pairs = shape.pairs if shape.pairs and limits.depth > 1 and limits.containers > shape.pairs else None
+    return Plan(shape.out, quick, shape.back, direct, pairs, secret, derived, faithful)
 
 
 def _as_it_is(value: Any, _: Any) -> Any:
@@ -367,7 +394,7 @@ def _as_it_is(value: Any, _: Any) -> Any:
 
 
 _NOTHING: Final = object()
-_NO_PLAN: Final = Plan(identity, _as_it_is, _as_it_is, None, frozenset(), (), True)
+_NO_PLAN: Final = Plan(identity, _as_it_is, _as_it_is, None, None, frozenset(), (), True)
 
 
 def _too_large(size: int, limit: int) -> Refused:

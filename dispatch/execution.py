@@ -79,8 +79,8 @@ class Slot:
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     around: object = None
     """What was open when the scope was entered."""
-    left_open: bool = False
-    """Whether the last attempt has left a scope of its own open in there, which must not reach the next one."""
+    spent: bool = False
+    """Whether the scope is of no more use: cancelled, or the last attempt has left one of its own open in there."""
     claim: Claim | None = None
     handler: str = ""
     stop: Stop | None = None
@@ -161,8 +161,10 @@ class Executor:
             if run.is_reporting:
                 with trio.move_on_after(REPORT_S, shield=True), suppress(StorageError):
                     await run.report()
-        slot.left_open = slot.around is not None and surroundings() is not slot.around
-        if slot.left_open:
+                slot.spent = slot.scope.cancel_called
+        slot.spent = slot.spent or stopped
+        if slot.around is not None and surroundings() is not slot.around:
+            slot.spent = True
             log.warning(
                 LEFT_OPEN,
                 entry.name,

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from dispatch.refusals import Refused
 
-__all__ = ["UNREAD", "canonical", "plain", "read", "write"]
+__all__ = ["UNREAD", "canonical", "plain", "read", "read_object", "write"]
 
 UNREAD: Final = object()
 """What `write` gives in place of a copy: reading the bytes will tell."""
@@ -98,6 +98,20 @@ def read(data: bytes) -> Any:
     if end != len(text):  # white space around it, or not JSON: this tells
         tree = _decoder.decode(text)
     return tree
+
+
+def read_object(data: bytes, pairs: int) -> Any:
+    """`read` for one object of so many pairs, with scalars and lists of scalars; UNREAD of much else.
+
+    Without functions of ours for each object and each float: a float may be infinite here.
+    Each pair has a colon, as may a text. So where there are as many as there are different
+    keys, no key is there twice.
+    """
+    if fast is not None or data.count(b":") != pairs:
+        return UNREAD
+    text = str(data, "utf-8")
+    tree, end = _plain_decoder.raw_decode(text)
+    return tree if end == len(text) and tree.__class__ is dict and len(tree) == pairs else UNREAD
 
 
 def canonical(data: bytes) -> bytes:
@@ -179,3 +193,4 @@ _chunks: Final = _writer()
 _decoder: Final = json.JSONDecoder(
     object_pairs_hook=_object, parse_float=_float, parse_constant=_constant
 )
+_plain_decoder: Final = json.JSONDecoder(parse_constant=_constant)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable, Sequence
+from math import isfinite
 from typing import Any, Final, cast
 
 import attrs
@@ -47,6 +48,8 @@ def quick_class(cls: Any, arguments: Sequence[Argument]) -> Back:
         lines.append(f"{value} = tree[{each.field!r}]")
         if shape.exact:
             lines.append(f"if {_is_none_of(value, shape.exact)}: raise Unusual")
+            if float in shape.exact:
+                lines.append(f"if {value}.__class__ is float and {value} - {value} != 0.0: raise Unusual")
         else:
             names[f"read{at}"] = _reader(shape)
             lines.append(f"{value} = read{at}({value}, None)")
@@ -65,8 +68,10 @@ def quick_list(item: Shape) -> Back:
         return _each(item, list)
     exact = frozenset(item.exact)
 
+    finite = float not in exact
+
     def quick(value: Any, _: Any) -> Any:
-        if value.__class__ is list and exact.issuperset(map(type, value)):
+        if value.__class__ is list and exact.issuperset(map(type, value)) and (finite or all(map(isfinite, value))):
             return value.copy()
         raise Unusual
 

@@ -119,6 +119,15 @@ class Shape:
 
     So it is where only exact classes are taken, and where nothing mutable is kept.
     """
+    inner: frozenset[type] = frozenset()
+    """Of a list, the classes that the JSON of its elements may have."""
+    pairs: int | None = None
+    """Of a class in which there are scalars and lists of scalars alone, all read as exactly, how many fields it stores."""
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether its JSON is one scalar, or a list of scalars."""
+        return self.kinds <= SCALARS or (self.kinds <= SCALARS | {list} and bool(self.inner) and self.inner <= SCALARS)
 
 
 def type_name(tp: Any) -> str:

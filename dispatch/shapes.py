@@ -441,8 +441,9 @@ class ShapeBuilder:
                 return read(value, _)
             raise Misfit(f"{name}, as an object")
 
-        direct = faithful and all(shape.direct for shape in stored.values())
-        return Shape(name, out, back, frozenset({dict}), (cls,), quick=quick, direct=direct)
+        exact = all(shape.direct for shape in stored.values())
+        flat = exact and all(shape.is_flat for shape in stored.values())
+        return Shape(name, out, back, frozenset({dict}), (cls,), quick=quick, direct=faithful and exact, pairs=len(stored) if flat else None)
 
 
 def _is_class(tp: Any) -> bool:

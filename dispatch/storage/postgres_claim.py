@@ -449,10 +449,11 @@ class PostgresClaims:
 
 
 def _ends(transitions: Sequence[Transition]) -> dict[str, Any]:
+    results = [each.result for each in transitions]
     return {
         "done": [each.id for each in transitions],
         "epochs": [each.epoch for each in transitions],
-        "results": [each.result for each in transitions],
+        "results": results if any(results) else None,  # unnest fills up what is missing with NULL
     }
 
 
