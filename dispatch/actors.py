@@ -586,21 +586,21 @@ class QueueActors:
         if self.config.prefetch:
             self._call_up(len(self._mailbox) - self._coming)  # no slot is to be free for as long as this takes
         try:
-            await self._take_turn()
+            await self._take_turn(began)
         finally:
             self._turning = False
-            self._turned_at = trio.current_time()
-            self._turn_s = self._turned_at - began
+            if self.config.prefetch:
+                self._turned_at = trio.current_time()
+                self._turn_s = self._turned_at - began
         if self._look or self._outbox or self._writing:
             self._lead()
 
-    async def _take_turn(self) -> None:
+    async def _take_turn(self, began: float) -> None:
         if not self._writing:
             self._writing = self._outbox[:SETTLE_BATCH]
             del self._outbox[:SETTLE_BATCH]
         free = self._free if self._can_claim() else 0
         self._look = self._look and free <= 0
-        began = trio.current_time()
         try:
             answers, claimed = await self._step(self._writing, [self._want(free)] if free > 0 else ())
         except StorageError as exc:

@@ -68,12 +68,14 @@ def quick_list(item: Shape) -> Back:
         return _each(item, list)
     exact = frozenset(item.exact)
 
-    finite = float not in exact
+    real = float in exact
 
     def quick(value: Any, _: Any) -> Any:
-        if value.__class__ is list and exact.issuperset(map(type, value)) and (finite or all(map(isfinite, value))):
-            return value.copy()
-        raise Unusual
+        if value.__class__ is not list or not exact.issuperset(map(type, value)):
+            raise Unusual
+        if real and not all(isfinite(each) for each in value if each is not None):
+            raise Unusual
+        return value.copy()
 
     return quick
 

@@ -122,7 +122,7 @@ class Shape:
     inner: frozenset[type] = frozenset()
     """Of a list, the classes that the JSON of its elements may have."""
     pairs: int | None = None
-    """Of a class in which there are scalars and lists of scalars alone, all read as exactly, how many fields it stores."""
+    """Of a class in which there are scalars and lists of scalars alone, how many fields it stores."""
 
     @property
     def is_flat(self) -> bool:

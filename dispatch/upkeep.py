@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf
 from typing import Final
@@ -48,6 +49,8 @@ LOOK_S: Final = 1.0
 """A look at the controls ends after a third of the lease, when renewing is due again, or this if it is longer."""
 PUT_OFF: Final = 3
 """How often in a row a late sweep is put off: a loop that is always late must not leave tasks to the dead."""
+NAMED: Final = 3
+"""So many of what a dead worker held are named in the log; the events tell of each."""
 NAME_OVERDUE_S: Final = 5.0
 """How often an attempt that ignores its cancellation is named in the log."""
 
@@ -316,17 +319,8 @@ class Upkeep:
     async def _sweep(self) -> None:
         rescued = await self.storage.rescue()
         now = self.storage.now()
+        _warn_of_rescued(rescued.records)
         for record in rescued.records:
-            log.warning(
-                "task %s (%s/%s) rescued from worker %s, which stopped renewing attempt %d: now %s",
-                record.id,
-                record.queue,
-                record.type,
-                printable(str(record.worker)),
-                record.attempt,
-                record.status.value,
-                extra={"event": "rescued", "task_id": record.id, "queue": record.queue},
-            )
             self.observers.emit(
                 TaskEvent(
                     # One record per transition: of what ended by this, its end.
@@ -401,6 +395,30 @@ class Upkeep:
             if slot.thread is not None
             else "its lease is no longer renewed, and it keeps its block open",
             extra={"event": "overdue", "task_id": claim.id, "handler": slot.handler},
+        )
+
+
+def _warn_of_rescued(records: Sequence[TaskRecord]) -> None:
+    """One line for what a dead worker held of a queue, be it one task or a thousand claimed ahead."""
+    held: dict[tuple[str | None, str], list[TaskRecord]] = {}
+    for record in records:
+        held.setdefault((record.worker, record.queue), []).append(record)
+    for (worker, queue), tasks in held.items():
+        first, extra = tasks[0], {"event": "rescued", "queue": queue, "worker": worker, "tasks": len(tasks)}
+        if len(tasks) == 1:
+            log.warning(
+                "task %s (%s/%s) rescued from worker %s, which stopped renewing attempt %d: now %s",
+                *(first.id, queue, first.type, printable(str(worker)), first.attempt, first.status.value),
+                extra={**extra, "task_id": first.id},
+            )
+            continue
+        became = Counter(record.status.value for record in tasks)
+        log.warning(
+            "queue %s: %d tasks rescued from worker %s, which stopped renewing them: now %s; among them %s",
+            *(queue, len(tasks), printable(str(worker))),
+            ", ".join(f"{count} {status}" for status, count in became.most_common()),
+            ", ".join(record.id for record in tasks[:NAMED]),
+            extra=extra,
         )
 
 

@@ -22,6 +22,7 @@ from dispatch import (
     QueueTask,
     ShutdownReport,
     StorageError,
+    TaskEvent,
     TaskQueueConfig,
     TaskQueueConsumer,
     TaskQueuePublisher,
@@ -326,6 +327,31 @@ async def test_a_crashed_workers_tasks_are_rescued_when_their_leases_end(
     assert (ended.status, ended.attempt) == (TaskStatus.SUCCEEDED, 2)
     assert 30 <= handler.times[0] - claimed_at <= 36
     assert any(f"task {task.id} (q/job) rescued from worker dead" in m for m in caplog.messages)
+
+
+async def test_what_a_dead_worker_held_of_a_queue_is_one_line(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = MemoryStorage()
+    async with working(storage=storage) as dispatcher:
+        tasks = [await dispatcher.publisher.publish(JOB(Job(n), max_retry=int(n > 0))) for n in range(50)]
+        kept = await dispatcher.publisher.publish(JOB(Job()))
+    await storage.claim([Want(queue="q", limit=50)], worker="dead", lease=30.0)
+    await storage.claim([Want(queue="q", limit=1)], worker="too", lease=30.0)
+    events: list[TaskEvent] = []
+    async with working(storage=storage, observers=[events.append]):
+        await trio.sleep(60)
+    lines = [record for record in caplog.records if record.name == "dispatch.upkeep"]
+    several, single = (record.getMessage() for record in lines)
+    first = ", ".join(task.id for task in tasks[:3])
+    assert several == (
+        "queue q: 50 tasks rescued from worker dead, which stopped renewing them: "
+        f"now 49 pending, 1 failed; among them {first}"
+    )
+    assert f"task {kept.id} (q/job) rescued from worker too, which stopped renewing attempt 1: now " in single
+    told = [(line.__dict__["event"], line.__dict__["worker"], line.__dict__["tasks"]) for line in lines]
+    assert told == [("rescued", "dead", 50), ("rescued", "too", 1)]
+    assert sum(event.rescued for event in events) == 51
 
 
 async def test_one_crash_after_another_is_noticed_by_a_worker_that_rests_in_between(autojump_clock: object) -> None:
