@@ -67,7 +67,6 @@ def quick_list(item: Shape) -> Back:
     if not item.exact:
         return _each(item, list)
     exact = frozenset(item.exact)
-
     real = float in exact
 
     def quick(value: Any, _: Any) -> Any:
