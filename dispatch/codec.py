@@ -27,6 +27,7 @@ from dispatch.admission import Admission, Limits
 from dispatch.checks import check_kind
 from dispatch.errors import InvalidTaskTypeError, UsageError
 from dispatch.jsontext import UNREAD
+from dispatch.quick import reader
 from dispatch.records import UniqueKey
 from dispatch.refusals import (
     TOO_DEEP,
@@ -217,10 +218,10 @@ class Codec:
         refused unread.
         """
         most = self.limits.payload_bytes if limit is None else limit
-        known = self._plans.get(cls)
-        if known is not None and known.pairs and (task_type is None or version == task_type.version):
+        if task_type is None or version == task_type.version:
             try:
-                if len(data) <= most and b"\\u" not in data:
+                known = self._plans[cls]
+                if known.pairs and len(data) <= most and b"\\u" not in data:
                     found = jsontext.read_object(data, known.pairs)
                     if found is not UNREAD:
                         quick: T = known.quick(found, cls)
@@ -383,7 +384,7 @@ def _made(builder: ShapeBuilder, cls: Any, limits: Limits) -> Plan:
     secret = frozenset[str]().union(*(each.secret for each in facts))
     derived = tuple(name for each in facts for name in each.derived)
     faithful = all(each.faithful for each in facts)
-    quick = shape.quick or shape.back
+    quick = reader(shape)
     direct = quick if shape.direct else None
     pairs = shape.pairs if shape.pairs and limits.depth > 1 and limits.containers > shape.pairs else None
     return Plan(shape.out, quick, shape.back, direct, pairs, secret, derived, faithful)

@@ -21,7 +21,7 @@ import attrs
 
 from dispatch.scalars import Back, Shape
 
-__all__ = ["Argument", "quick_class", "quick_dict", "quick_list", "quick_optional", "quick_tuple"]
+__all__ = ["Argument", "quick_class", "quick_dict", "quick_list", "quick_optional", "quick_tuple", "reader"]
 
 
 class Unusual(Exception):  # noqa: N818 - never seen: whoever asked asks `back`
@@ -51,7 +51,7 @@ def quick_class(cls: Any, arguments: Sequence[Argument]) -> Back:
             if float in shape.exact:
                 lines.append(f"if {value}.__class__ is float and {value} - {value} != 0.0: raise Unusual")
         else:
-            names[f"read{at}"] = _reader(shape)
+            names[f"read{at}"] = reader(shape)
             lines.append(f"{value} = read{at}({value}, None)")
         given.append(f"{each.name}={value}" if each.keyword else value)
     given.sort(key=lambda text: "=" in text)
@@ -86,7 +86,7 @@ def quick_tuple(item: Shape) -> Back:
 
 def quick_dict(item: Shape) -> Back:
     """The reader of a dict with keys of str; what it gives is a new one."""
-    read = _reader(item)
+    read = reader(item)
 
     def quick(value: Any, _: Any) -> Any:
         if value.__class__ is dict and _TEXTS.issuperset(map(type, value)):
@@ -98,7 +98,7 @@ def quick_dict(item: Shape) -> Back:
 
 def quick_optional(member: Shape) -> Back:
     """The reader of a value or None."""
-    read = _reader(member)
+    read = reader(member)
 
     def quick(value: Any, _: Any) -> Any:
         return None if value is None else read(value, None)
@@ -110,7 +110,7 @@ _TEXTS: Final = frozenset({str})
 
 
 def _each(item: Shape, make: Callable[[Iterable[Any]], Any]) -> Back:
-    read = _reader(item)
+    read = reader(item)
 
     def quick(value: Any, _: Any) -> Any:
         if value.__class__ is list:
@@ -120,7 +120,8 @@ def _each(item: Shape, make: Callable[[Iterable[Any]], Any]) -> Back:
     return quick
 
 
-def _reader(shape: Shape) -> Back:
+def reader(shape: Shape) -> Back:
+    """The quick way to read what is of this shape; where there is none, `back`."""
     if not shape.exact:
         return shape.quick or shape.back
     exact = frozenset(shape.exact)

@@ -423,7 +423,7 @@ class ShapeBuilder:
         try:
             write = cast("Out", make_dict_unstructure_fn(tp, self._converter, **cast("Any", hooks)))
             read = cast("Back", make_dict_structure_fn(tp, self._converter, **cast("Any", hooks)))
-            quick = quick_class(tp, _arguments(cls, stored))
+            quick = quick_class(cls, _arguments(cls, stored, by_name=not faithful))
         except Exception as exc:  # noqa: BLE001 - cattrs says so in several ways
             raise UnsupportedType(path, f"{name} cannot be stored ({exc})", INSTEAD) from None
 
@@ -578,8 +578,8 @@ def _declared(cls: type, path: str) -> list[tuple[str, Any, bool, Mapping[Any, A
     ]
 
 
-def _arguments(cls: type, stored: Mapping[str, Shape]) -> list[Argument]:
-    """How `__init__` takes what is stored: by place where it must be given, else by name."""
+def _arguments(cls: type, stored: Mapping[str, Shape], *, by_name: bool) -> list[Argument]:
+    """How `__init__` takes what is stored: by name, or where it must be given by place, which is quicker."""
     fields = attrs.fields(cls) if attrs.has(cls) else dataclasses.fields(cast("Any", cls))
     found: list[Argument] = []
     for field in fields:
@@ -587,7 +587,7 @@ def _arguments(cls: type, stored: Mapping[str, Shape]) -> list[Argument]:
             none = attrs.NOTHING if attrs.has(cls) else dataclasses.MISSING
             optional = field.default is not none or getattr(field, "default_factory", none) is not none
             name: str = getattr(field, "alias", None) or field.name
-            found.append(Argument(field.name, name, field.kw_only is True or optional, stored[field.name]))
+            found.append(Argument(field.name, name, by_name or field.kw_only is True or optional, stored[field.name]))
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from math import inf, nan
-from typing import Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID
 
 import attrs
@@ -21,6 +21,7 @@ from dispatch.errors import InvalidQueuePayloadError
 from dispatch.tasks import TaskType
 
 WHERE = "payload of q/t"
+T = TypeVar("T")
 
 
 class Careful(Codec):
@@ -179,6 +180,48 @@ def pieces(value: Any) -> st.SearchStrategy[Any]:
 def test_what_is_stored_or_refused_is_the_same(value: Any) -> None:
     cls = type(value)
     assert outcome(lambda: Codec().encode(value, cls, WHERE)) == outcome(lambda: Careful().encode(value, cls, WHERE))
+
+
+ROOTS: list[Any] = [str, int, float, bool, type(None), list[str], dict[str, int], tuple[float, ...], str | None, Any]
+
+
+@pytest.mark.parametrize("root", ROOTS, ids=str)
+def test_what_is_no_class_at_the_top_is_stored_or_refused_the_same(root: Any) -> None:
+    for value in ODD:
+        found = outcome(lambda: Codec().encode(value, root, WHERE))  # noqa: B023 - called at once
+        assert found == outcome(lambda: Careful().encode(value, root, WHERE))  # noqa: B023 - as well
+
+
+@attrs.define(init=False)
+class Turned:
+    """Takes its fields in an order of its own."""
+
+    low: int
+    high: int
+
+    def __init__(self, high: int, low: int) -> None:
+        self.__attrs_init__(low, high)  # type: ignore[attr-defined]
+
+
+@attrs.define(slots=False)
+class Page(Generic[T]):
+    items: list[T]
+
+
+@pytest.mark.parametrize(("value", "cls"), [(Turned(2, 1), Turned), (Page([1]), Page[int])])
+def test_an_instance_is_made_in_the_same_way(value: Any, cls: Any) -> None:
+    data, copy = Codec().encode(value, cls, WHERE)
+    codec = Codec()
+    for read in (copy, codec.decode(data, cls), codec.decode(data, cls)):
+        assert read == value
+        assert getattr(read, "__dict__", None) == getattr(value, "__dict__", None)
+
+
+def test_a_type_that_cannot_be_looked_up_is_refused_as_ever() -> None:
+    unhashable: Any = Annotated[int, []]
+    for _ in range(2):
+        with pytest.raises(InvalidQueuePayloadError):
+            Codec().decode(b"1", unhashable)
 
 
 LITERALS = [
