@@ -53,7 +53,7 @@ def list_shape(name: str, item: Shape) -> Shape:
                 return value
         return _each(value, inner_back)
 
-    return Shape(name, out, back, frozenset({list}), (list,), quick=quick_list(item), direct=item.direct, inner=item.kinds)
+    return Shape(name, out, back, frozenset({list}), (list,), quick=quick_list(item), direct=item.direct, of_scalars=item.is_scalar)
 
 
 def _each(value: list[Any], back: Back) -> list[Any]:
@@ -195,7 +195,7 @@ def optional_shape(name: str, member: Shape) -> Shape:
         quick=quick_optional(member),
         exact=(*member.exact, types.NoneType) if member.exact else (),
         direct=member.direct,
-        inner=member.inner,
+        of_scalars=member.of_scalars,
     )
 
 

@@ -58,7 +58,7 @@ def quick_class(cls: Any, arguments: Sequence[Argument]) -> Back:
     lines.append(f"return cls({', '.join(given)})")
     source = "def quick(tree, _):\n" + "".join(f"    {line}\n" for line in lines)
     # S102: of fields' names, which are identifiers, and of nothing that came with a value.
-    exec(compile(source, f"<generated reader of {cls}>", "exec"), names)  # noqa: S102
+    exec(compile(source, f"<generated reader of {cls.__name__}>", "exec"), names)  # noqa: S102
     return cast("Back", names["quick"])
 
 
@@ -127,7 +127,7 @@ def reader(shape: Shape) -> Back:
     exact = frozenset(shape.exact)
 
     def same(value: Any, _: Any) -> Any:
-        if value.__class__ in exact:
+        if value.__class__ in exact and (value.__class__ is not float or isfinite(value)):
             return value
         raise Unusual
 

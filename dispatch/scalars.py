@@ -119,15 +119,15 @@ class Shape:
 
     So it is where only exact classes are taken, and where nothing mutable is kept.
     """
-    inner: frozenset[type] = frozenset()
-    """Of a list, the classes that the JSON of its elements may have."""
+    of_scalars: bool = False
+    """Whether it is a list of what `is_scalar`."""
     pairs: int | None = None
     """Of a class in which there are scalars and lists of scalars alone, how many fields it stores."""
 
     @property
-    def is_flat(self) -> bool:
-        """Whether its JSON is one scalar, or a list of scalars."""
-        return self.kinds <= SCALARS or (self.kinds <= SCALARS | {list} and bool(self.inner) and self.inner <= SCALARS)
+    def is_scalar(self) -> bool:
+        """Whether its JSON is one scalar, of which it takes no infinite float."""
+        return self.kinds <= SCALARS and (float not in self.kinds or bool(self.exact))
 
 
 def type_name(tp: Any) -> str:

@@ -442,7 +442,7 @@ class ShapeBuilder:
             raise Misfit(f"{name}, as an object")
 
         exact = all(shape.direct for shape in stored.values())
-        flat = all(shape.is_flat for shape in stored.values())
+        flat = all(shape.is_scalar or shape.of_scalars for shape in stored.values())
         return Shape(name, out, back, frozenset({dict}), (cls,), quick=quick, direct=faithful and exact, pairs=len(stored) if flat else None)
 
 

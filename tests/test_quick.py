@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from datetime import UTC, datetime
-from enum import IntEnum, StrEnum
+from enum import Enum, IntEnum, StrEnum
 from math import inf, nan
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID
@@ -117,6 +117,17 @@ class Either:
     either: int | str | float
 
 
+class Bound(Enum):
+    NONE = inf
+    ONE = 1.0
+
+
+@attrs.frozen
+class Bounds:
+    bound: Bound
+    bounds: list[Bound]
+
+
 # Whatever holds plain data, of whose classes nobody has looked at.
 Listed, Many, ByName, Maybe = (
     attrs.make_class(name, {"held": attrs.field(type=tp)}, frozen=True)
@@ -129,7 +140,7 @@ Listed, Many, ByName, Maybe = (
 )
 SHELF = Shelf({"a": [1]}, (1.0, 2.0), [FLAT], Marks([1.0]))
 LOOSE = [Listed([1]), Many((1,)), ByName({"a": 1}), Maybe([1])]
-VALUES = [FLAT, OPTIONS, NESTED, SHELF, Marks([1.0, 2.0]), Rows([["a"]]), Either(1), *LOOSE]
+VALUES = [FLAT, OPTIONS, NESTED, SHELF, Marks([1.0, 2.0]), Rows([["a"]]), Either(1), Bounds(Bound.ONE, [Bound.ONE]), *LOOSE]
 
 
 def names_of(value: Any) -> list[str]:
@@ -268,6 +279,8 @@ def texts(draw: st.DrawFn) -> tuple[type, bytes]:
 @example((Shelf, b'{"by_name":{},"many":[],"flats":[],"best":{"marks":[],"other":1}}'), False)
 @example((Shelf, b'{"by_name":{},"many":[],"flats":[],"best":{"marks":{"1":1}}}'), False)
 @example((Rows, b'{"rows":[{"a":1}]}'), False)
+@example((Bounds, b'{"bound":1e999,"bounds":[]}'), False)
+@example((Bounds, b'{"bound":1.0,"bounds":[1e999]}'), False)
 @example((Marks, b'{"marks":[1.0]}x'), False)
 @example((Marks, b' {"marks":[1.0]}'), False)
 @example((Options, b'{"_hidden":1,"words":[],"level":1.0,"other":1}'), True)
@@ -333,15 +346,27 @@ def test_an_older_version_is_not_read_as_the_newest() -> None:
         codec.decode(data, Marks, version=3, task_type=twice)
 
 
+@pytest.mark.parametrize("cls", [Marks, Shelf], ids=lambda cls: cls.__name__)
+def test_what_an_upcaster_makes_up_is_looked_at(cls: type) -> None:
+    def up(old: dict[str, Any]) -> dict[str, Any]:
+        return old | ({"marks": [nan]} if cls is Marks else {"many": [inf]})
+
+    value = next(value for value in VALUES if type(value) is cls)
+    data, _ = Codec().encode(value, cls, WHERE)
+    second = TaskType("q", "t", cls, version=2, upcasters={1: up})
+    with pytest.raises(InvalidQueuePayloadError, match="wanted a finite float"):
+        Codec().decode(data, cls, version=1, task_type=second)
+
+
 def test_what_is_ordinary_is_read_quickly() -> None:
     codec = Codec()
     for value in VALUES:
         codec.check(type(value), WHERE)
     plans = [codec._plans[type(value)] for value in VALUES]
-    assert [plan.pairs for plan in plans] == [13, 3, None, None, 1, None, 1, *[None] * len(LOOSE)]
+    assert [plan.pairs for plan in plans] == [13, 3, None, None, 1, None, None, None, *[None] * len(LOOSE)]
     # A validator may do anything; and what an Any or a union is given may be of any class.
     direct = [plan.direct is not None for plan in plans]
-    assert direct == [True, False, False, True, True, True, False, *[False] * len(LOOSE)]
+    assert direct == [True, False, False, True, True, True, False, True, *[False] * len(LOOSE)]
     for value, plan in zip(VALUES, plans, strict=True):
         tree = jsontext.read(codec.encode(value, type(value), WHERE)[0])
         assert told(plan.quick(tree, type(value))) == told(value)
