@@ -3,7 +3,9 @@
 What is stored is compact UTF-8 JSON. `encode` hands out no bytes that it has not
 itself read back: it decodes them, turns the copy into JSON data once more and
 compares that with what it wrote. Comparing JSON data and not the two values makes
-the proof independent of the user's `__eq__`, which may leave fields out.
+the proof independent of the user's `__eq__`, which may leave fields out. Where the
+classes leave nothing to prove, the copy is made of the JSON data before they are
+written (`quick`), and the value must not change meanwhile, in another thread.
 
 Reading trusts nothing: first the size, then JSON, then the declared class, whose
 name never comes from the data. Whatever goes wrong there is one error,
@@ -71,7 +73,8 @@ class Plan:
 
     `secret` and `derived` are the names of secret fields and of those that
     `__init__` does not take, in the class and in every class it reaches;
-    `faithful` is said of a class when each of them keeps what it is given.
+    `faithful` is said of a class when each of them keeps what it is given. `quick`
+    and `back` read the same: `back` says what is wrong, `quick` only that something is.
     `direct` reads at once what `out` has given, see `Shape.direct`; with `pairs` as
     well, see `Shape.pairs`, no value is too deep or has too many lists.
     """
@@ -158,8 +161,10 @@ class Codec:
             try:
                 tree = plan.out(value)
                 copy: T = plan.direct(tree, cls)
-                data = jsontext.plain(tree)
-                if len(data) <= most and not (b"\\u" in data if plan.pairs else self._is_suspicious(data)):
+                data = jsontext.plain(tree, flat=plan.pairs is not None)
+                if len(data) <= most:
+                    if b"\\u" in data if plan.pairs else self._is_suspicious(data):
+                        self._check_tree(tree, data, plan.secret)
                     return data, copy
             except Exception:  # noqa: BLE001, S110 - whatever it is, the careful way says it better
                 pass

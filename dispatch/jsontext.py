@@ -69,9 +69,20 @@ def write(tree: Any) -> tuple[bytes, Any]:
     return "".join(_chunks(tree, 0)).encode(), _plain_copy(tree)
 
 
-def plain(tree: Any) -> bytes:
-    """The first half of `write`, for a tree of which the caller has a copy."""
-    return "".join(_chunks(tree, 0)).encode() if fast is None else write(tree)[0]
+def plain(tree: Any, *, flat: bool = False) -> bytes:
+    """The first half of `write`, for a tree of which the caller has a copy.
+
+    `flat` says that it was found to have nothing but scalars of JSON's own classes, and
+    lists of them, and no float that is not finite: orjson agrees, or refuses it.
+    """
+    if fast is None:
+        return "".join(_chunks(tree, 0)).encode()
+    if flat:
+        try:
+            return bytes(memoryview(fast.dumps(tree, None, fast.options)))
+        except (TypeError, ValueError, RecursionError):
+            pass
+    return write(tree)[0]
 
 
 def read(data: bytes) -> Any:

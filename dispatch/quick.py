@@ -6,8 +6,9 @@ class, in which the checks of plain fields are written out. What it takes, `back
 would take as well, and make the same of it. Anything else, be it only a default
 that was left out, is Unusual: whoever asked asks `back`.
 
-With exact classes only, and nothing kept that the tree holds, such a reading may also
-take the place of writing JSON and reading it again: see `Shape.direct`.
+It takes exact classes only, as `type` tells them (`__class__` of a lazy object may say
+anything), and keeps nothing that the tree holds. So it may also take the place of
+writing JSON and reading it again: see `Shape.direct`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Argument:
 
 def quick_class(cls: Any, arguments: Sequence[Argument]) -> Back:
     """The reader of a class's values. Raises anything for what is not ordinary."""
-    lines = [f"if tree.__class__ is not dict or len(tree) != {len(arguments)}: raise Unusual"]
+    lines = [f"if type(tree) is not dict or len(tree) != {len(arguments)}: raise Unusual"]
     names: dict[str, object] = {"cls": cls, "Unusual": Unusual}
     given: list[str] = []
     for at, each in enumerate(arguments):
@@ -49,7 +50,7 @@ def quick_class(cls: Any, arguments: Sequence[Argument]) -> Back:
         if shape.exact:
             lines.append(f"if {_is_none_of(value, shape.exact)}: raise Unusual")
             if float in shape.exact:
-                lines.append(f"if {value}.__class__ is float and {value} - {value} != 0.0: raise Unusual")
+                lines.append(f"if type({value}) is float and {value} - {value} != 0.0: raise Unusual")
         else:
             names[f"read{at}"] = reader(shape)
             lines.append(f"{value} = read{at}({value}, None)")
@@ -57,7 +58,7 @@ def quick_class(cls: Any, arguments: Sequence[Argument]) -> Back:
     given.sort(key=lambda text: "=" in text)
     lines.append(f"return cls({', '.join(given)})")
     source = "def quick(tree, _):\n" + "".join(f"    {line}\n" for line in lines)
-    # S102: of fields' names, which are identifiers, and of nothing that came with a value.
+    # S102: of the names of fields and of their arguments, and of nothing that came with a value.
     exec(compile(source, f"<generated reader of {cls.__name__}>", "exec"), names)  # noqa: S102
     return cast("Back", names["quick"])
 
@@ -70,7 +71,7 @@ def quick_list(item: Shape) -> Back:
     real = float in exact
 
     def quick(value: Any, _: Any) -> Any:
-        if value.__class__ is not list or not exact.issuperset(map(type, value)):
+        if _is_other(value, list) or not exact.issuperset(map(type, value)):
             raise Unusual
         if real and not all(isfinite(each) for each in value if each is not None):
             raise Unusual
@@ -89,9 +90,9 @@ def quick_dict(item: Shape) -> Back:
     read = reader(item)
 
     def quick(value: Any, _: Any) -> Any:
-        if value.__class__ is dict and _TEXTS.issuperset(map(type, value)):
-            return {key: read(each, None) for key, each in value.items()}
-        raise Unusual
+        if _is_other(value, dict) or not _TEXTS.issuperset(map(type, value)):
+            raise Unusual
+        return {key: read(each, None) for key, each in value.items()}
 
     return quick
 
@@ -113,9 +114,9 @@ def _each(item: Shape, make: Callable[[Iterable[Any]], Any]) -> Back:
     read = reader(item)
 
     def quick(value: Any, _: Any) -> Any:
-        if value.__class__ is list:
-            return make([read(each, None) for each in value])
-        raise Unusual
+        if _is_other(value, list):
+            raise Unusual
+        return make([read(each, None) for each in value])
 
     return quick
 
@@ -127,15 +128,19 @@ def reader(shape: Shape) -> Back:
     exact = frozenset(shape.exact)
 
     def same(value: Any, _: Any) -> Any:
-        if value.__class__ in exact and (value.__class__ is not float or isfinite(value)):
+        if type(value) in exact and (type(value) is not float or isfinite(value)):
             return value
         raise Unusual
 
     return same
 
 
+def _is_other(value: Any, cls: type) -> bool:
+    return type(value) is not cls
+
+
 def _is_none_of(value: str, exact: Sequence[type]) -> str:
     return " and ".join(
-        f"{value} is not None" if cls is types.NoneType else f"{value}.__class__ is not {cls.__name__}"
+        f"{value} is not None" if cls is types.NoneType else f"type({value}) is not {cls.__name__}"
         for cls in exact
     )

@@ -113,7 +113,7 @@ class Shape:
     key_back: Callable[[str], Any] | None = None
     quick: Back | None = None
     exact: tuple[type, ...] = ()
-    """The classes of which a value is taken as it is; where there are any, no other need be thought of."""
+    """Those of which a value is taken quickly as it is, a float if it is finite; others are left to `back`."""
     direct: bool = False
     """Whether reading quickly what `out` gives is as good as reading it from JSON, if it can be written.
 

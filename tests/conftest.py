@@ -24,6 +24,14 @@ def orjson() -> jsontext.Fast:
     return ORJSON
 
 
+@pytest.fixture(scope="module", params=["json", pytest.param("orjson", marks=pytest.mark.battery)])
+def each_json(request: pytest.FixtureRequest, orjson: jsontext.Fast) -> Iterator[None]:
+    """By the standard library, and as a battery by orjson."""
+    jsontext.fast = orjson if request.param == "orjson" else None
+    yield
+    jsontext.fast = None
+
+
 @pytest.fixture
 def collected() -> Iterator[None]:
     """Collect garbage before and after, so that a coroutine never awaited warns inside the test."""

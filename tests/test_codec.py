@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time as clock
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, IntEnum, IntFlag, StrEnum
@@ -49,17 +49,8 @@ from dispatch.tasks import (
 T = TypeVar("T")
 
 
-@pytest.fixture(
-    autouse=True,
-    scope="module",
-    params=["json", pytest.param("orjson", marks=pytest.mark.battery)],
-)
-def json_by(request: pytest.FixtureRequest, orjson: jsontext.Fast) -> Iterator[None]:
-    """All of it is true of both ways to JSON, in the same words."""
-    jsontext.fast = orjson if request.param == "orjson" else None
-    yield
-    jsontext.fast = None
-
+# All of it is true of both ways to JSON, in the same words.
+pytestmark = pytest.mark.usefixtures("each_json")
 
 WHERE = "payload of q/t"
 

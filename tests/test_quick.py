@@ -20,6 +20,8 @@ from dispatch.codec import Codec, Limits, Plan
 from dispatch.errors import InvalidQueuePayloadError
 from dispatch.tasks import TaskType
 
+pytestmark = pytest.mark.usefixtures("each_json")
+
 WHERE = "payload of q/t"
 T = TypeVar("T")
 
@@ -44,6 +46,13 @@ class Level(IntEnum):
 
 class Text(str):
     __slots__ = ()
+
+
+class Proxy(str):
+    """Says that it is something else, as lazy objects do."""
+
+    __slots__ = ()
+    __class__ = str  # type: ignore[assignment]
 
 
 @attrs.frozen
@@ -88,7 +97,7 @@ OPTIONS = Options(hidden=1, words=["a"])
 NESTED = Nested(OPTIONS, [OPTIONS], (1.0,), {"a": [1]}, OPTIONS, {"b": [1, 1e5]})
 ODD = [
     *(None, True, 0, 1, -1, 2**70, 1.0, -0.0, 1e300, inf, -inf, nan, "", "a", "a:b", '":', "\0", "\ud800", "\u2028"),
-    *("\\u0000", Text("a"), Colour.BLUE, Level.LOW, b"", b"x", [], ["a"], [1], [1.0, inf], [None], [Text("a")], [["a"]]),
+    *("\\u0000", Text("a"), Proxy("a"), Colour.BLUE, Level.LOW, b"", b"x", [], ["a"], [1], [1.0, inf], [None], [Text("a")], [["a"]]),
     *((), ("a",), (1.0,), {}, {"a": 1}, {"a": [1]}, {Text("a"): [1]}, {1: [1]}, {"a": [True]}, object()),
     *(OPTIONS, [OPTIONS], FLAT, FLAT.at, FLAT.at.replace(tzinfo=None), FLAT.id, "2026-01-02T00:00:00+00:00"),
 ]
@@ -184,6 +193,9 @@ def pieces(value: Any) -> st.SearchStrategy[Any]:
 
 @given(st.sampled_from(VALUES).flatmap(pieces))
 @example(attrs.evolve(SHELF, by_name={Text("a"): [1]}))
+@example(attrs.evolve(FLAT, name=Proxy("a")))
+@example(attrs.evolve(FLAT, words=[Proxy("a")]))
+@example(attrs.evolve(SHELF, by_name={Proxy("a"): [1]}))
 @example(Listed([Text("a")]))
 @example(Many((Text("a"),)))
 @example(ByName({"a": Text("a")}))
