@@ -29,9 +29,9 @@ def the_full_disk_was_waited_out(figures: dict[str, Any]) -> None:
     assert figures["message"].startswith("[1021] ")
     assert MESSAGES[figures["how"]] in figures["message"]
     assert figures["stored_though_refused"] == 0
-    assert figures["finished_while_full"] <= 10 + figures["settled_while_full"]
     assert figures["ran"] == figures["succeeded"] == figures["tasks"]
-    was_tested(figures["settled_while_full"] == 0)  # else there was room for outcomes, one by one
+    # Else there was room for outcomes, one by one, and then for claims: turns go on without what is set apart.
+    was_tested(figures["settled_while_full"] == 0)
     assert figures["finished_while_full"] == 10
     assert 1 < figures["turns_while_full"] < 20
 

@@ -86,8 +86,8 @@ def dropped_outcomes() -> None:
     """What could not be written at the first try is forgotten."""
     from dispatch.actors import QueueActors
 
-    async def turn(self: Any) -> None:
-        await real(self)
+    async def turn(self: Any, began: float) -> None:
+        await real(self, began)
         self._writing = []
 
     real, QueueActors._take_turn = QueueActors._take_turn, turn
