@@ -20,17 +20,17 @@ MOST = 5_000
 class Disk:
     """Room for a little more, or for anything again."""
 
-    def __init__(self, storage: SqliteStorage, how: str) -> None:
-        self.storage, self.how = storage, how
+    def __init__(self, storage: SqliteStorage, how: str, room: int) -> None:
+        self.storage, self.how, self.room = storage, how, room
         self.path: Path = storage._path
 
     def fill(self) -> None:
         if self.how == "pages":
             (pages,) = self.storage._ledger.db.execute("PRAGMA page_count").fetchone()
-            self._pages(pages + 8)
+            self._pages(pages + self.room)
         else:  # a write beyond it fails: SQLite calls that an I/O error
             size = max(self.path.with_name(f"{self.path.name}{end}").stat().st_size for end in ("", "-wal"))
-            self._limit(size + 65_536)
+            self._limit(size + 8_192 * self.room)
 
     def empty(self) -> None:
         if self.how == "pages":
@@ -48,7 +48,7 @@ class Disk:
 
 async def run(given: Any) -> None:
     path = given.folder / "jobs.db"
-    started, release, turns = trio.Event(), trio.Event(), 0
+    started, release, turns, claims = trio.Event(), trio.Event(), 0, 0
     runs: list[str] = []
 
     async def handler(task: QueueTask[Job]) -> None:
@@ -59,12 +59,14 @@ async def run(given: Any) -> None:
 
     class Counted(SqliteStorage):
         async def turn(self, transitions: Any, *rest: Any, **options: Any) -> Any:
-            nonlocal turns
+            nonlocal turns, claims
             turns += bool(transitions)
-            return await super().turn(transitions, *rest, **options)
+            answers, claimed = await super().turn(transitions, *rest, **options)
+            claims += len(claimed.claims)
+            return answers, claimed
 
     async with Counted(path) as storage:
-        disk = Disk(storage, given.how)
+        disk = Disk(storage, given.how, given.room)
         call_witness(path)
         async with open_dispatcher(storage, lease=30.0, observers=()) as dispatcher:
             dispatcher.consumer.register_queue("q", TaskQueueConfig(concurrency=RUNNING))
@@ -75,9 +77,10 @@ async def run(given: Any) -> None:
             await started.wait()
             disk.fill()
             refused, message = [], ""
+            headers = {f"h{n}": "x" * 500 for n in range(given.headers)}
             for n in range(MOST):
                 try:
-                    await dispatcher.publisher.publish(JOB(Job(n), id=f"t{n}", headers={"h": "x" * 500}))
+                    await dispatcher.publisher.publish(JOB(Job(n), id=f"t{n}", headers=headers))
                 except StorageError as exc:
                     refused.append(f"t{n}")
                     message = str(exc)
@@ -87,7 +90,9 @@ async def run(given: Any) -> None:
                     acknowledged.append(f"t{n}")
             release.set()
             await trio.sleep(2.0)
-            tried, finished = turns, len(runs)
+            tried, finished, granted = turns, len(runs), claims
+            [actors] = dispatcher.consumer._actors.values()
+            held = actors.running + len(actors.unwritten)
             # What does not fit for a publish may do for an outcome, which needs less.
             count = "SELECT count(*) FROM dispatch_tasks WHERE status = 'succeeded'"
             (settled,) = storage._searcher.db.execute(count).fetchone()
@@ -104,6 +109,8 @@ async def run(given: Any) -> None:
         stored_though_refused=len(stored & set(refused[1:])),
         turns_while_full=tried,
         finished_while_full=finished,
+        claimed_while_full=granted - RUNNING,
+        held_while_full=held,
         settled_while_full=settled,
         ran=len(runs),
         **witnessed(path, [*acknowledged, refused[0]]),
@@ -111,7 +118,7 @@ async def run(given: Any) -> None:
 
 
 def main() -> None:
-    given = arguments(how="limit")
+    given = arguments(how="limit", room=8, headers=1)
     trio.run(run, given)
 
 
