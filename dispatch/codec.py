@@ -4,8 +4,7 @@ What is stored is compact UTF-8 JSON. `encode` hands out no bytes that it has no
 itself read back: it decodes them, turns the copy into JSON data once more and
 compares that with what it wrote. Comparing JSON data and not the two values makes
 the proof independent of the user's `__eq__`, which may leave fields out. Where the
-classes leave nothing to prove, the copy is made of the JSON data before they are
-written (`quick`), and the value must not change meanwhile, in another thread.
+classes leave nothing to prove, each field is read once, and written and copied (`quick`).
 
 Reading trusts nothing: first the size, then JSON, then the declared class, whose
 name never comes from the data. Whatever goes wrong there is one error,
@@ -29,7 +28,7 @@ from dispatch.admission import Admission, Limits
 from dispatch.checks import check_kind
 from dispatch.errors import InvalidTaskTypeError, UsageError
 from dispatch.jsontext import UNREAD
-from dispatch.quick import reader
+from dispatch.quick import reader, writer
 from dispatch.records import UniqueKey
 from dispatch.refusals import (
     TOO_DEEP,
@@ -42,7 +41,7 @@ from dispatch.refusals import (
     said,
     unread,
 )
-from dispatch.scalars import Back, Out, UnsupportedType, type_name
+from dispatch.scalars import Back, Out, Text, UnsupportedType, type_name
 from dispatch.shapes import ClassFacts, ShapeBuilder, lost
 
 if TYPE_CHECKING:
@@ -75,14 +74,14 @@ class Plan:
     `__init__` does not take, in the class and in every class it reaches;
     `faithful` is said of a class when each of them keeps what it is given. `quick`
     and `back` read the same: `back` says what is wrong, `quick` only that something is.
-    `direct` reads at once what `out` has given, see `Shape.direct`; with `pairs` as
-    well, see `Shape.pairs`, no value is too deep or has too many lists.
+    `text` writes what is ordinary, and no value too deep; with `pairs`, see
+    `Shape.pairs`, none has too many lists either.
     """
 
     out: Out
     quick: Back
     back: Back
-    direct: Back | None
+    text: Text | None
     pairs: int | None
     secret: frozenset[str]
     derived: tuple[str, ...]
@@ -157,14 +156,11 @@ class Codec:
         except UnsupportedType as exc:
             raise InvalidTaskTypeError(f"{where}: {exc}") from None
         most = self.limits.payload_bytes if limit is None else limit
-        if plan.direct is not None:
+        if plan.text is not None:
             try:
-                tree = plan.out(value)
-                copy: T = plan.direct(tree, cls)
-                data = jsontext.plain(tree, flat=plan.pairs is not None)
-                if len(data) <= most:
-                    if b"\\u" in data if plan.pairs else self._is_suspicious(data):
-                        self._check_tree(tree, data, plan.secret)
+                text, copy = plan.text(value)
+                data = text.encode()
+                if len(data) <= most and b"\\u" not in data and (plan.pairs or _count(data) <= self.limits.containers):
                     return data, copy
             except Exception:  # noqa: BLE001, S110 - whatever it is, the careful way says it better
                 pass
@@ -336,11 +332,11 @@ class Codec:
 
     def _is_suspicious(self, data: bytes) -> bool:
         """Whether these may be the bytes of what `_check_tree` refuses."""
-        return data.count(b"[") + data.count(b"{") > self.limits.depth or b"\\u" in data
+        return _count(data) > self.limits.depth or b"\\u" in data
 
     def _check_tree(self, tree: Any, data: bytes, secret: frozenset[str]) -> None:
         """Raise Refused if `tree`, which `data` stands for, is too deep or has bad text."""
-        if data.count(b"[") + data.count(b"{") > self.limits.depth:
+        if _count(data) > self.limits.depth:
             _check_shape(tree, self.limits)
         if b"\\u" in data and _has_bad_text(tree):  # there is no other way to one
             found = bad_json(tree, "$", self.limits.depth, secret)
@@ -390,9 +386,9 @@ def _made(builder: ShapeBuilder, cls: Any, limits: Limits) -> Plan:
     derived = tuple(name for each in facts for name in each.derived)
     faithful = all(each.faithful for each in facts)
     quick = reader(shape)
-    direct = quick if shape.direct else None
+    text = writer(shape) if shape.depth <= limits.depth else None
     pairs = shape.pairs if shape.pairs and limits.depth > 1 and limits.containers > shape.pairs else None
-    return Plan(shape.out, quick, shape.back, direct, pairs, secret, derived, faithful)
+    return Plan(shape.out, quick, shape.back, text, pairs, secret, derived, faithful)
 
 
 def _as_it_is(value: Any, _: Any) -> Any:
@@ -401,6 +397,11 @@ def _as_it_is(value: Any, _: Any) -> Any:
 
 _NOTHING: Final = object()
 _NO_PLAN: Final = Plan(identity, _as_it_is, _as_it_is, None, None, frozenset(), (), True)
+
+
+def _count(data: bytes) -> int:
+    """How many lists and objects there are at most: texts have brackets, too."""
+    return data.count(b"[") + data.count(b"{")
 
 
 def _too_large(size: int, limit: int) -> Refused:

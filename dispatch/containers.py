@@ -15,7 +15,16 @@ from typing import Any, Final, cast
 
 from cattrs.fns import identity
 
-from dispatch.quick import quick_dict, quick_list, quick_optional, quick_tuple
+from dispatch.quick import (
+    quick_dict,
+    quick_list,
+    quick_optional,
+    quick_tuple,
+    text_of_dict,
+    text_of_list,
+    text_of_optional,
+    text_of_tuple,
+)
 from dispatch.scalars import EXACT, SIMPLE, Back, Inside, Misfit, Out, Shape, Unstorable, brief
 
 __all__ = ["dict_shape", "list_shape", "optional_shape", "set_shape", "tuple_shape", "union_shape"]
@@ -53,7 +62,17 @@ def list_shape(name: str, item: Shape) -> Shape:
                 return value
         return _each(value, inner_back)
 
-    return Shape(name, out, back, frozenset({list}), (list,), quick=quick_list(item), direct=item.direct, of_scalars=item.is_scalar)
+    return Shape(
+        name,
+        out,
+        back,
+        frozenset({list}),
+        (list,),
+        quick=quick_list(item),
+        text=text_of_list(item),
+        depth=item.depth + 1,
+        of_scalars=item.is_scalar,
+    )
 
 
 def _each(value: list[Any], back: Back) -> list[Any]:
@@ -92,8 +111,10 @@ def tuple_shape(name: str, items: tuple[Shape, ...], *, repeated: bool) -> Shape
             raise Inside(len(found), exc) from None
         return tuple(found)
 
-    quick = quick_tuple(items[0]) if repeated else None
-    return Shape(name, out, back, frozenset({list}), (tuple,), quick=quick, direct=repeated and items[0].direct)
+    if not repeated:
+        return Shape(name, out, back, frozenset({list}), (tuple,))
+    quick, text = quick_tuple(items[0]), text_of_tuple(items[0])
+    return Shape(name, out, back, frozenset({list}), (tuple,), quick=quick, text=text, depth=items[0].depth + 1)
 
 
 def set_shape(name: str, cls: type[set[Any]] | type[frozenset[Any]], item: Shape) -> Shape:
@@ -160,8 +181,10 @@ def dict_shape(name: str, key: Shape, item: Shape) -> Shape:
         _check_hashes(keys, name)
         return dict(zip(keys, found.values(), strict=True))
 
-    quick = quick_dict(item) if plain else None
-    return Shape(name, out, back, frozenset({dict}), (dict,), quick=quick, direct=plain and item.direct)
+    if not plain:
+        return Shape(name, out, back, frozenset({dict}), (dict,))
+    quick, text = quick_dict(item), text_of_dict(item)
+    return Shape(name, out, back, frozenset({dict}), (dict,), quick=quick, text=text, depth=item.depth + 1)
 
 
 def _check_hashes(elements: list[Any], name: str) -> None:
@@ -194,7 +217,8 @@ def optional_shape(name: str, member: Shape) -> Shape:
         (*member.classes, types.NoneType),
         quick=quick_optional(member),
         exact=(*member.exact, types.NoneType) if member.exact else (),
-        direct=member.direct,
+        text=text_of_optional(member),
+        depth=member.depth,
         of_scalars=member.of_scalars,
     )
 

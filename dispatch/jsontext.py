@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from dispatch.refusals import Refused
 
-__all__ = ["UNREAD", "canonical", "plain", "read", "read_object", "write"]
+__all__ = ["UNREAD", "canonical", "quote", "read", "read_object", "text", "write"]
 
 UNREAD: Final = object()
 """What `write` gives in place of a copy: reading the bytes will tell."""
@@ -69,20 +69,17 @@ def write(tree: Any) -> tuple[bytes, Any]:
     return "".join(_chunks(tree, 0)).encode(), _plain_copy(tree)
 
 
-def plain(tree: Any, *, flat: bool = False) -> bytes:
-    """The first half of `write`, for a tree of which the caller has a copy.
+def text(tree: Any) -> str:
+    """The JSON of what is known to mean the same to both: texts, finite floats, ints, booleans, None, and lists and dicts of these.
 
-    `flat` says that it was found to have nothing but scalars of JSON's own classes, and
-    lists of them, and no float that is not finite: orjson agrees, or refuses it.
+    Raises what `write` raises, but for a lone surrogate, which may stay in it.
     """
-    if fast is None:
-        return "".join(_chunks(tree, 0)).encode()
-    if flat:
+    if fast is not None:
         try:
-            return bytes(memoryview(fast.dumps(tree, None, fast.options)))
+            return str(memoryview(fast.dumps(tree, None, fast.options)), "utf-8")
         except (TypeError, ValueError, RecursionError):
             pass
-    return write(tree)[0]
+    return "".join(_chunks(tree, 0))
 
 
 def read(data: bytes) -> Any:
@@ -200,6 +197,8 @@ def _writer() -> Callable[[Any, int], Iterable[str]]:
     return make(None, encoder.default, quote, None, ":", ",", False, False, False)
 
 
+quote: Final[Callable[[str], str]] = json.encoder.encode_basestring
+"""A text as JSON, as `write` writes it without orjson."""
 _chunks: Final = _writer()
 _decoder: Final = json.JSONDecoder(
     object_pairs_hook=_object, parse_float=_float, parse_constant=_constant

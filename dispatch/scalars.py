@@ -39,6 +39,7 @@ __all__ = [
     "Misfit",
     "Out",
     "Shape",
+    "Text",
     "Unstorable",
     "UnsupportedType",
     "brief",
@@ -50,6 +51,7 @@ __all__ = [
 
 Out = Callable[[Any], Any]
 Back = Callable[[Any, Any], Any]
+Text = Callable[[Any], tuple[str, Any]]
 
 SCALARS: Final = frozenset({str, int, float, bool, types.NoneType})
 EXACT: Final = frozenset({str, int, bool, types.NoneType})
@@ -115,10 +117,14 @@ class Shape:
     exact: tuple[type, ...] = ()
     """Those of which a value is taken quickly as it is, a float if it is finite; others are left to `back`."""
     direct: bool = False
-    """Whether reading quickly what `out` gives is as good as reading it from JSON, if it can be written.
+    """Of a scalar, whether reading quickly what `out` gives is as good as reading it from JSON.
 
-    So it is where only exact classes are taken, and where nothing mutable is kept.
+    So it is where only exact classes are taken.
     """
+    text: Text | None = None
+    """Of what is not one scalar: its JSON, and what reading that would give; raises anything for what is not ordinary."""
+    depth: int = 0
+    """How many lists and objects may stand in one another in what `text` gives."""
     of_scalars: bool = False
     """Whether it is a list of what `is_scalar`."""
     pairs: int | None = None

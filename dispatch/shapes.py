@@ -49,7 +49,7 @@ from dispatch.containers import (
     tuple_shape,
     union_shape,
 )
-from dispatch.quick import Argument, quick_class
+from dispatch.quick import Argument, quick_class, text_of_class
 from dispatch.scalars import (
     ANY,
     INSTEAD,
@@ -423,7 +423,9 @@ class ShapeBuilder:
         try:
             write = cast("Out", make_dict_unstructure_fn(tp, self._converter, **cast("Any", hooks)))
             read = cast("Back", make_dict_structure_fn(tp, self._converter, **cast("Any", hooks)))
-            quick = quick_class(cls, _arguments(cls, stored, by_name=not faithful))
+            arguments = _arguments(cls, stored, by_name=not faithful)
+            quick = quick_class(cls, arguments)
+            text = text_of_class(cls, arguments) if faithful else None
         except Exception as exc:  # noqa: BLE001 - cattrs says so in several ways
             raise UnsupportedType(path, f"{name} cannot be stored ({exc})", INSTEAD) from None
 
@@ -441,9 +443,18 @@ class ShapeBuilder:
                 return read(value, _)
             raise Misfit(f"{name}, as an object")
 
-        exact = all(shape.direct for shape in stored.values())
         flat = all(shape.is_scalar or shape.of_scalars for shape in stored.values())
-        return Shape(name, out, back, frozenset({dict}), (cls,), quick=quick, direct=faithful and exact, pairs=len(stored) if flat else None)
+        return Shape(
+            name,
+            out,
+            back,
+            frozenset({dict}),
+            (cls,),
+            quick=quick,
+            text=text,
+            depth=max((shape.depth for shape in stored.values()), default=0) + 1,
+            pairs=len(stored) if flat else None,
+        )
 
 
 def _is_class(tp: Any) -> bool:
@@ -566,6 +577,12 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def _declared(cls: type, path: str) -> list[tuple[str, Any, bool, Mapping[Any, Any]]]:
     if attrs.has(cls):
+        if dataclasses.is_dataclass(cls):  # be it without fields: cattrs would look at those
+            raise UnsupportedType(
+                path,
+                f"{cls.__qualname__} is half an attrs class and half a dataclass, neither of which knows the other's fields",
+                "declare it and its bases with one of the two",
+            )
         return [(each.name, each.type, each.init, each.metadata) for each in attrs.fields(cls)]
     for name, field in cast("dict[str, Any]", getattr(cls, "__dataclass_fields__", {})).items():
         if "INITVAR" in repr(field._field_type):

@@ -1120,6 +1120,26 @@ def test_a_class_that_cannot_be_stored_is_refused_whole(codec: Codec) -> None:
     with pytest.raises(InvalidTaskTypeError):
         codec.check(Seeded, "here")
 
+    @attrs.define
+    class Base:
+        a: int
+
+    @dataclasses.dataclass
+    class Mixed(Base):
+        b: int = 0
+
+    @dataclasses.dataclass
+    class Bare:
+        pass
+
+    @attrs.define
+    class Held(Bare):  # of which cattrs writes no field, those of the dataclass being none
+        a: int = 0
+
+    for cls in (Mixed, Held):
+        with pytest.raises(InvalidTaskTypeError, match=rf"{cls.__name__} is half an attrs class and half a dataclass"):
+            codec.check(cls, "here")
+
     with pytest.raises(InvalidTaskTypeError, match="it contains ever new types"):
         codec.check(Endless, "here")
 

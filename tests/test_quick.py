@@ -31,7 +31,7 @@ class Careful(Codec):
 
     def _plan(self, cls: Any) -> Plan:
         plan = super()._plan(cls)
-        plan = self._plans[cls] = attrs.evolve(plan, quick=plan.back, direct=None, pairs=None)
+        plan = self._plans[cls] = attrs.evolve(plan, quick=plan.back, text=None, pairs=None)
         return plan
 
 
@@ -196,6 +196,7 @@ def pieces(value: Any) -> st.SearchStrategy[Any]:
 @example(attrs.evolve(FLAT, name=Proxy("a")))
 @example(attrs.evolve(FLAT, words=[Proxy("a")]))
 @example(attrs.evolve(SHELF, by_name={Proxy("a"): [1]}))
+@example(Bounds(Bound.NONE, [Bound.NONE]))
 @example(Listed([Text("a")]))
 @example(Many((Text("a"),)))
 @example(ByName({"a": Text("a")}))
@@ -262,7 +263,7 @@ def texts(draw: st.DrawFn) -> tuple[type, bytes]:
     """The JSON of a value, with some of it changed by hand."""
     value = draw(st.sampled_from(VALUES))
     tree = jsontext.read(Codec().encode(value, type(value), WHERE)[0])
-    pairs = [(name, jsontext.plain(each).decode()) for name, each in tree.items()]
+    pairs = [(name, jsontext.write(each)[0].decode()) for name, each in tree.items()]
     for _ in range(draw(st.integers(0, 2))):
         at = draw(st.integers(0, len(pairs) - 1))
         literal = draw(st.sampled_from(LITERALS))
@@ -371,15 +372,17 @@ def test_what_an_upcaster_makes_up_is_looked_at(cls: type) -> None:
         Codec().decode(data, cls, version=1, task_type=second)
 
 
-def test_what_is_ordinary_is_read_quickly() -> None:
+def test_what_is_ordinary_is_written_and_read_quickly() -> None:
     codec = Codec()
     for value in VALUES:
         codec.check(type(value), WHERE)
     plans = [codec._plans[type(value)] for value in VALUES]
     assert [plan.pairs for plan in plans] == [13, 3, None, None, 1, None, None, None, *[None] * len(LOOSE)]
     # A validator may do anything; and what an Any or a union is given may be of any class.
-    direct = [plan.direct is not None for plan in plans]
-    assert direct == [True, False, False, True, True, True, False, True, *[False] * len(LOOSE)]
+    written = [plan.text is not None for plan in plans]
+    assert written == [True, False, False, True, True, True, False, True, *[False] * len(LOOSE)]
     for value, plan in zip(VALUES, plans, strict=True):
         tree = jsontext.read(codec.encode(value, type(value), WHERE)[0])
         assert told(plan.quick(tree, type(value))) == told(value)
+        if plan.text is not None:
+            assert told(plan.text(value)[1]) == told(value)

@@ -17,10 +17,12 @@ ROOT = Path(__file__).parents[2] / "dispatch"
 
 ROOMS = """
     errors callables bell failures nearest scalars cron.zones cron.timetable storage.limits
-    checks threads quick storage.psycopg_conninfo
-    refusals containers ids cron.fields retry pool storage.psycopg_trio
-    shapes jsontext cron.days cron.text tasks
-    admission cron.walls cron.describe events records
+    checks threads storage.psycopg_conninfo
+    refusals ids cron.fields retry pool storage.psycopg_trio
+    jsontext cron.days cron.text tasks
+    quick admission cron.walls cron.describe events records
+    containers
+    shapes
     clock codec cron.spec lifecycle run observe.logging storage.query
     cron.policy handlers storage.protocol storage.search storage.sqlite_schema storage.postgres_schema storage.sqlite_writer
     waiting outcomes alarm execution registry cron.entries storage.ready storage.changes storage.bells storage.texts storage.oldest testing.workbench
