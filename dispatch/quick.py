@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 
-class Unusual(Exception):  # noqa: N818 - never seen: whoever asked asks `back`
+class Unusual(Exception):  # noqa: N818 - never seen: whoever asked asks the careful ones
     """Not the ordinary case."""
 
 
@@ -281,7 +281,7 @@ SHORT: Final = 500
 
 
 def _checks(at: int, exact: Sequence[type]) -> list[str]:
-    """Of a field of these classes."""
+    """The lines that refuse a field of any other class."""
     value = f"f{at}"
     other = " and ".join(
         f"{value} is not None" if cls is types.NoneType else f"type({value}) is not {cls.__name__}" for cls in exact
@@ -295,7 +295,11 @@ def _checks(at: int, exact: Sequence[type]) -> list[str]:
 def _text(at: int, exact: Sequence[type]) -> str:
     """The JSON of a field of these classes, one and None at most, to stand in an f-string."""
     [cls] = [each for each in exact if each is not types.NoneType] or [types.NoneType]
-    text = {str: f"(quote if len(f{at}) < {SHORT} else whole)(f{at})", bool: f'"true" if f{at} else "false"', types.NoneType: '"null"'}.get(cls, f"f{at}")
+    text = {
+        str: f"(quote if len(f{at}) < {SHORT} else whole)(f{at})",
+        bool: f'"true" if f{at} else "false"',
+        types.NoneType: '"null"',
+    }.get(cls, f"f{at}")
     return text if len(exact) == 1 else f'"null" if f{at} is None else {text}'
 
 
