@@ -467,7 +467,7 @@ class QueueActors:
                             finally:
                                 self._coming -= 1
                         elif not self._turning and (
-                            self._outbox or self._writing or (self._look and self._can_claim())
+                            self._outbox or self._writing or (self._look and self._claimable())
                         ):
                             await self._turn()
                         elif self._stopping or self._live > self._most:
@@ -556,19 +556,11 @@ class QueueActors:
     def _end(self, transition: Transition, claim: Claim, run_s: float) -> None:
         self._outbox.append(_Ending(transition, claim, run_s))
 
-    def _can_claim(self) -> bool:
-        return (
-            not self.paused
-            and not self._stopping
-            and bool(self._handlers)
-            and self._free > 0
-            and len(self._alone) < ALONE
-        )
-
-    @property
-    def _free(self) -> int:
+    def _claimable(self) -> int:
         """How many more may be claimed."""
-        return self.target + self.config.prefetch - len(self._slots) - len(self._mailbox)
+        if self.paused or self._stopping or not self._handlers or len(self._alone) >= ALONE:
+            return 0
+        return max(0, self.target + self.config.prefetch - len(self._slots) - len(self._mailbox))
 
     @property
     def _most(self) -> int:
@@ -599,7 +591,7 @@ class QueueActors:
         if not self._writing:
             self._writing = self._outbox[:SETTLE_BATCH]
             del self._outbox[:SETTLE_BATCH]
-        free = self._free if self._can_claim() else 0
+        free = self._claimable()
         self._look = self._look and free <= 0
         try:
             answers, claimed = await self._step(self._writing, [self._want(free)] if free > 0 else ())
@@ -663,7 +655,7 @@ class QueueActors:
         refused = 0
         while self._alone:
             pause_s = BACKOFF_S[min(refused, len(BACKOFF_S) - 1)]
-            if self._failures and self._nursery is not None and self._can_claim():
+            if self._failures and self._nursery is not None and self._claimable():
                 await trio.sleep(pause_s)  # a turn will tell whether the storage is back: one asks, not two
                 continue
             ending = self._alone[0]
