@@ -188,7 +188,7 @@ class CronTaskDispatcher:
         the program does: what every start adds needs a name. Where an earlier start has added
         the same, a warning says so, once.
         """
-        added = await self.add_with_name(spec, str(uuid.uuid4()), what, **options)
+        added = await self._add(made_task(spec, str(uuid.uuid4()), what, options, generated=True), replace=False)
         self._say_if_there_before(added)
         return added
 

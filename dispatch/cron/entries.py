@@ -146,9 +146,12 @@ class CronEntry:
         return f"CronEntry({self.spec.text!r}, {self.name!r}, {self.what!r}, zone={self.spec.zone!r})"
 
 
-def made_task(spec: str | CronSpec, name: str, what: What, options: CronOptions) -> CronTask:
-    """A `CronTask` to be added, checked as far as it can be without a storage."""
+def made_task(
+    spec: str | CronSpec, name: str, what: What, options: CronOptions, *, generated: bool = False
+) -> CronTask:
+    """A `CronTask` to be added, checked as far as it can be without a storage; refusals keep a `generated` name to themselves."""
     check_cron_name(name)
+    who = _who("" if generated else name)
     given: dict[str, Any] = dict(options)
     known = set(CronOptions.__annotations__)
     unknown = given.keys() - known
@@ -160,23 +163,27 @@ def made_task(spec: str | CronSpec, name: str, what: What, options: CronOptions)
     policy = shared(CronPolicy(**{key: given.pop(key) for key in list(given) if key in policies}))
     description = given.pop("description", "")
     if not isinstance(description, str):
-        raise InvalidConfigError(f"cron task {name!r}: description must be a str, got {shown(description)}")
+        raise InvalidConfigError(f"{who}: description must be a str, got {shown(description)}")
     func, task = _parted(what)
     if task is None:
-        check_function(name, func)
+        check_function(who, func)
     else:
-        check_template(name, task)
-    return CronTask(name, func, description, task, spec=made_spec(spec, name, given), policy=policy)
+        check_template(who, task)
+    return CronTask(name, func, description, task, spec=made_spec(spec, name, given, who), policy=policy)
 
 
-def made_spec(spec: str | CronSpec, name: str, options: dict[str, Any]) -> CronSpec:
+def _who(name: str) -> str:
+    return f"cron task {name!r}" if name else "a cron task without a name"
+
+
+def made_spec(spec: str | CronSpec, name: str, options: dict[str, Any], who: str = "cron") -> CronSpec:
     """The spec given, or that of a text and its options."""
     if not isinstance(spec, CronSpec):
         zone, dst = options.pop("zone", "UTC"), options.pop("dst", "vixie")
         return CronSpec(spec, zone, dst, name=name, **options)
     if options:
         raise InvalidConfigError(
-            f"cron task {name!r}: {', '.join(sorted(options))} belongs to the CronSpec given; set it there"
+            f"{who}: {', '.join(sorted(options))} belongs to the CronSpec given; set it there"
         )
     return spec
 
@@ -209,33 +216,34 @@ def check_made(task: object) -> None:
         raise InvalidConfigError(f"cron: {task!r} was added already; make another CronTask")
     if task.name:
         check_cron_name(task.name)
+    who = _who(task.name)
     if task.func is not None and task.task is not None:
         raise InvalidTaskHandlerError(
-            f"cron task {task.name!r}: has both a function and a task to publish; make a CronTask of each"
+            f"{who}: has both a function and a task to publish; make a CronTask of each"
         )
     if not isinstance(task.description, str):
-        raise InvalidConfigError(f"cron task {task.name!r}: description must be a str, got {shown(task.description)}")
+        raise InvalidConfigError(f"{who}: description must be a str, got {shown(task.description)}")
     given = cast("object", task.task)
     if isinstance(given, QueueTask):
-        check_template(task.name, cast("QueueTask[Any, Any]", given))
+        check_template(who, cast("QueueTask[Any, Any]", given))
     else:
-        check_function(task.name, task.func if given is None else given)
+        check_function(who, task.func if given is None else given)
 
 
-def check_function(name: str, function: object) -> None:
+def check_function(who: str, function: object) -> None:
     """Raise InvalidTaskHandlerError for what cannot be called without arguments."""
     if not callable(function):
         raise InvalidTaskHandlerError(
-            f"cron task {name!r}: needs a function of no arguments or a QueueTask, got {function!r}"
+            f"{who}: needs a function of no arguments or a QueueTask, got {function!r}"
         )
     if isinstance(unwrapped(function), TaskType):
         inner = cast("TaskType[Any, Any]", unwrapped(function))
         raise InvalidTaskHandlerError(
-            f"cron task {name!r}: got the task type {inner.queue}/{inner.type} itself; call it with its payload, "
+            f"{who}: got the task type {inner.queue}/{inner.type} itself; call it with its payload, "
             f"as in WELCOME({inner.payload.__name__}(...)), for a task to publish"
         )
     if is_generator(function):
-        raise InvalidTaskHandlerError(f"cron task {name!r}: its function is a generator, of which nothing would run")
+        raise InvalidTaskHandlerError(f"{who}: its function is a generator, of which nothing would run")
     try:
         parameters = parameters_of(function)
     except (TypeError, ValueError):
@@ -247,21 +255,21 @@ def check_function(name: str, function: object) -> None:
         if hasattr(function, "__wrapped__"):  # which shows what it wraps, and may give that what it needs
             decorated = ", or, if its decorator gives them, call it in a function of its own: async def job(): await decorated()"
         raise InvalidTaskHandlerError(
-            f"cron task {name!r}: its function must need no arguments, but needs ({', '.join(needed)}); "
+            f"{who}: its function must need no arguments, but needs ({', '.join(needed)}); "
             f"bind them with functools.partial{decorated}"
         )
 
 
-def check_template(name: str, task: QueueTask[Any, Any]) -> None:
+def check_template(who: str, task: QueueTask[Any, Any]) -> None:
     """Raise InvalidConfigError for a task with options that cannot hold for every tick's."""
     if task.id:
         raise InvalidConfigError(
-            f"cron task {name!r}: its task has the id {task.id!r}, but each tick publishes one with an id "
+            f"{who}: its task has the id {task.id!r}, but each tick publishes one with an id "
             "of its own; leave the id out"
         )
     if task.available_at is not None:
         raise InvalidConfigError(
-            f"cron task {name!r}: its task has available_at={task.available_at.isoformat()}, but each tick "
+            f"{who}: its task has available_at={task.available_at.isoformat()}, but each tick "
             "has its own moment; leave it out, or give a delay after the tick"
         )
 

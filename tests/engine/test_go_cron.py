@@ -110,14 +110,31 @@ async def test_the_task_of_an_entry_is_read_by_the_type_that_is_known_by_then(au
         (CronTask("a"), "cron task 'a': needs a function of no arguments or a QueueTask, got None"),
         (CronTask("a", task=5), "cron task 'a': needs a function of no arguments or a QueueTask, got 5"),
         (CronTask("a", Ticks(), 5), "cron task 'a': description must be a str, got 5"),
+        (CronTask(""), "a cron task without a name: needs a function of no arguments or a QueueTask, got None"),
     ],
-    ids=["a_function", "both", "neither", "no_task", "no_description"],
+    ids=["a_function", "both", "neither", "no_task", "no_description", "no_name"],
 )
 async def test_add_task_takes_a_cron_task_with_one_thing_to_do(task: Any, why: str) -> None:
     async with open_dispatcher() as dispatcher:
         with pytest.raises(UsageError) as caught:
             await dispatcher.cron.add_task("@daily", task)
         assert caught.value.detail == why
+        assert await dispatcher.cron.tasks() == []
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        (5, "needs a function of no arguments or a QueueTask, got 5"),
+        (JOB(Job(), id="x"), "its task has the id 'x', but each tick publishes one with an id of its own; leave the id out"),
+    ],
+    ids=["no_function", "id"],
+)
+async def test_add_refuses_without_the_name_that_it_would_have_made(what: Any, why: str) -> None:
+    async with open_dispatcher() as dispatcher:
+        with pytest.raises(UsageError) as caught:
+            await dispatcher.cron.add("@daily", what)
+        assert caught.value.detail == f"a cron task without a name: {why}"
         assert await dispatcher.cron.tasks() == []
 
 
