@@ -63,7 +63,7 @@ from dispatch.storage.protocol import (
 )
 from dispatch.storage.query import Order, PruneSpec, Where
 from dispatch.storage.sqlite_registry import SqliteRegistry
-from dispatch.storage.sqlite_schema import Synchronous, connect, create_or_migrate, damage
+from dispatch.storage.sqlite_schema import Synchronous, connect, create_or_migrate, remedy
 from dispatch.storage.sqlite_tasks import SqliteTasks
 from dispatch.storage.sqlite_writer import Writer, no_thread
 from dispatch.threads import check_thread
@@ -358,7 +358,7 @@ class SqliteStorage(Storage):
             raise ClosedError(f"{self!r}: {how}")
 
     def _failed(self, exc: sqlite3.Error) -> StorageError:
-        hint = damage(exc)
+        hint = remedy(exc, self._path)
         # What the module raises by itself, of a closed connection say, has no code.
         if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY_SNAPSHOT:
             hint = (

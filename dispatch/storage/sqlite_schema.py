@@ -30,6 +30,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -41,13 +42,15 @@ from typing import Final, Literal
 from dispatch.errors import InvalidConfigError, StorageError
 from dispatch.storage.query import payload_has
 
-__all__ = ["SCHEMA_VERSION", "Place", "Synchronous", "connect", "create_or_migrate", "damage"]
+__all__ = ["SCHEMA_VERSION", "Place", "Synchronous", "connect", "create_or_migrate", "remedy"]
 
 SCHEMA_VERSION: Final = 3
 """Raised with every change of the tables; each step up has its entry in `STEPS`."""
 OLDEST_SQLITE: Final = (3, 35, 0)
 BUSY_TIMEOUT_S: Final = 5.0
 """How long a transaction waits for another process's before it is a StorageError."""
+SCARCE: Final = 1 << 20
+"""With fewer bytes than this left, an error of writing is put down to the disk."""
 
 Synchronous = Literal["full", "normal"]
 
@@ -227,7 +230,7 @@ def connect(path: Path, *, synchronous: Synchronous, create: bool = True) -> sql
             connection.close()
             raise
     except sqlite3.Error as exc:
-        hint = damage(exc)
+        hint = remedy(exc, path)
         if path.is_dir():
             hint = f"; it is a folder: name a file in it, such as {path / 'jobs.db'}"
         elif not _writable(path.parent):
@@ -263,8 +266,8 @@ def _write_ahead(connection: sqlite3.Connection) -> str:
             return str(mode)
 
 
-def damage(exc: sqlite3.Error) -> str:
-    """What to do about a file that is not, or no longer, a database; nothing for other errors."""
+def remedy(exc: sqlite3.Error, path: Path) -> str:
+    """What to do about a file that is not, or no longer, a database, or has no room; nothing for other errors."""
     code = getattr(exc, "sqlite_errorcode", 0) & 0xFF  # what the module raises by itself has none
     if code == sqlite3.SQLITE_NOTADB:
         return "; name another file, or put a backup of the one that was here in its place"
@@ -273,6 +276,11 @@ def damage(exc: sqlite3.Error) -> str:
             "; the file is damaged: stop its processes and put a backup in its place, or have what can be read "
             """written to a new one, sqlite3 jobs.db .dump | sed 's/^ROLLBACK.*/COMMIT;/' | sqlite3 new.db"""
         )
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+        with suppress(OSError):
+            free = shutil.disk_usage(path.parent).free
+            if free < SCARCE:
+                return f"; its disk has {free // 1024} kB left: make room"
     return ""
 
 
@@ -329,7 +337,7 @@ def create_or_migrate(connection: sqlite3.Connection, path: Path) -> None:
                 connection.execute("ROLLBACK")
             raise
     except sqlite3.Error as exc:
-        raise StorageError(f"{path}: its tables cannot be read or made: {exc}{damage(exc)}") from exc
+        raise StorageError(f"{path}: its tables cannot be read or made: {exc}{remedy(exc, path)}") from exc
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -1047,6 +1047,19 @@ async def test_a_full_disk_refuses_what_does_not_fit_and_works_again_with_room(p
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+async def test_an_error_of_a_disk_with_little_room_says_how_little(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with stored(path) as storage:
+        db = storage._ledger.db
+        (pages,) = db.execute("PRAGMA page_count").fetchone()
+        db.execute(f"PRAGMA max_page_count = {pages}")
+        monkeypatch.setattr(sqlite_schema, "SCARCE", shutil.disk_usage(path.parent).total)  # this one's room will do
+        with pytest.raises(StorageError, match=r"jobs\.db: database or disk is full; its disk has \d+ kB left: make room$"):
+            await storage.enqueue([new("large", payload=b"x" * 100_000)])
+        db.execute("DROP TABLE dispatch_tasks")
+        with pytest.raises(StorageError, match=r"no such table: dispatch_tasks$"):
+            await storage.enqueue([new("a")])
+
+
 HINT = (
     "database is locked; somebody held the write lock for 5 s. A transaction of your own on this file, "
     "open in this process, must end before you await a write of the dispatcher"
