@@ -33,7 +33,7 @@ MANY: Final = 500
 
 
 def list_shape(name: str, item: Shape) -> Shape:
-    """A list; JSON's own is fresh, so that of plain scalars is only checked."""
+    """A list."""
     inner_out, inner_back = item.out, item.back
     exact = (
         item.classes[0]
@@ -54,12 +54,11 @@ def list_shape(name: str, item: Shape) -> Shape:
         if value.__class__ is not list:
             raise Misfit(name)
         if exact is not None:
-            # JSON's own list is fresh and shared with nobody: checking it is enough.
             for each in value:
                 if each.__class__ is not exact:
                     break
             else:
-                return value
+                return list(value)  # an upcaster may keep the one it gave
         return _each(value, inner_back)
 
     return Shape(
@@ -171,6 +170,9 @@ def dict_shape(name: str, key: Shape, item: Shape) -> Shape:
             at = len(value) - length_hint(rest) - 1
             raise Inside(next(islice(value, at, None)), exc) from None
         if plain:
+            for each in found:
+                if each.__class__ is not str:  # an upcaster's
+                    raise Misfit(name, f"its key {brief(each)} is not of {key.name}")
             return found
         keys: list[Any] = []
         for text in found:

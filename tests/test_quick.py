@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import Enum, IntEnum, StrEnum
@@ -122,6 +123,39 @@ class Shelf:
 
 
 @attrs.frozen
+class Rates:
+    rates: dict[str, float]
+    counts: dict[str, int]
+
+
+@attrs.frozen
+class Hidden:
+    _n: int
+
+
+@attrs.frozen
+class Turn:
+    last: int = attrs.field(kw_only=True)
+    first: int
+
+
+@attrs.frozen
+class Perhaps:
+    words: list[str] | None
+    scores: dict[str, int] | None
+
+
+@attrs.frozen
+class Keyed:
+    by_name: dict[str, list[str]]
+
+
+@attrs.frozen
+class Named:
+    name: str
+
+
+@attrs.frozen
 class Either:
     either: int | str | float
 
@@ -204,6 +238,31 @@ def pieces(value: Any) -> st.SearchStrategy[Any]:
 def test_what_is_stored_or_refused_is_the_same(value: Any) -> None:
     cls = type(value)
     assert outcome(lambda: Codec().encode(value, cls, WHERE)) == outcome(lambda: Careful().encode(value, cls, WHERE))
+
+
+PARTICULAR = [
+    *(Rates({"a": 1.0}, {"a": 1}), Hidden(1), Turn(1, last=2), Perhaps([], {}), Perhaps(None, None)),
+    *(Named("\u00e9\"" * 400), Rows([["a", "b"], [], ["a"] * 20]), Keyed({'a"': ["b"], "\u00e9\\": []})),
+    *(Marks([inf]), Marks([nan]), Rates({"a": inf}, {}), Rates({"a": nan}, {})),
+]
+
+
+@pytest.mark.parametrize("value", PARTICULAR, ids=lambda value: str(value)[:30])
+def test_what_has_a_way_of_its_own_is_stored_and_read_the_same(value: Any) -> None:
+    cls = type(value)
+    found = outcome(lambda: Codec().encode(value, cls, WHERE))
+    assert found == outcome(lambda: Careful().encode(value, cls, WHERE))
+    if found[0] == "tuple":
+        data, copy = Codec().encode(value, cls, WHERE)
+        assert Codec().decode(data, cls) == copy == value
+
+
+def test_a_dict_is_not_shared_with_the_publisher() -> None:
+    value = Rates({"a": 1.0}, {"a": 1})
+    _, copy = Codec().encode(value, Rates, WHERE)
+    value.rates["b"] = 2.0
+    value.counts["b"] = 2
+    assert copy == Rates({"a": 1.0}, {"a": 1})
 
 
 ROOTS: list[Any] = [str, int, float, bool, type(None), list[str], dict[str, int], tuple[float, ...], str | None, Any]
@@ -370,6 +429,29 @@ def test_what_an_upcaster_makes_up_is_looked_at(cls: type) -> None:
     second = TaskType("q", "t", cls, version=2, upcasters={1: up})
     with pytest.raises(InvalidQueuePayloadError, match="wanted a finite float"):
         Codec().decode(data, cls, version=1, task_type=second)
+
+
+@pytest.mark.parametrize("kind", [Codec, Careful])
+def test_a_list_is_not_shared_with_an_upcaster(kind: type[Codec]) -> None:
+    kept = {"words": ["a"], "scores": None}
+    second = TaskType("q", "t", Perhaps, version=2, upcasters={1: lambda _: kept})
+    codec = kind()
+    for _ in range(2):
+        read = codec.decode(b"{}", Perhaps, version=1, task_type=second)
+        assert read.words == ["a"]
+        read.words.append("b")
+
+
+@pytest.mark.parametrize("kind", [Codec, Careful])
+@pytest.mark.parametrize(
+    ("made", "cls"),
+    [(OrderedDict(name="a"), Named), ({"by_name": {1: ["a"]}}, Keyed), ({"by_name": OrderedDict(a=["a"])}, Keyed)],
+    ids=["an_object", "a_key", "a_dict"],
+)
+def test_what_is_no_json_of_an_upcaster_is_refused(kind: type[Codec], made: Any, cls: type) -> None:
+    second = TaskType("q", "t", cls, version=2, upcasters={1: lambda _: made})
+    with pytest.raises(InvalidQueuePayloadError):
+        kind().decode(b"{}", cls, version=1, task_type=second)
 
 
 def test_what_is_ordinary_is_written_and_read_quickly() -> None:
