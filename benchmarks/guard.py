@@ -5,8 +5,8 @@
 Calls are those of Python and C functions on trio's thread, as `sys.setprofile`
 sees them; statements and commits are those of SQLite's one writing connection.
 They hardly depend on the machine or its load, so that CI can hold them to a
-bound: what was counted when the bound was last set, and a quarter on top. Who
-makes the dispatcher do less lowers the bound with it.
+bound: what was counted when the bound was last set, and a quarter on top; 15 % on
+calls, which hardly vary. Who makes the dispatcher do less lowers the bound with it.
 
 Prints a line per figure; exits with 1 where one is beyond its bound.
 """
@@ -28,11 +28,11 @@ from memory import ORDER, Order, channel_throughput, dispatcher_throughput, orde
 from dispatch import QueueTask, TaskQueueConfig, jsontext, open_dispatcher
 from dispatch.storage.sqlite import SqliteStorage
 
-MARGIN = 1.25
+MARGIN = {"calls": 1.15, "statements": 1.25, "commits": 1.25}
 COUNTED = {
-    "memory, one by one: calls": 219.0,
-    "memory, 100 at a time: calls": 185.0,
-    "SQLite, 100 at a time: calls": 157.0,
+    "memory, one by one: calls": 215.5,
+    "memory, 100 at a time: calls": 181.5,
+    "SQLite, 100 at a time: calls": 154.0,
     "SQLite, 100 at a time: statements": 2.17,
     "SQLite, 100 at a time: commits": 0.022,
     "SQLite, one by one: commits": 1.04,
@@ -121,7 +121,7 @@ def main() -> int:
     beyond = 0
     with tempfile.TemporaryDirectory(prefix="dispatch-guard-") as folder:
         for name, found in count(tasks, Path(folder)).items():
-            bound = COUNTED[name] * MARGIN
+            bound = COUNTED[name] * MARGIN[name.rpartition(": ")[2]]
             verdict = "" if found <= bound else "  BEYOND ITS BOUND"
             beyond += found > bound
             print(f"{name:<36} {found:>9.3f} per task, at most {bound:.3f}{verdict}")

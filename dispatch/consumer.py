@@ -118,7 +118,7 @@ class TaskQueueConsumer:
         check_within("lease", lease, 0.05, 86_400)
         check_within("grace", grace, 0, 86_400)
         if worker is not None and not (isinstance(worker, str) and worker):
-            raise InvalidConfigError(f"worker must be a str or None for one made up, got {shown(worker)}")
+            raise InvalidConfigError(f"worker must be a name, or None for one made up, got {shown(worker)}")
         if worker is not None and not storable(worker):
             raise InvalidConfigError(f"worker must have no NUL and no lone surrogate, got {shown(worker)}")
         self._storage = storage

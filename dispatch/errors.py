@@ -37,8 +37,8 @@ end its own attempt: `Snooze`, `Cancel`, `RetryAfter` and `PermanentError`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Final, cast
 
 __all__ = [
     "Cancel",
@@ -386,6 +386,18 @@ def shown(value: object, limit: int = 60) -> str:
         name = type(value).__qualname__
         return f"{'an' if name[0] in 'aeiouAEIO' else 'a'} {name}"
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions of a group that are no groups; iterative, for it may be nested absurdly deep."""
+    stack = [error]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, BaseExceptionGroup):
+            group = cast("BaseExceptionGroup[Any]", top)
+            stack.extend(reversed(group.exceptions))
+        else:
+            yield top
 
 
 def described(errors: Sequence[str]) -> str:

@@ -16,6 +16,8 @@ from typing import Any, Final, cast
 
 import trio
 
+from dispatch.errors import leaves
+
 __all__ = ["LEFT_OPEN", "describe", "enclosed", "interrupt_in", "is_cancelled", "parted", "printable", "surroundings", "traceback_text"]
 
 LEFT_OPEN: Final = (
@@ -23,12 +25,26 @@ LEFT_OPEN: Final = (
     "Close such a generator with: async with aclosing(...)"
 )
 MESSAGE_LIMIT: Final = 1_000
+LEAVES: Final = 5
 TRACEBACK_LIMIT: Final = 3_000
 _PACKAGE: Final = f"{os.path.dirname(os.path.abspath(__file__))}{os.sep}"
 
 
 def describe(error: BaseException) -> str:
-    """Type and message, bounded, control characters escaped; it keeps its lines, which a log must not."""
+    """Type and message, bounded, control characters escaped; it keeps its lines, which a log must not.
+
+    Of a group, such as a nursery's, then those of the first few exceptions in it.
+    """
+    text = _told(error, MESSAGE_LIMIT)
+    if not isinstance(error, BaseExceptionGroup):
+        return text
+    inner = list(leaves(cast("BaseExceptionGroup[Any]", error)))
+    told = [_told(each, MESSAGE_LIMIT // LEAVES) if len(inner) > 1 else _told(each, MESSAGE_LIMIT) for each in inner[:LEAVES]]
+    more = f"; and {len(inner) - LEAVES} more" if len(inner) > LEAVES else ""
+    return f"{text}: {'; '.join(told)}{more}"
+
+
+def _told(error: BaseException, limit: int) -> str:
     kind = type(error).__qualname__
     try:
         message = str(error)
@@ -36,8 +52,8 @@ def describe(error: BaseException) -> str:
         message = f"<its message cannot be read: {type(broken).__qualname__}>"
     if not message:
         return kind
-    told = printable(message[:MESSAGE_LIMIT], keep="\n")
-    return f"{kind}: {told}{' ...' if len(message) > MESSAGE_LIMIT else ''}"
+    told = printable(message[:limit], keep="\n")
+    return f"{kind}: {told}{' ...' if len(message) > limit else ''}"
 
 
 def printable(text: str, keep: str = "") -> str:

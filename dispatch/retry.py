@@ -8,7 +8,7 @@ them with the task: a process that rescues it may not know its queue.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Any, Literal, TypedDict, Unpack, cast
 
@@ -24,6 +24,7 @@ from dispatch.errors import (
     RetryAfter,
     Snooze,
     check_wait,
+    leaves,
 )
 
 __all__ = ["RetryPolicy", "Verdict", "VerdictKind", "judge"]
@@ -187,20 +188,8 @@ def judge(policy: RetryPolicy, error: BaseException, attempt: int, random: Calla
     Of a group's leaves the most restrictive wins: permanent before cancel
     before retry before snooze; of several retries the longest wait.
     """
-    found = [_judge_leaf(policy, leaf, attempt, random) for leaf in _leaves(error)]
+    found = [_judge_leaf(policy, leaf, attempt, random) for leaf in leaves(error)]
     return max(found, key=lambda verdict: (verdict.kind, verdict.wait_s))
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions that are no groups; iterative, for a group may be nested absurdly deep."""
-    stack = [error]
-    while stack:
-        top = stack.pop()
-        if isinstance(top, BaseExceptionGroup):
-            group = cast("BaseExceptionGroup[Any]", top)
-            stack.extend(reversed(group.exceptions))
-        else:
-            yield top
 
 
 def _judge_leaf(

@@ -490,7 +490,7 @@ class QueueTask(Generic[P_co, R_co]):
         self.__dict__.update(state, headers=_headers(state["headers"]))
 
     def __repr__(self) -> str:
-        parts = [f"{self.queue}/{self.type}", self.id or "unpublished", self.status.value]
+        parts = [f"{self.queue}/{self.type}", f"{self.id or 'unpublished'}", f"{self.status}"]  # whatever they are
         if self.attempt:
             parts.append(f"attempt={self.attempt}")
         if self.key is not None:

@@ -50,6 +50,13 @@ from dispatch.testing.harness import perform
 from .work import ASK, CONFIG, JOB, Answer, Job, Script, nothing, working
 
 
+class Rude(Exception):
+    """Cannot even say what it is about."""
+
+    def __str__(self) -> str:
+        raise ValueError("no")
+
+
 async def ended(handler: Any, config: TaskQueueConfig, **options: Any) -> QueueTask[Any, Any]:
     """Run one task to its end."""
     async with working(handler, config) as dispatcher:
@@ -312,6 +319,27 @@ async def test_an_error_beside_a_cancelled_is_kept_too(autojump_clock: object) -
     task = await ended(handler, TaskQueueConfig(timeout=1.0))
     assert task.last_error is not None
     assert task.last_error.startswith("TimeoutError: attempt 1 exceeded its timeout of 1 s; it raised ExceptionGroup")
+
+
+@pytest.mark.parametrize(
+    ("errors", "told"),
+    [
+        ([OSError("refused")], "OSError: refused"),
+        ([OSError("a"), ExceptionGroup("inner", [ValueError(), OSError("b")])], "OSError: a; ValueError; OSError: b"),
+        ([OSError(str(n)) for n in range(9)], "OSError: 0; OSError: 1; OSError: 2; OSError: 3; OSError: 4; and 4 more"),
+        ([OSError("x" * 2_000)], f"OSError: {'x' * 1_000} ..."),
+        ([OSError("x" * 2_000)] * 9, f"OSError: {'x' * 200} ...; " * 5 + "and 4 more"),
+        ([Rude(), OSError("a\x1b")], "Rude: <its message cannot be read: ValueError>; OSError: a\\x1b"),
+    ],
+    ids=["one", "nested", "many", "long", "many_long", "rude"],
+)
+async def test_what_a_group_holds_is_told(errors: list[Exception], told: str, autojump_clock: object) -> None:
+    async def handler(task: QueueTask[Job]) -> None:
+        raise ExceptionGroup("nursery", errors)
+
+    count = f"{len(errors)} sub-exception{'s' * (len(errors) > 1)}"
+    task = await ended(handler, TaskQueueConfig())
+    assert task.last_error == f"ExceptionGroup: nursery ({count}): {told}"
 
 
 async def test_the_actor_works_on_after_a_timeout(autojump_clock: object) -> None:

@@ -347,3 +347,9 @@ async def test_progress_is_a_fraction_and_words(given: tuple[Any, ...], why: str
     async with working(handler) as dispatcher:
         ended = await dispatcher.publisher.wait(await dispatcher.publisher.publish(JOB(Job())))
     assert ended.last_error == f"InvalidConfigError: [1012] progress: {why}"
+
+
+def test_a_task_that_no_publish_would_take_shows_itself_all_the_same() -> None:
+    assert repr(JOB(Job(1), id=5)) == "<QueueTask q/job 5 pending>"  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    task: Any = QueueTask(queue=1, type=None, payload=3, status=7, key=4, last_error=6)  # type: ignore[arg-type] # pyright: ignore
+    assert repr(task) == "<QueueTask 1/None unpublished 7 key=4 last_error=6>"

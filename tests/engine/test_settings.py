@@ -148,7 +148,7 @@ def plain(*given: object) -> None:
         (lambda: Dispatcher(grace=None), "grace must be within 0 and 86400 seconds, got None"),
         (lambda: Dispatcher(grace=nan), "grace must be within 0 and 86400 seconds, got nan"),
         (lambda: TaskDispatcher(grace="1"), "grace must be within 0 and 86400 seconds, got '1'"),
-        (lambda: Dispatcher(worker=5), "worker must be a str or None for one made up, got 5"),
+        (lambda: Dispatcher(worker=5), "worker must be a name, or None for one made up, got 5"),
         (lambda: Dispatcher(worker="w\0"), "worker must have no NUL and no lone surrogate, got 'w\\x00'"),
         (lambda: Dispatcher(worker="w\ud800"), "worker must have no NUL and no lone surrogate, got 'w\\ud800'"),
         (lambda: Dispatcher(prune=5), "prune must be a collection of PruneSpec values, got 5"),

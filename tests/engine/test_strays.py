@@ -93,7 +93,7 @@ async def test_a_cancelled_that_was_kept_is_a_failed_attempt(how: str) -> None:
         await dispatcher.drain()
         found = await dispatcher.control.get(bad)
         assert (found.status, found.attempt) == (TaskStatus.FAILED, 2)
-        assert found.last_error == ("ExceptionGroup: both (1 sub-exception)" if how == "grouped" else NOBODYS)
+        assert found.last_error == ("ExceptionGroup: both (1 sub-exception): ValueError: no" if how == "grouped" else NOBODYS)
         assert (await dispatcher.control.get(good)).status is TaskStatus.SUCCEEDED
 
 

@@ -16,8 +16,8 @@ import dispatch
 ROOT = Path(__file__).parents[2] / "dispatch"
 
 ROOMS = """
-    errors callables bell failures nearest scalars cron.zones cron.timetable storage.limits
-    checks threads storage.psycopg_conninfo
+    errors callables bell nearest scalars cron.zones cron.timetable storage.limits
+    checks threads failures storage.psycopg_conninfo
     refusals ids cron.fields retry pool storage.psycopg_trio
     jsontext cron.days cron.text tasks
     quick admission cron.walls cron.describe events records
